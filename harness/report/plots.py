@@ -1,0 +1,164 @@
+"""The picture of a run: accuracy against time to first token, one point a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from harness.report import words
+from harness.report.summary import BASELINE, overall, shared
+from harness.store import Manifest
+
+# Okabe & Ito's colours, which people with any colour vision tell apart; yellow is left out, it is too pale on white.
+PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX"
+
+
+class Point(NamedTuple):
+    """One method in the plot: TTFT in seconds, score in percent, and what is written beside it."""
+
+    x: float
+    y: float
+    label: str
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point beats, by ascending x: less x is better, more y is better.
+
+    A point is beaten by one that is no worse in both and better in one; of equal points either all or none are on the
+    front. Points with a NaN or an infinity are on no front.
+    """
+    finite = [index for index, point in enumerate(points) if all(map(math.isfinite, point))]
+    front: list[int] = []
+    best = -math.inf
+    for index in sorted(finite, key=lambda index: (points[index][0], -points[index][1])):
+        x, y = points[index]
+        if y > best or (front and (x, y) == tuple(points[front[-1]])):
+            front.append(index)
+            best = y
+    return front
+
+
+def accuracy_ttft(manifest: Manifest, summary: pd.DataFrame, path: Path) -> bool:
+    """Draws mean score (percent) over TTFT (seconds, geometric mean over tasks) as a PNG.
+
+    Args:
+        manifest: what the run is.
+        summary: `harness.report.summary.summarise` of its records.
+        path: the file to write.
+
+    Returns:
+        Whether there was a method with both a score and a time, so that a file was written.
+    """
+    summary = shared(summary)
+    points, missing = _points(overall(summary))
+    if not points:
+        return False
+    figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    _draw(axes, points)
+    _explain(figure, axes, manifest, summary, missing)
+    _write_labels(figure, axes, points)
+    figure.savefig(path, metadata={"Software": None})
+    return True
+
+
+def _points(whole: pd.DataFrame) -> tuple[list[Point], list[str]]:
+    """What can be drawn, and the methods that lack a score or a time."""
+    names = _short_names(list(whole["method"]))
+    points, missing = [], []
+    for row, name in zip(whole.to_dict("records"), names, strict=True):
+        values = float(row["ttft_s"]), float(row["score"])
+        known = row["method"] != BASELINE and not pd.isna(row["ttft_speedup"])
+        speedup = f" {words.times(row['ttft_speedup'])}" if known else ""
+        if all(map(math.isfinite, values)):
+            points.append(Point(*values, name + speedup))
+        else:
+            missing.append(name)
+    return points, missing
+
+
+def _short_names(labels: list[str]) -> list[str]:
+    """A method's bare name where only one has it, else its options too, one a line."""
+    names = [label.partition(":")[0] for label in labels]
+    return [
+        name if names.count(name) == 1 else label.replace(":", "\n  ")
+        for name, label in zip(names, labels, strict=True)
+    ]
+
+
+def _draw(axes: Axes, points: list[Point]) -> None:
+    front = [points[index] for index in pareto([(point.x, point.y) for point in points])]
+    # Steps, not slopes: between two methods there is nothing that anyone could choose.
+    xs, ys = [point.x for point in front], [point.y for point in front]
+    axes.plot(xs, ys, drawstyle="steps-post", color="#999999", linestyle="--", linewidth=1, zorder=1)
+    for index, point in enumerate(points):
+        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        axes.scatter(point.x, point.y, s=55, color=colour, marker=marker, zorder=2)
+    axes.margins(0.25)
+    axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
+
+
+def _explain(figure: Figure, axes: Axes, manifest: Manifest, summary: pd.DataFrame, missing: list[str]) -> None:
+    axes.set_xlabel("time to first token in seconds (median; geometric mean over tasks)")
+    axes.set_ylabel("accuracy in % (mean over tasks)")
+    axes.set_title(f"{manifest.model} on {words.device(manifest)}", fontsize=11)
+    axes.grid(color="#eeeeee")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    notes = [f"{_count(summary)}; 2.00x: half the time of {BASELINE}; dashed: best score within that time"]
+    notes += [words.status(manifest) or ""]
+    notes += [f"not shown, no score or no time: {', '.join(missing)}"] if missing else []
+    figure.supxlabel("\n".join(note for note in notes if note), fontsize=8, color="#555555")
+
+
+def _count(summary: pd.DataFrame) -> str:
+    tasks, least, most = int(summary["task"].nunique()), int(summary["n"].min()), int(summary["n"].max())
+    each = f"{most}" if least == most else f"{least} to {most}"
+    return f"{tasks} task{'s' * (tasks > 1)}, {each} sample{'s' * (most > 1)} each"
+
+
+def _write_labels(figure: Figure, axes: Axes, points: list[Point]) -> None:
+    """Puts each label at the first place beside its point where it covers no point and no other label."""
+    figure.draw_without_rendering()
+    taken = [_around(axes, point) for point in points]
+    for point in points:
+        text = axes.annotate(point.label, point[:2], (0, 0), textcoords="offset points", fontsize=9)
+        # The labels take part in no layout, or the axes would shrink after the places were found.
+        text.set_in_layout(False)
+        for dx, dy in _places():
+            text.set(position=(dx, dy), ha=_side(dx, "left", "right"), va=_side(dy, "bottom", "top"))
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken) and _inside(axes.bbox, box):
+                break
+        taken.append(box)
+
+
+def _places() -> Iterator[tuple[float, float]]:
+    """Offsets in points, the near ones first, and of those the ones that the dashed line does not cross."""
+    for distance in (8, 18, 30, 44, 60):
+        for dx, dy in ((0, 1), (-1, 0), (1, 1), (-1, 1), (1, -1), (1, 0), (0, -1), (-1, -1)):
+            yield dx * distance, dy * distance
+
+
+def _side(offset: float, after: str, before: str) -> str:
+    return "center" if offset == 0 else after if offset > 0 else before
+
+
+def _around(axes: Axes, point: Point) -> Bbox:
+    x, y = axes.transData.transform((point.x, point.y))
+    return Bbox.from_extents(x - 9, y - 9, x + 9, y + 9)
+
+
+def _inside(outer: Bbox, inner: Bbox) -> bool:
+    return bool(outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1)

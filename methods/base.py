@@ -1,0 +1,126 @@
+"""The interface of a pruning method. The base class *is* full attention.
+
+The engine runs a decoder layer as three verbs (project, attend, feed forward) and calls a method at four points:
+
+    begin            once a request, before its first layer
+    attend           instead of the layer's attention, in prefill and in decode
+    after_attention  before the feed forward: rows dropped here skip it
+    after_layer      between layers: rows may be dropped or brought back
+
+A method is created once for a model and begins anew with every request, so nothing may survive `begin`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from harness.attention import Attention
+from harness.cache import LayerCache
+from harness.options import OptionSet
+from harness.rows import Heads, Rows, Step
+from harness.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What a method may know of the model it works in.
+
+    Attributes:
+        shape: the model's numbers.
+        attention: the attention kernel that every method of a run shares.
+        rotate: (x [n, heads, d], positions [n]) -> x rotated to those positions.
+    """
+
+    shape: ModelShape
+    attention: Attention
+    rotate: Callable[[Tensor, Tensor], Tensor]
+
+
+class Method:
+    """Full attention; override a hook to prune.
+
+    Attributes:
+        name, summary: how the command line lists the method.
+        rotated: whether `attend` receives queries and keys with rotary positions applied.
+        simulated: it masks instead of skipping work, so its latency and memory mean nothing and are not reported.
+        cache: one `LayerCache` a layer, of the current request.
+        prompt_len: tokens of the current prompt.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    rotated: ClassVar[bool] = True
+    simulated: ClassVar[bool] = False
+
+    class Options(OptionSet):
+        """No options."""
+
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        """
+        Raises:
+            InputError: the options do not fit the model (a layer it does not have).
+        """
+        self.options, self.model = options, model
+        self.check(options, model.shape)
+
+    @classmethod
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` where the options do not fit the model; called before its weights load."""
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Forgets the last request and makes room for the next.
+
+        Args:
+            prompt_len: tokens that the prefill brings in.
+            max_new_tokens: most tokens that will follow (generated ones and a question's, if that comes later).
+        """
+        self.prompt_len = prompt_len
+        self.cache = [LayerCache(max_new_tokens) for _ in range(self.model.shape.layers)]
+
+    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        """Stores the rows' keys and values and attends.
+
+        Returns:
+            [n, heads * head_dim], one row for each query.
+        """
+        cache = self.cache[layer]
+        cache.append(heads.k, heads.v, heads.positions)
+        return self.model.attention.causal(heads.q, cache.keys, cache.values)
+
+    def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """The rows that go on to this layer's feed forward (they carry `attended`)."""
+        return rows
+
+    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """The rows that go on to the next layer. `heads` is what this layer projected before any row was dropped."""
+        return rows
+
+    # What the method reports of the current request.
+
+    def tokens_requested(self) -> list[int]:
+        """Prompt tokens a layer that the options ask for; the whole prompt where nothing is pruned."""
+        return [self.prompt_len] * self.model.shape.layers
+
+    def tokens_kept(self) -> list[int]:
+        """Prompt tokens a layer whose keys and values are really there."""
+        return [int((cache.positions < self.prompt_len).sum()) for cache in self.cache]
+
+    def kv_bytes(self) -> int:
+        """Bytes allocated on the device for keys and values, the reserve for new tokens included."""
+        return sum(cache.nbytes for cache in self.cache)
+
+    def kv_bytes_host(self) -> int:
+        """Bytes of keys and values kept in host memory apart from the device."""
+        return 0
+
+    def extra_bytes(self) -> int:
+        """Bytes of what else the method keeps on the device (hidden states, page metadata)."""
+        return 0
+
+    def tokens_recomputed(self) -> int:
+        """Prompt tokens times layers that decode had to compute because the prefill dropped them."""
+        return 0

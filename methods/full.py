@@ -1,0 +1,12 @@
+"""Full attention: every token, every layer. The baseline that all others are measured against."""
+
+from __future__ import annotations
+
+from methods.base import Method
+
+
+class Full(Method):
+    """The base class, unchanged, under its own name."""
+
+    name = "full"
+    summary = "full attention, nothing pruned: the baseline"

@@ -1,0 +1,162 @@
+"""LazyLLM (Fu et al., arXiv 2407.14057): progressive pruning of single prompt tokens, with a way back in decode.
+
+Scores (eq. 1): after a pruning point's layer, a token is worth the last token's attention to it, averaged over heads.
+
+Prefill: the lowest-rated tokens go no further. What a dropped token had become by then, its hidden state, is kept in
+the *Aux Cache* of that pruning point, since layers behind it have no keys and values for it.
+
+Decode: every step starts again from all tokens and selects anew at every pruning point. A selected token whose keys and
+values are missing from here on is *revived*: its hidden state leaves the Aux Cache and runs beside the new token, up to
+where it is dropped again. So every token is computed at most once a layer, and for every layer boundary it has either
+keys and values behind it or exactly one Aux entry at or before it.
+
+Interpretations, where the paper leaves a choice:
+- a pruning layer is the first one to hold the pruned set (0-based); the score is taken in the layer before;
+- `of`: shares are of all tokens seen so far (default), or of the tokens that reached the pruning point;
+- the newest token always stays; nothing else is protected, generated tokens compete like prompt tokens in decode;
+- layers and counts default to SlimInfer's, so that the two differ in what they choose and in nothing else; the paper
+  publishes no counts, and its drawn schedule is `keep=0.7/0.49/0.343:layers=9/19/28` for 32 layers;
+- `revive=false`: dropped tokens are gone, decode attends to all that the prefill kept.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.options import Budget, OptionSet, budget_tokens
+from harness.rows import Heads, Rows, Step
+from harness.shape import ModelShape
+from methods.aux_cache import AuxCache
+from methods.base import Method, ModelContext
+from methods.relevance import token_attention
+from methods.schedule import check_schedule, requested_tokens, scaled_layers
+
+
+class LazyLLM(Method):
+    """Prunes hidden states token by token, and revives them when decode asks for them."""
+
+    name = "lazyllm"
+    summary = "LazyLLM: progressive pruning of prompt tokens, revival from an Aux Cache in decode"
+
+    class Options(OptionSet):
+        """The paper's three knobs (how many pruning points, where, how much each keeps) and two readings."""
+
+        keep: tuple[Budget, ...] = Field(
+            (0.75, 0.375, 0.25), description="tokens kept from each pruning layer on; paper's figure: 0.7/0.49/0.343"
+        )
+        layers: tuple[int, ...] | None = Field(
+            None, description="first layer to hold each pruned set; default 10/20/30 of 32, paper: 9/19/28 of 32"
+        )
+        of: Literal["prompt", "survivors"] = Field("prompt", description="what a share of `keep` is a share of")
+        revive: bool = Field(True, description="let decode bring dropped tokens back")
+
+    options: Options
+
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        super().__init__(options, model)
+        self.layers = self._layers(self.options, model.shape)
+
+    @classmethod
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` for layers the model lacks."""
+        assert isinstance(options, cls.Options)
+        check_schedule(cls.name, cls._layers(options, shape), options.keep, shape)
+
+    @classmethod
+    def _layers(cls, options: Options, shape: ModelShape) -> tuple[int, ...]:
+        return options.layers if options.layers is not None else scaled_layers((10, 20, 30), 32, shape.layers)
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Empties the Aux Caches."""
+        super().begin(prompt_len, max_new_tokens)
+        self.aux = {layer: AuxCache() for layer in self.layers}
+        self._selected: Tensor | None = None
+        self._recomputed = 0
+
+    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        """In decode, attends to the selected tokens alone, in the order of their original positions."""
+        if step.phase == "prefill" or not self.options.revive:
+            return super().attend(layer, heads, step)
+        cache = self.cache[layer]
+        cache.append(heads.k, heads.v, heads.positions)
+        self._recomputed += len(heads.positions) - step.count
+        if layer == 0:
+            self._selected = None
+        keys, values, positions = self._visible(layer)
+        mask = positions.unsqueeze(0) <= heads.positions.unsqueeze(1)
+        return self.model.attention.masked(heads.q, keys, values, None if len(mask) == 1 else mask)
+
+    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """At a pruning point: selects, puts dropped rows aside and, in decode, fetches missing ones."""
+        if layer + 1 not in self.aux:
+            return rows
+        if step.phase == "prefill":
+            return self._prune(layer, rows, heads)
+        return self._reselect(layer, rows, heads, step) if self.options.revive else rows
+
+    def _prune(self, layer: int, rows: Rows, heads: Heads) -> Rows:
+        chosen = self._choose(layer, heads.q[-1:], heads.k, len(rows))
+        if chosen is None:
+            return rows
+        if self.options.revive:
+            dropped = torch.ones(len(rows), dtype=torch.bool, device=chosen.device)
+            dropped[chosen] = False
+            self.aux[layer + 1].put(rows.select(dropped.nonzero().squeeze(1)))
+        return rows.select(chosen)
+
+    def _reselect(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """Selects among the tokens visible in `layer`; returns the rows that layer + 1 has to compute."""
+        keys, _, positions = self._visible(layer)
+        positions, order = positions.sort()
+        chosen = self._choose(layer, heads.q[-1:], keys[order], step.start + step.count)
+        if chosen is not None:
+            selected = positions >= step.start
+            selected[chosen] = True
+            positions = positions[selected]
+        stays = torch.isin(rows.positions, positions)
+        aux, self._selected = self.aux[layer + 1], positions
+        aux.put(rows.select((~stays).nonzero().squeeze(1)))
+        return rows.select(stays.nonzero().squeeze(1)).merged(aux.take(positions))
+
+    def _choose(self, layer: int, q: Tensor, keys: Tensor, seen: int) -> Tensor | None:
+        """Indices of the keys that the query attends to most, ascending; None if all may stay.
+
+        Args:
+            layer: the layer that scores. q: [1, heads, d]. keys: [n, kv_heads, d] by ascending position, the newest
+                token last. seen: tokens seen so far.
+        """
+        total = seen if self.options.of == "prompt" else keys.shape[0]
+        count = budget_tokens(self.options.keep[self.layers.index(layer + 1)], total)
+        if count >= keys.shape[0]:
+            return None
+        scores = token_attention(q, keys)
+        scores[-1] = torch.inf
+        return scores.topk(count).indices.sort().values
+
+    def _visible(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and positions of the tokens that are selected at this layer."""
+        cache = self.cache[layer]
+        if self._selected is None:
+            return cache.keys, cache.values, cache.positions
+        index = torch.isin(cache.positions, self._selected).nonzero().squeeze(1)
+        return cache.keys[index], cache.values[index], cache.positions[index]
+
+    def tokens_requested(self) -> list[int]:
+        """The keep ratios in tokens of the prompt."""
+        counts, seen = [], self.prompt_len
+        for keep in self.options.keep:
+            counts.append(budget_tokens(keep, seen))
+            seen = min(seen, counts[-1]) if self.options.of == "survivors" else seen
+        return requested_tokens(self.layers, counts, self.prompt_len, self.model.shape.layers)
+
+    def extra_bytes(self) -> int:
+        """Bytes of the Aux Caches: a hidden state, as much as hidden / (2 kv_heads head_dim) layers of KV, a token."""
+        return sum(aux.nbytes for aux in self.aux.values())
+
+    def tokens_recomputed(self) -> int:
+        """Prompt tokens times layers that decode computed."""
+        return self._recomputed

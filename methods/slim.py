@@ -1,0 +1,135 @@
+"""SlimInfer (Long et al., arXiv 2508.06447): progressive pruning of prompt blocks between the middle layers.
+
+At a pruning layer the prompt is cut into blocks of 64 tokens, a block into units of 8. The last queries rate the
+units, a block counts as much as its best unit, and the best blocks that fit the budget go on; the first block
+(attention sink) and the last one always do. Survivors keep order and positions. The choice falls after the attention of
+the layer before, so its feed forward already runs on survivors only.
+
+Interpretations, where the paper leaves a choice:
+- `score`: the literal mean over heads of |q . k| lets a few loud heads decide and finds less than random blocks do, so
+  relevance is normalised: by default each token's attention from the last `w` queries, summed over a unit.
+- the last, partial block stays, inside the budget;
+- budgets may be shares of the prompt, so that short prompts are pruned at all;
+- `ff=all` runs the feed forward of the layer before on every row, as a reading of the paper's figure allows.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.options import Budget, OptionSet
+from harness.rows import Heads, Rows, Step
+from harness.shape import ModelShape
+from methods.base import Method, ModelContext
+from methods.relevance import block_maxima, token_attention, unit_absdot, unit_attention, unit_sums
+from methods.schedule import budgets_in_tokens, check_schedule, requested_tokens, scaled_layers
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Slim(Method):
+    """Prunes hidden states block by block during the prefill; later layers never see what was dropped."""
+
+    name = "slim"
+    summary = "SlimInfer: progressive pruning of prompt blocks, feed forward on survivors"
+
+    class Options(OptionSet):
+        """SlimInfer's settings; the defaults are the ones that measured best on the embedded model."""
+
+        budgets: tuple[Budget, ...] = Field(
+            (0.75, 0.375, 0.25), description="prompt tokens kept from each pruning layer on; paper: 8192/4096/2048"
+        )
+        layers: tuple[int, ...] | None = Field(
+            None, description="first layer to hold each pruned set; paper: 10/20/30 of 32"
+        )
+        score: Literal["token_softmax", "softmax", "absdot"] = Field(
+            "token_softmax", description="relevance: token softmax, softmax over units, or literal |q.k|"
+        )
+        w: Count = Field(32, description="last queries that rate the blocks; paper: 4")
+        block: Count = Field(64, description="tokens a block")
+        unit: Count = Field(8, description="tokens a unit")
+        sink: Annotated[int, Field(ge=0)] = Field(1, description="first blocks that always stay")
+        tail: Count = Field(1, description="last blocks that always stay")
+        ff: Literal["survivors", "all"] = Field("survivors", description="rows of the feed forward at a pruning point")
+
+    options: Options
+
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        super().__init__(options, model)
+        self.layers = self._layers(self.options, model.shape)
+
+    @classmethod
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` for layers the model lacks and token budgets that cannot hold sink and tail."""
+        assert isinstance(options, cls.Options)
+        check_schedule(cls.name, cls._layers(options, shape), options.budgets, shape)
+        if options.block % options.unit:
+            raise InputError(f"{cls.name}: block={options.block} is not a multiple of unit={options.unit}")
+        least = (options.sink + options.tail) * options.block
+        for budget in options.budgets:
+            if isinstance(budget, int) and budget < least:
+                raise InputError(f"{cls.name}: a budget of {budget} keeps nothing; sink and tail need {least}")
+
+    @classmethod
+    def _layers(cls, options: Options, shape: ModelShape) -> tuple[int, ...]:
+        return options.layers if options.layers is not None else scaled_layers((10, 20, 30), 32, shape.layers)
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Turns the budgets into tokens of this prompt; sink and tail always fit."""
+        super().begin(prompt_len, max_new_tokens)
+        least = (self.options.sink + self.options.tail) * self.options.block
+        self.budgets = [max(least, tokens) for tokens in budgets_in_tokens(self.options.budgets, prompt_len)]
+
+    def tokens_requested(self) -> list[int]:
+        """The budgets, in tokens."""
+        return requested_tokens(self.layers, self.budgets, self.prompt_len, self.model.shape.layers)
+
+    def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """Drops rows before the feed forward of the layer ahead of a pruning layer."""
+        return self._prune(layer, rows, heads, step) if self.options.ff == "survivors" else rows
+
+    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """Drops rows after that feed forward instead, with `ff=all`."""
+        return self._prune(layer, rows, heads, step) if self.options.ff == "all" else rows
+
+    def _prune(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        if step.phase != "prefill" or layer + 1 not in self.layers:
+            return rows
+        budget = self.budgets[self.layers.index(layer + 1)]
+        if budget >= len(rows):
+            return rows
+        scores = self.block_scores(heads.q[-self.options.w :], heads.k)
+        return rows.select(self.choose(scores, budget, len(rows)))
+
+    def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Relevance of each block, [ceil(n / block)].
+
+        Args:
+            q: [w, heads, d], the last queries. k: [n, kv_heads, d].
+        """
+        unit = self.options.unit
+        if self.options.score == "token_softmax":
+            units = unit_sums(token_attention(q, k), unit)
+        else:
+            units = (unit_attention if self.options.score == "softmax" else unit_absdot)(q, k, unit)
+        return block_maxima(units, self.options.block // unit)
+
+    def choose(self, scores: Tensor, budget: int, rows: int) -> Tensor:
+        """Rows of the best blocks that fit into `budget` tokens, sink and tail among them, [m] ascending.
+
+        The tail is always chosen, so only the last chosen block can be partial and m is known without asking the
+        device.
+        """
+        size = self.options.block
+        missing = scores.shape[0] * size - rows
+        scores = scores.clone()
+        scores[: self.options.sink] = torch.inf
+        scores[-self.options.tail :] = torch.inf
+        chosen = scores.topk((budget + missing) // size).indices.sort().values
+        index = (chosen.unsqueeze(1) * size + torch.arange(size, device=scores.device)).flatten()
+        return index[: index.shape[0] - missing]

@@ -1,0 +1,1 @@
+"""Tasks: what is asked and how an answer is scored; `tasks/base.py` is the interface."""

@@ -1,0 +1,122 @@
+"""What a task is: samples to ask, and a score for each answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+from harness.errors import InputError
+from harness.grammar import Item
+from harness.options import OptionSet
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that tasks and prompts use."""
+
+    chat_template: Any
+
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
+        """Token ids of a text, by default with the special tokens that the model expects around it."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = ...) -> str:
+        """Text of token ids."""
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a run tells its tasks.
+
+    Attributes:
+        data_dir: folder of data sets the user named, or None.
+        limit: most samples a task may yield, or None for all.
+        max_length: most prompt tokens; longer prompts are cut in the middle. None: the model's window decides.
+        seed: of everything generated.
+    """
+
+    data_dir: Path | None = None
+    limit: int | None = None
+    max_length: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with its known answers.
+
+    Attributes:
+        id: stable and unique within the task.
+        prompt: the whole text, before any chat template.
+        answers: accepted answers; the score is the best over them.
+        max_new_tokens: where generation stops at the latest.
+        chat: wrap the prompt in the model's chat template, if it has one.
+        stop: texts of one token each that end generation as an end-of-sequence token does.
+        min_new_tokens: end tokens are suppressed before this many tokens are out.
+        extra: whatever the scorer or a report needs (`all_classes`, `length`, `depth`, `needle`, ...); JSON values.
+    """
+
+    id: str
+    prompt: str
+    answers: tuple[str, ...]
+    max_new_tokens: int
+    chat: bool = False
+    stop: tuple[str, ...] = ()
+    min_new_tokens: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Task:
+    """Base of all tasks. One instance is one column of the results table.
+
+    A subclass names itself (`name`), says what it is in one line (`summary`), lists its `Options`, and implements
+    `samples` and `score`. A group (`longbench`) overrides `expand` to answer with one instance per member.
+
+    Attributes:
+        label: the column's name, in the command line's grammar.
+        options: validated options.
+        context: what the run says to all tasks.
+        metric: name of the score ("exact match", "qa_f1"), shown in reports.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    metric: str = "score"
+
+    class Options(OptionSet):
+        """No options."""
+
+    def __init__(self, label: str, options: OptionSet, context: TaskContext) -> None:
+        self.label, self.options, self.context = label, options, context
+
+    @classmethod
+    def expand(cls, item: Item, context: TaskContext) -> list[Self]:
+        """The tasks that `item` stands for.
+
+        Raises:
+            InputError: an unknown member or option, or data that is not there. Called before any model loads.
+        """
+        if item.member is not None:
+            raise InputError(f"task {cls.name!r} has no members, so {str(item)!r} means nothing")
+        return [cls(str(item), cls.Options.read(f"task {cls.name}", item.options), context)]
+
+    @classmethod
+    def members(cls, context: TaskContext) -> list[str]:
+        """Names a slash may go to, for `harness tasks`; empty where the task is no group."""
+        return []
+
+    def longest_prompt(self) -> int | None:
+        """Most prompt tokens this task will ask for, where it decides that itself; checked against the model early."""
+        return None
+
+    def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
+        """The samples in a fixed order, at most `context.limit`.
+
+        Raises:
+            InputError: bad data, with file, line and field.
+        """
+        raise NotImplementedError
+
+    def score(self, sample: Sample, prediction: str) -> float:
+        """Score of one answer, from 0 (wrong) to 1 (right)."""
+        raise NotImplementedError

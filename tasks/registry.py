@@ -1,0 +1,18 @@
+"""Task names -> task classes."""
+
+from __future__ import annotations
+
+from harness.grammar import parse_items
+from harness.registry import Registry
+from tasks.base import Task, TaskContext
+
+TASKS: Registry[Task] = Registry("task", "tasks", Task)
+
+
+def build_tasks(text: str, context: TaskContext) -> list[Task]:
+    """Every task that a `--tasks` value stands for, groups expanded.
+
+    Raises:
+        InputError: an unknown task, member or option, or missing data.
+    """
+    return [task for item in parse_items(text) for task in TASKS.get(item.name).expand(item, context)]

@@ -1,0 +1,157 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import harness
+from harness.cli import main
+from harness.store import load_manifest
+
+SMALL = ["--tasks", "needle:lengths=192:depths=0.5:repeats=2"]
+COLUMNS = [
+    "method",
+    "task",
+    "n",
+    "score",
+    "ttft_s",
+    "ttft_speedup",
+    "tpot_s",
+    "e2e_s",
+    "e2e_speedup",
+    "peak_memory_bytes",
+    "kv_bytes",
+    "kept_fraction",
+]
+
+
+def run(*arguments: str) -> int:
+    """Exit code of `harness ARGUMENTS`."""
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_one_command_gives_records_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert run("run", *SMALL, "--output", str(folder)) == 0
+    records = harness.load(folder)
+    assert len(records) == 6 and set(records.method) == {"full", "slim", "lazyllm"}
+    assert (records.ttft_s > 0).all() and (records.e2e_s >= records.ttft_s).all() and records.score.isin([0, 1]).all()
+    summary = pd.read_csv(folder / "summary.csv")
+    assert list(summary.columns) == COLUMNS
+    assert summary.set_index("method").ttft_speedup["full"] == 1
+    assert summary.set_index("method").kept_fraction["slim"] < 1
+    assert load_manifest(folder).status == "complete"
+    assert (folder / "accuracy_ttft.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "table.md" in printed and "accuracy_ttft.png" in printed and "| `needle" in printed
+
+
+def test_the_same_command_again_asks_nothing_and_another_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "--methods", "full", *SMALL, "--output", str(tmp_path / "run")]
+    assert run(*arguments, "--limit", "1") == 0
+    first = (tmp_path / "run/samples.jsonl").read_text()
+    assert run(*arguments) == 0
+    both = (tmp_path / "run/samples.jsonl").read_text()
+    assert both.startswith(first) and both.count("\n") == 2
+    assert run(*arguments, "--seed", "1") == 2
+    assert "different run" in capsys.readouterr().err
+
+
+def test_random_weights_are_marked_latency_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run("run", "--model", f"random:{tmp_path / 'config.json'}", *SMALL, "--output", str(tmp_path / "run")) == 0
+    records = harness.load(tmp_path / "run")
+    assert records.score.isna().all() and records.prediction.isna().all() and (records.ttft_s > 0).all()
+    assert "latency only" in capsys.readouterr().out
+
+
+BAD = [
+    (["--methods", "slimm"], "did you mean 'slim'"),
+    (["--methods", "slim:budgets=0.5/0/0.1"], "keeps nothing"),
+    (["--methods", "slim:budgets"], "expected key=value"),
+    (["--methods", "slim:scores=absdot"], "did you mean 'score'"),
+    (["--methods", "slim:layers=10/20/30"], "must lie in 1..29"),
+    (["--tasks", "neddle"], "did you mean 'needle'"),
+    (["--tasks", "needle:depth=0.5"], "did you mean 'depths'"),
+    (["--tasks", "needle:lengths=100000"], "context of 8192"),
+    (["--tasks", "longbench/trec_e", "--data-dir", "nowhere"], "LONGBENCH_DIR"),
+    (["--max-length", "9000"], "context of 8192"),
+    (["--limit", "0"], "--limit"),
+    (["--model", "no/such/model"], "no/such/model"),
+    (["--model", "missing.gguf"], "missing.gguf"),
+    (["--device", "tpu"], "--device"),
+    (["--dtype", "int3"], "--dtype"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert run("run", *arguments, "--output", str(folder)) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not folder.exists()
+
+
+def test_cuda_where_there_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert run("run", "--device", "cuda") == 2
+    assert "CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["methods", "tasks"])
+def test_what_there_is_is_listed_with_a_line_each(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(what) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line.split(maxsplit=1)) == 2 for line in lines)
+    assert {"full", "slim", "lazyllm", "needle", "longbench"} & {line.split()[0] for line in lines}
+
+
+def test_one_method_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods", "slim") == 0
+    assert "budgets" in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_a_valid_folder_that_says_it_is_incomplete(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", "from harness.cli import main; main()", "run", "--methods", "full"]
+    tasks = ["--tasks", "needle:lengths=192:repeats=40"]
+    process = subprocess.Popen(
+        [*command, *tasks, "--output", str(folder)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not _has_records(folder):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error.decode()
+    assert load_manifest(folder).status == "incomplete" and len(harness.load(folder)) >= 1
+    assert b"resumes" in error and b"Traceback" not in error
+    assert "ncomplete" in (folder / "table.md").read_text()
+
+
+def _has_records(folder: Path) -> bool:
+    path = folder / "samples.jsonl"
+    return path.exists() and os.path.getsize(path) > 0

@@ -1,0 +1,119 @@
+"""Pruning during the prefill: what goes, what stays, and that nothing to prune is full attention."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from harness.errors import InputError
+from harness.rows import Heads, Rows, Step
+from methods.registry import parse_methods
+from tests.tiny import FAMILIES, HEADS, build, generate, random_ids, tiny_engine, tiny_shape
+
+NOTHING_TO_PRUNE = [
+    "slim:budgets=1.0/1.0/1.0",
+    "slim:budgets=4096/2048/1024",
+    "lazyllm:keep=1/1/1",
+    "lazyllm:keep=4000/4000/4000",
+]
+PRUNING = [
+    "slim",
+    "slim:score=softmax",
+    "slim:score=absdot:w=4",
+    "slim:ff=all:block=16:unit=4:sink=2:tail=2",
+    "slim:budgets=128/64:layers=2/4:block=16",
+    "lazyllm",
+    "lazyllm:keep=0.5/20:layers=1/5",
+]
+
+
+@pytest.mark.parametrize("text", NOTHING_TO_PRUNE)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("heads", HEADS)
+def test_nothing_to_prune_is_full_attention(text: str, family: str, heads: str) -> None:
+    engine, ids = tiny_engine(family, heads), random_ids(333)
+    assert generate(text, engine, ids) == generate("full", engine, ids)
+
+
+@pytest.mark.parametrize("text", PRUNING)
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 333, 640])
+def test_kept_tokens_are_within_budget_nested_and_end_with_the_prompt(text: str, length: int) -> None:
+    engine = tiny_engine()
+    method = build(text, engine)
+    method.begin(length, 4)
+    engine.forward(method, random_ids(length), Step("prefill", 0, length))
+    kept, asked = method.tokens_kept(), method.tokens_requested()
+    assert kept[0] == length
+    assert all(0 < have <= may for have, may in zip(kept, asked, strict=True))
+    for cache, below in zip(method.cache[1:], method.cache, strict=False):
+        positions = cache.positions.tolist()
+        assert positions == sorted(set(positions)) and set(positions) <= set(below.positions.tolist())
+        assert positions[-1] == length - 1
+
+
+def test_slim_keeps_sink_and_tail_and_whole_blocks() -> None:
+    engine = tiny_engine()
+    method = build("slim:budgets=0.5:layers=3:block=16:unit=4", engine)
+    method.begin(200, 1)
+    engine.forward(method, random_ids(200), Step("prefill", 0, 200))
+    sizes = Counter((method.cache[3].positions // 16).tolist())
+    assert 0 in sizes and sizes.pop(12) == 8 and set(sizes.values()) == {16}
+    assert len(method.cache[3].positions) == 88  # five blocks of 16 and the last one of 8 fit into 100
+
+
+def test_dropped_rows_skip_the_feed_forward_of_the_layer_before() -> None:
+    engine, rows = tiny_engine(), []
+    handle = engine.layers[2].mlp.register_forward_hook(lambda _m, x, _y: rows.append(x[0].shape[0]))
+    try:
+        for ff in ("survivors", "all"):
+            generate(f"slim:budgets=64:layers=3:block=16:ff={ff}", engine, random_ids(256), 1)
+    finally:
+        handle.remove()
+    assert rows == [64, 256]
+
+
+def test_lazyllm_keeps_the_tokens_that_the_last_token_attends_to() -> None:
+    engine, ids = tiny_engine(), random_ids(40)
+    method = build("lazyllm:keep=0.25:layers=2", engine)
+    method.begin(40, 1)
+    engine.forward(method, ids, Step("prefill", 0, 40))
+    full = build("full", engine)
+    full.begin(40, 1)
+    queries: list[torch.Tensor] = []
+
+    def spy(layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        queries.append(heads.q)
+        return rows
+
+    full.after_layer = spy  # type: ignore[method-assign]
+    engine.forward(full, ids, Step("prefill", 0, 40))
+    q, k = queries[1][-1], full.cache[1].keys.repeat_interleave(2, dim=1)
+    attention = torch.stack([(k[:, head] @ q[head] / 4).softmax(0) for head in range(4)]).mean(0)
+    best = set(attention[:-1].topk(9).indices.tolist()) | {39}
+    assert set(method.cache[2].positions.tolist()) == best
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slim:budgets=0.5/0.25", "2 budgets for 3 pruning layers"),
+        ("slim:layers=1/2/6", "must lie in 1..5"),
+        ("slim:layers=0/2/3", "must lie in 1..5"),
+        ("slim:layers=3/2/4", "must ascend"),
+        ("slim:budgets=64/64/64", "keeps nothing"),
+        ("slim:unit=7", "multiple of unit"),
+        ("lazyllm:layers=4", "3 budgets for 1"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused(text: str, words: str) -> None:
+    (spec,) = parse_methods(text)
+    with pytest.raises(InputError, match=words.replace(".", r"\.")):
+        spec.check(tiny_shape())
+
+
+@pytest.mark.parametrize("text", ["slmi", "slim:budget=0.5", "slim/x", "slim:score=best", "slim:w=0"])
+def test_unknown_names_are_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_methods(text)
