@@ -20,9 +20,7 @@ class LayerCache:
             spare: tokens that will follow the first append (new tokens, a question).
         """
         self.spare = spare
-        self.length = 0
-        self._start = 0
-        self._keys = self._values = self._positions = torch.empty(0)
+        self.reset()
 
     @property
     def keys(self) -> Tensor:
@@ -70,6 +68,11 @@ class LayerCache:
         for store, now in self._stores():
             store[:count] = now.index_select(0, index)
         self._start, self.length = 0, count
+
+    def reset(self) -> None:
+        """Forgets everything and gives the memory back."""
+        self.length = self._start = 0
+        self._keys = self._values = self._positions = torch.empty(0)
 
     def slide(self, sinks: int, count: int) -> None:
         """Forgets the `count` oldest tokens behind the first `sinks`.

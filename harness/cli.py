@@ -40,6 +40,7 @@ def run_command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     seed: Annotated[int, typer.Option(help="of everything generated")] = 0,
+    question: Annotated[str, typer.Option(help="prompt: inside the pruned prompt; after: behind it")] = "prompt",
 ) -> None:
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
     from harness.report.render import render
@@ -47,7 +48,7 @@ def run_command(
 
     spec = _spec(
         model=model, methods=methods, tasks=tasks, data_dir=data_dir, limit=limit, max_length=max_length,
-        device=device, dtype=dtype, seed=seed,
+        device=device, dtype=dtype, seed=seed, question=question,
     )  # fmt: skip
     planned = plan(spec)
     folder = output or Path("results") / f"{_slug(model)}-{spec.run_hash()[:8]}"

@@ -31,18 +31,30 @@ class Request:
         max_new_tokens: where generation stops at the latest, >= 1.
         stop_ids: tokens that end generation (they are part of the output).
         min_new_tokens: stop tokens are suppressed before this many tokens are out.
+        question: last tokens of the prompt that hold the question; 0 if that is not known.
+        question_after: prefill, and prune, the context alone; the question follows in one step and is never pruned.
     """
 
     prompt: Tensor
     max_new_tokens: int
     stop_ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
+    question: int = 0
+    question_after: bool = False
 
     def __post_init__(self) -> None:
         if self.prompt.numel() < 1:
             raise ValueError("the prompt is empty")
+        if not 0 <= self.question < self.prompt.numel():
+            raise ValueError(f"a question of {self.question} tokens leaves no context")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+
+    def late_tokens(self, method: Method) -> int:
+        """Last tokens of the prompt that follow the prefill: its question, if protocol or method want that."""
+        if self.question_after:
+            return self.question
+        return method.question_tokens(len(self.prompt), self.question)
 
 
 class Engine:
@@ -67,16 +79,27 @@ class Engine:
 
         The first `next` is the prefill (TTFT), each later one a decode step (TPOT).
         """
-        prompt_len = request.prompt.shape[0]
-        method.begin(prompt_len, request.max_new_tokens)
-        logits = self.forward(method, request.prompt, Step("prefill", 0, prompt_len))
+        logits, position = self._read(method, request)
         for count in range(1, request.max_new_tokens + 1):
             token = _greedy(logits, request.stop_ids if count <= request.min_new_tokens else frozenset())
             token_id = int(token)
             yield token_id
             if token_id in request.stop_ids or count == request.max_new_tokens:
                 return
-            logits = self.forward(method, token, Step("decode", prompt_len + count - 1, 1))
+            logits = self.forward(method, token, Step("decode", position, 1))
+            position += 1
+
+    def _read(self, method: Method, request: Request) -> tuple[Tensor, int]:
+        """Takes in prompt and question; returns the last row's logits and the next token's position."""
+        late = request.late_tokens(method)
+        context, question = request.prompt.tensor_split([len(request.prompt) - late])
+        context = method.prompt(context)
+        method.begin(len(context), late + request.max_new_tokens)
+        logits, position = self.forward(method, context, Step("prefill", 0, len(context))), len(context)
+        for part in (question,) if request.question_after else question.unsqueeze(1):
+            logits = self.forward(method, part, Step("decode", position, len(part)))
+            position += len(part)
+        return logits, position
 
     @torch.inference_mode()
     def forward(self, method: Method, ids: Tensor, step: Step) -> Tensor:

@@ -81,3 +81,16 @@ def budget_tokens(budget: int | float, prompt_len: int) -> int:
     if isinstance(budget, int):
         return min(budget, prompt_len)
     return min(prompt_len, math.ceil(round(budget * prompt_len, 6)))
+
+
+def window_tokens(budget: int | float, prompt_len: int, total: int) -> int:
+    """The budget of something that goes on growing in decode: tokens as given, a share of the prompt, or all.
+
+    Args:
+        budget: as in `budget_tokens`; the whole prompt (`1`) means no bound.
+        prompt_len: tokens of the prompt.
+        total: tokens there can ever be.
+    """
+    if budget == 1.0:
+        return total
+    return budget if isinstance(budget, int) else budget_tokens(budget, prompt_len)

@@ -7,6 +7,7 @@ both ends survive, and the chat template goes around what is left. Wrapped promp
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any, Protocol
 
 from harness.errors import InputError
@@ -47,11 +48,30 @@ def encode(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None = No
     Raises:
         InputError: `max_length` leaves nothing of the prompt, or the chat template fails.
     """
+    return _tokenise(_text(sample, tokenizer, max_length), tokenizer)
+
+
+def encode_with_question(
+    sample: Sample, tokenizer: ChatTokenizer, max_length: int | None = None
+) -> tuple[list[int], int]:
+    """The same ids, and how many of the last ones hold the question (and what the chat template puts behind it).
+
+    A token that spans the border belongs to the question. 0 where the sample names no question or the cut reached it.
+    """
+    text = _text(sample, tokenizer, max_length)
+    ids = _tokenise(text, tokenizer)
+    border = text.rfind(sample.question) if sample.question else -1
+    if border < 0:
+        return ids, 0
+    context = _tokenise(text[:border], tokenizer)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, ids, strict=False)))
+    return ids, len(ids) - shared
+
+
+def _text(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None) -> str:
     ids = tokenizer.encode(sample.prompt, add_special_tokens=True)
     text = sample.prompt if fits(ids, max_length) else cut_middle(ids, tokenizer, max_length or 0)
-    if sample.chat and tokenizer.chat_template:
-        return _tokenise_wrapped(_wrap(text, tokenizer), tokenizer)
-    return ids if text is sample.prompt else tokenizer.encode(text, add_special_tokens=True)
+    return _wrap(text, tokenizer) if sample.chat and tokenizer.chat_template else text
 
 
 def fits(ids: list[int], max_length: int | None) -> bool:
@@ -82,7 +102,7 @@ def _wrap(text: str, tokenizer: ChatTokenizer) -> str:
         raise InputError(f"the model's chat template fails: {type(error).__name__}: {error}") from error
 
 
-def _tokenise_wrapped(text: str, tokenizer: ChatTokenizer) -> list[int]:
-    bos = tokenizer.bos_token
+def _tokenise(text: str, tokenizer: ChatTokenizer) -> list[int]:
+    bos = getattr(tokenizer, "bos_token", None)
     has_bos = bool(bos) and text.startswith(str(bos))
     return tokenizer.encode(text, add_special_tokens=not has_bos)

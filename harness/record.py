@@ -21,6 +21,14 @@ class Record(BaseModel):
     sample: str = Field(description="the sample's id within its task")
     prompt_hash: str = Field(description="sha256 of the prompt's token ids")
     prompt_tokens: int = Field(description="tokens of the prompt, chat template and special tokens included")
+    context_tokens: int = Field(
+        description="prompt tokens that the prefill brought in and that could be pruned; the rest is a question that "
+        "came after it"
+    )
+    question: str = Field(
+        description='where the question was: "prompt" (in the pruned prompt, as LongBench has it) or "after" (only the '
+        "context is prefilled and pruned, the question follows)"
+    )
     new_tokens: int = Field(description="tokens generated, the end token included if there was one")
     prediction: str | None = Field(description="the answer's text; null for random weights")
     score: float | None = Field(description="0 (wrong) to 1 (right); null for random weights")
@@ -54,5 +62,5 @@ class Record(BaseModel):
 
     @property
     def kept_fraction(self) -> float:
-        """Share of prompt tokens x layers whose keys and values were kept."""
-        return sum(self.tokens_kept) / (self.prompt_tokens * len(self.tokens_kept))
+        """Share of context tokens x layers whose keys and values were kept."""
+        return sum(self.tokens_kept) / (self.context_tokens * len(self.tokens_kept))

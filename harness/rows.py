@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -60,6 +61,15 @@ class Heads:
     k: Tensor
     v: Tensor
     positions: Tensor
+
+    def __len__(self) -> int:
+        return self.positions.shape[0]
+
+    def single(self) -> Iterator[Heads]:
+        """The rows one by one, for methods that decide anew for each token."""
+        for row in range(len(self)):
+            at = slice(row, row + 1)
+            yield Heads(self.q[at], self.k[at], self.v[at], self.positions[at])
 
 
 @dataclass(frozen=True)

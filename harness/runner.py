@@ -22,7 +22,7 @@ from harness.errors import InputError
 from harness.measure import Measured, measure
 from harness.models import LoadedModel, describe, load, resolve_device
 from harness.progress import Progress
-from harness.prompts import encode
+from harness.prompts import encode_with_question
 from harness.provenance import environment, source_hash
 from harness.record import Record
 from harness.shape import ModelShape
@@ -127,7 +127,7 @@ def _facts(plan: Plan, model: LoadedModel, engine: Engine) -> dict[str, Any]:
 
 def _run_task(plan: Plan, task: Task, model: LoadedModel, engine: Engine, store: RunStore, progress: Progress) -> None:
     cells = [_cell(plan, method, task, model, engine) for method in plan.methods]
-    prompts = _prompts(task, model)
+    prompts = _prompts(task, model, plan.spec)
     todo = sum((cell.hash, prompt.sample.id) not in store.done for prompt in prompts for cell in cells)
     with progress.task(task.label, todo) as advance:
         warm = False
@@ -160,19 +160,22 @@ def _warm_up(engine: Engine, cells: Sequence[Cell], prompt: Prompt) -> None:
         list(engine.stream(cell.method, Request(prompt.request.prompt, 2)))
 
 
-def _prompts(task: Task, model: LoadedModel) -> list[Prompt]:
+def _prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
     """All prompts of a task, read and checked before its first request."""
-    prompts = [_prompt(sample, task, model) for sample in task.samples(model.tokenizer)]
+    prompts = [_prompt(sample, task, model, spec) for sample in task.samples(model.tokenizer)]
     for name, count in Counter(prompt.sample.id for prompt in prompts).items():
         if count > 1:
             raise InputError(f"{task.label}: two samples have the id {name!r}")
     return prompts
 
 
-def _prompt(sample: Sample, task: Task, model: LoadedModel) -> Prompt:
+def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
     window = model.shape.max_context
     longest = task.context.max_length or window - sample.max_new_tokens - TEMPLATE_ROOM
-    ids = encode(sample, model.tokenizer, longest)
+    ids, question = encode_with_question(sample, model.tokenizer, longest)
+    after = spec.question == "after"
+    if after and not 0 < question < len(ids):
+        raise InputError(f"{task.label}, sample {sample.id}: --question after needs a context and a question")
     if len(ids) + sample.max_new_tokens > window:
         raise InputError(
             f"{task.label}, sample {sample.id}: {len(ids)} prompt tokens and {sample.max_new_tokens} new ones "
@@ -180,7 +183,7 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel) -> Prompt:
         )
     stop = model.eos_ids | {model.tokenizer.encode(text, add_special_tokens=False)[-1] for text in sample.stop}
     prompt = torch.tensor(ids, device=model.model.device)
-    request = Request(prompt, sample.max_new_tokens, frozenset(stop), sample.min_new_tokens)
+    request = Request(prompt, sample.max_new_tokens, frozenset(stop), sample.min_new_tokens, question, after)
     return Prompt(sample, request, hashlib.sha256(str(ids).encode()).hexdigest())
 
 
@@ -206,6 +209,8 @@ def _record(cell: Cell, prompt: Prompt, measured: Measured, prediction: str | No
         sample=sample.id,
         prompt_hash=prompt.hash,
         prompt_tokens=prompt.request.prompt.shape[0],
+        context_tokens=len(prompt.request.prompt) - prompt.request.late_tokens(method),
+        question="after" if prompt.request.question_after else "prompt",
         new_tokens=len(measured.tokens),
         prediction=prediction,
         score=None if prediction is None else task.score(sample, prediction),

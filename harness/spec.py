@@ -35,6 +35,7 @@ class RunSpec(BaseModel):
     limit: Annotated[int, Field(ge=1)] | None = None
     max_length: Annotated[int, Field(ge=16)] | None = None
     seed: int = 0
+    question: Literal["prompt", "after"] = "prompt"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -67,6 +68,7 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
             "method": [method.kind.name, method.options.model_dump(mode="json"), source_hash(method.kind)],
             "task": [task.label, task.options.model_dump(mode="json"), source_hash(type(task))],
             "max_length": spec.max_length,
+            "question": spec.question,
             "seed": spec.seed,
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }

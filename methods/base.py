@@ -12,7 +12,7 @@ A method is created once for a model and begins anew with every request, so noth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +47,8 @@ class Method:
         name, summary: how the command line lists the method.
         rotated: whether `attend` receives queries and keys with rotary positions applied.
         simulated: it masks instead of skipping work, so its latency and memory mean nothing and are not reported.
+        reorders: its caches need not hold tokens at ascending original positions.
+        nothing: options with which it prunes nothing, so that it must equal full attention.
         cache: one `LayerCache` a layer, of the current request.
         prompt_len: tokens of the current prompt.
     """
@@ -55,6 +57,8 @@ class Method:
     summary: ClassVar[str]
     rotated: ClassVar[bool] = True
     simulated: ClassVar[bool] = False
+    reorders: ClassVar[bool] = False
+    nothing: ClassVar[Mapping[str, str]] = {}
 
     class Options(OptionSet):
         """No options."""
@@ -70,6 +74,19 @@ class Method:
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` where the options do not fit the model; called before its weights load."""
+
+    def prompt(self, ids: Tensor) -> Tensor:
+        """The token ids, [m], that the model is to see of the prompt `ids`, [n]; positions count from 0 in them."""
+        return ids
+
+    def question_tokens(self, prompt_len: int, question: int) -> int:
+        """Last prompt tokens that come in one by one as decode steps although they belong to the prompt.
+
+        Args:
+            prompt_len: tokens of the prompt.
+            question: tokens of its question, 0 if that is not known.
+        """
+        return 0
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Forgets the last request and makes room for the next.

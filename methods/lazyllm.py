@@ -21,6 +21,7 @@ Interpretations, where the paper leaves a choice:
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -41,6 +42,7 @@ class LazyLLM(Method):
 
     name = "lazyllm"
     summary = "LazyLLM: progressive pruning of prompt tokens, revival from an Aux Cache in decode"
+    nothing = MappingProxyType({"keep": "1/1/1"})
 
     class Options(OptionSet):
         """The paper's three knobs (how many pruning points, where, how much each keeps) and two readings."""

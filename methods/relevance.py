@@ -43,7 +43,12 @@ def unit_attention(q: Tensor, k: Tensor, unit: int) -> Tensor:
     Returns:
         [ceil(n / unit)] float32, summing to 1.
     """
-    logits = head_dots(q.mean(0, keepdim=True), unit_means(k, unit)).float() * _scale(q)
+    return unit_attention_from_means(q, unit_means(k, unit))
+
+
+def unit_attention_from_means(q: Tensor, units: Tensor) -> Tensor:
+    """The same from the units' mean keys, [units, kv_heads, d]."""
+    logits = head_dots(q.mean(0, keepdim=True), units).float() * _scale(q)
     return logits.softmax(-1).mean((0, 1))
 
 

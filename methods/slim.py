@@ -10,11 +10,19 @@ Interpretations, where the paper leaves a choice:
   relevance is normalised: by default each token's attention from the last `w` queries, summed over a unit.
 - the last, partial block stays, inside the budget;
 - budgets may be shares of the prompt, so that short prompts are pruned at all;
-- `ff=all` runs the feed forward of the layer before on every row, as a reading of the paper's figure allows.
+- `ff=all` runs the feed forward of the layer before on every row, as a reading of the paper's figure allows;
+- decode can only choose among blocks whose keys and values exist. The layer ahead of a pruning layer, where the choice
+  fell, has them for everything that entered it: with `reselect=C` it keeps an active set of as many blocks as went on,
+  parks the rest in host memory, and at each step compares the active set with the best blocks for the new token. If
+  less than the share `gamma` of those is active, they replace it. Layers behind a pruning point hold just what they
+  attend to, so nothing is left to choose there, which is all that the stricter reading, `reselect=A`, says. In decode
+  relevance is the softmax over units of their mean keys, the one reading that needs no parked key.
+- generated tokens are never pruned.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -25,6 +33,7 @@ from harness.errors import InputError
 from harness.options import Budget, OptionSet
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
+from methods.active_blocks import ActiveBlocks, block_rows
 from methods.base import Method, ModelContext
 from methods.relevance import block_maxima, token_attention, unit_absdot, unit_attention, unit_sums
 from methods.schedule import budgets_in_tokens, check_schedule, requested_tokens, scaled_layers
@@ -37,6 +46,7 @@ class Slim(Method):
 
     name = "slim"
     summary = "SlimInfer: progressive pruning of prompt blocks, feed forward on survivors"
+    nothing = MappingProxyType({"budgets": "1/1/1"})
 
     class Options(OptionSet):
         """SlimInfer's settings; the defaults are the ones that measured best on the embedded model."""
@@ -56,6 +66,8 @@ class Slim(Method):
         sink: Annotated[int, Field(ge=0)] = Field(1, description="first blocks that always stay")
         tail: Count = Field(1, description="last blocks that always stay")
         ff: Literal["survivors", "all"] = Field("survivors", description="rows of the feed forward at a pruning point")
+        reselect: Literal["C", "A"] = Field("C", description="what decode chooses from, see the module")
+        gamma: Annotated[float, Field(ge=0, le=1)] = Field(0.9, description="least overlap that keeps the active set")
 
     options: Options
 
@@ -84,10 +96,29 @@ class Slim(Method):
         super().begin(prompt_len, max_new_tokens)
         least = (self.options.sink + self.options.tail) * self.options.block
         self.budgets = [max(least, tokens) for tokens in budgets_in_tokens(self.options.budgets, prompt_len)]
+        self.chosen: dict[int, Tensor] = {}
+        self.active: dict[int, ActiveBlocks] = {}
 
     def tokens_requested(self) -> list[int]:
         """The budgets, in tokens."""
         return requested_tokens(self.layers, self.budgets, self.prompt_len, self.model.shape.layers)
+
+    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        """Full attention; in decode, the layers where a choice fell attend to their active blocks."""
+        if step.phase == "decode" and layer in self.chosen:
+            self._reselect(layer, heads)
+        return super().attend(layer, heads, step)
+
+    def _reselect(self, layer: int, heads: Heads) -> None:
+        if layer not in self.active:
+            self.active[layer] = ActiveBlocks(
+                self.cache[layer], self.chosen[layer], self.options.block, self.options.unit
+            )
+        active = self.active[layer]
+        scores = block_maxima(active.unit_scores(heads.q[-1:]), self.options.block // self.options.unit)
+        wanted = self.choose(scores, self.budgets[self.layers.index(layer + 1)], active.rows)
+        if active.overlap(wanted) < self.options.gamma:
+            active.replace(wanted)
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
@@ -104,7 +135,10 @@ class Slim(Method):
         if budget >= len(rows):
             return rows
         scores = self.block_scores(heads.q[-self.options.w :], heads.k)
-        return rows.select(self.choose(scores, budget, len(rows)))
+        chosen = self.choose(scores, budget, len(rows))
+        if self.options.reselect == "C":
+            self.chosen[layer] = chosen
+        return rows.select(block_rows(chosen, self.options.block, len(rows)))
 
     def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Relevance of each block, [ceil(n / block)].
@@ -120,16 +154,17 @@ class Slim(Method):
         return block_maxima(units, self.options.block // unit)
 
     def choose(self, scores: Tensor, budget: int, rows: int) -> Tensor:
-        """Rows of the best blocks that fit into `budget` tokens, sink and tail among them, [m] ascending.
-
-        The tail is always chosen, so only the last chosen block can be partial and m is known without asking the
-        device.
-        """
-        size = self.options.block
-        missing = scores.shape[0] * size - rows
+        """The best blocks that fit into `budget` of the `rows` tokens, sink and tail among them, [m] ascending."""
+        missing = scores.shape[0] * self.options.block - rows
         scores = scores.clone()
         scores[: self.options.sink] = torch.inf
         scores[-self.options.tail :] = torch.inf
-        chosen = scores.topk((budget + missing) // size).indices.sort().values
-        index = (chosen.unsqueeze(1) * size + torch.arange(size, device=scores.device)).flatten()
-        return index[: index.shape[0] - missing]
+        return scores.topk((budget + missing) // self.options.block).indices.sort().values
+
+    def kv_bytes_host(self) -> int:
+        """Bytes of the parked keys and values."""
+        return sum(active.parked_bytes for active in self.active.values())
+
+    def extra_bytes(self) -> int:
+        """Bytes of the units' mean keys that decode rates."""
+        return sum(active.units.nbytes for active in self.active.values())

@@ -53,6 +53,7 @@ class Sample:
         chat: wrap the prompt in the model's chat template, if it has one.
         stop: texts of one token each that end generation as an end-of-sequence token does.
         min_new_tokens: end tokens are suppressed before this many tokens are out.
+        question: the ending of `prompt` that holds the question; "" where context and question cannot be told apart.
         extra: whatever the scorer or a report needs (`all_classes`, `length`, `depth`, `needle`, ...); JSON values.
     """
 
@@ -63,6 +64,7 @@ class Sample:
     chat: bool = False
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
+    question: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

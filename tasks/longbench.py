@@ -134,14 +134,16 @@ class LongBench(Task):
     def _sample(self, record: Record) -> Sample:
         # The official code ends samsum's answers at a newline: models go on inventing dialogues otherwise.
         one_line = base_name(self.member) == "samsum"
+        text = template(self.member)
         return Sample(
             id=record.id,
-            prompt=fill(template(self.member), record.context, record.input),
+            prompt=fill(text, record.context, record.input),
             answers=tuple(record.answers),
             max_new_tokens=self._rules.max_new_tokens,
             chat=self._rules.chat,
             stop=("\n",) if one_line else (),
             min_new_tokens=1 if one_line else 0,
+            question=fill(text.partition("{context}")[2], "", record.input),
             extra=self._extra(record),
         )
 

@@ -61,7 +61,7 @@ class Needle(Task):
         ending = f"\n\nThe secret number of {place} that is mentioned in the text above is"
         hidden = hide(tokenizer, length, {needle: depth}, ending, rng.randrange(2**32))
         extra = {"length": length, "depth": depth, "needles": [list(span) for span in hidden.spans]}
-        return Sample(name, hidden.text, (number,), self.options.new_tokens, extra=extra)
+        return Sample(name, hidden.text, (number,), self.options.new_tokens, question=ending, extra=extra)
 
     def score(self, sample: Sample, prediction: str) -> float:
         """1 if the first number of the answer is the hidden one."""

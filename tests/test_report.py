@@ -35,6 +35,8 @@ def record(method: str, task: str, sample: int, **changes: Any) -> Record:
         "sample": str(sample),
         "prompt_hash": "p",
         "prompt_tokens": 100,
+        "context_tokens": 100,
+        "question": "prompt",
         "new_tokens": 3,
         "prediction": "42",
         "score": 1.0,

@@ -29,6 +29,8 @@ def record(sample: str = "0", **changes: Any) -> Record:
         "sample": sample,
         "prompt_hash": "p",
         "prompt_tokens": 100,
+        "context_tokens": 100,
+        "question": "prompt",
         "new_tokens": 2,
         "prediction": "42\n\u2028ü",
         "score": 1.0,

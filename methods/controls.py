@@ -1,0 +1,71 @@
+"""Controls: what a pruning method must beat at equal budget, or its choice of tokens is worth nothing.
+
+`random` and `recent` follow SlimInfer's schedule to the token and differ only in which blocks they keep. `truncate`
+gives the same budget of tokens x layers to the head and the tail of the prompt and never shows the model the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.options import OptionSet
+from harness.shape import ModelShape
+from methods.base import Method
+from methods.slim import Slim
+
+
+class Random(Slim):
+    """SlimInfer's schedule with blocks drawn at random."""
+
+    name = "random"
+    summary = "control: slim's schedule, random blocks"
+
+    class Options(Slim.Options):
+        """SlimInfer's, and a seed."""
+
+        seed: int = Field(0, description="of the draw; every pruning point and prompt length draws its own")
+
+    options: Options
+
+    def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Noise, the same for the same seed, prompt length and number of rows."""
+        noise = torch.Generator().manual_seed(hash((self.options.seed, self.prompt_len, len(k))) % 2**63)
+        return torch.rand(-(-len(k) // self.options.block), generator=noise).to(k.device)
+
+
+class Recent(Slim):
+    """SlimInfer's schedule keeping the newest blocks."""
+
+    name = "recent"
+    summary = "control: slim's schedule, newest blocks"
+
+    def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """The later, the better."""
+        return torch.arange(-(-len(k) // self.options.block), dtype=torch.float32, device=k.device)
+
+
+class Truncate(Method):
+    """Cuts the middle out of the prompt before the model sees it."""
+
+    name = "truncate"
+    summary = "control: head and tail of the prompt, with slim's budget of tokens x layers"
+    nothing = Slim.nothing
+
+    class Options(Slim.Options):
+        """SlimInfer's; only its schedule counts."""
+
+    options: Options
+
+    @classmethod
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` where SlimInfer would."""
+        Slim.check(options, shape)
+
+    def prompt(self, ids: Tensor) -> Tensor:
+        """First and last halves of as many tokens as SlimInfer keeps a layer on average; positions count anew."""
+        plan = Slim(self.options, self.model)
+        plan.begin(len(ids), 0)
+        kept = sum(plan.tokens_requested()) // self.model.shape.layers
+        return torch.cat((ids[: kept - kept // 2], ids[len(ids) - kept // 2 :])) if kept < len(ids) else ids
