@@ -23,6 +23,13 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 
+MethodFiles = Annotated[
+    list[Path] | None, typer.Option("--method-file", help="Python file that defines methods; may be given repeatedly")
+]
+TaskFiles = Annotated[
+    list[Path] | None, typer.Option("--task-file", help="Python file that defines tasks; may be given repeatedly")
+]
+
 
 @app.command("run")
 def run_command(
@@ -41,14 +48,21 @@ def run_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     seed: Annotated[int, typer.Option(help="of everything generated")] = 0,
     question: Annotated[str, typer.Option(help="prompt: inside the pruned prompt; after: behind it")] = "prompt",
+    parts: Annotated[bool, typer.Option(help="also time the parts of TTFT")] = False,
+    ledger: Annotated[bool, typer.Option(help="also measure memory by purpose, in a pass of its own")] = False,
+    noise_floor: Annotated[bool, typer.Option(help="also run full attention against itself")] = False,
+    method_file: MethodFiles = None,
+    task_file: TaskFiles = None,
 ) -> None:
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
     from harness.report.render import render
     from harness.runner import plan, run
 
+    _load_methods(method_file)
+    _load_tasks(task_file)
     spec = _spec(
         model=model, methods=methods, tasks=tasks, data_dir=data_dir, limit=limit, max_length=max_length,
-        device=device, dtype=dtype, seed=seed, question=question,
+        device=device, dtype=dtype, seed=seed, question=question, parts=parts, ledger=ledger, noise_floor=noise_floor,
     )  # fmt: skip
     planned = plan(spec)
     folder = output or Path("results") / f"{_slug(model)}-{spec.run_hash()[:8]}"
@@ -66,19 +80,123 @@ def run_command(
 
 
 @app.command("methods")
-def methods_command(name: Annotated[str | None, typer.Argument(help="show this method's options")] = None) -> None:
+def methods_command(
+    name: Annotated[str | None, typer.Argument(help="show this method's options")] = None,
+    method_file: MethodFiles = None,
+) -> None:
     """List the pruning methods, or one method's options."""
     from methods.registry import METHODS
 
+    _load_methods(method_file)
     _list(METHODS, name)
 
 
+@app.command("conformance")
+def conformance_command(
+    name: Annotated[str, typer.Argument(help="a method, with options: slim:block=32")],
+    method_file: MethodFiles = None,
+    layers: Annotated[int, typer.Option(min=1, help="depth of the tiny models, for options that name layers")] = 6,
+) -> None:
+    """Check that a method keeps every promise of the interface; exit code 1 if it breaks one."""
+    from harness.conformance import conformance
+    from methods.registry import parse_methods
+
+    _load_methods(method_file)
+    specs = parse_methods(name)
+    if len(specs) != 1:
+        raise InputError(f"conformance checks one method at a time, not {len(specs)}")
+    report = conformance(specs[0], layers)
+    _say(str(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 @app.command("tasks")
-def tasks_command(name: Annotated[str | None, typer.Argument(help="show this task's options")] = None) -> None:
-    """List the tasks, or one task's options."""
+def tasks_command(
+    name: Annotated[str | None, typer.Argument(help="show the options of this task, or of GROUP/MEMBER")] = None,
+    task_file: TaskFiles = None,
+) -> None:
+    """List the tasks, or one task's options and members."""
+    from harness.grammar import parse_item
+    from tasks.base import TaskContext
     from tasks.registry import TASKS
 
-    _list(TASKS, name)
+    _load_tasks(task_file)
+    if name is None:
+        return _list(TASKS, None)
+    item = parse_item(name)
+    task = TASKS.get(item.name)
+    _show(name, task if item.member is None else task.of_member(item.member))
+    if item.member is None and (members := task.members(TaskContext())):
+        _say(f"members, as {name}/MEMBER: {', '.join(members)}")
+
+
+@app.command("score")
+def score_command(
+    file: Annotated[Path, typer.Argument(help="JSONL with the columns pred, answers, all_classes, length")],
+    task: Annotated[str, typer.Option(help="LongBench task, such as hotpotqa or trec_e")],
+    fuzz: Annotated[str, typer.Option(help="engine of code similarity: difflib, levenshtein")] = "difflib",
+) -> None:
+    """Score a prediction file as LongBench's own script does and print one number, 0 to 100."""
+    from tasks.longbench_scores import score_file
+
+    _say(str(score_file(file, task.removeprefix("longbench/"), fuzz)))  # type: ignore[arg-type]
+
+
+@app.command(
+    "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def lm_eval_command(context: typer.Context) -> None:
+    """Run lm-eval's own command line on our engine: --model_args model=smollm2,method=slim --tasks arc_easy."""
+    from tasks.lm_eval_bridge import require_lm_eval
+
+    require_lm_eval()
+    from harness.lm_eval_model import command
+
+    command(context.args)
+
+
+@app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="results folder of a run")],
+    parquet: Annotated[Path | None, typer.Option(help="file to write (needs pyarrow)")] = None,
+    csv: Annotated[Path | None, typer.Option(help="file to write")] = None,
+) -> None:
+    """Write a run's records into one Parquet or CSV file."""
+    from harness.export import export
+
+    _say(f"wrote {export(run, parquet=parquet, csv=csv)}")
+
+
+@app.command("env")
+def env_command(
+    measure: Annotated[bool, typer.Option(help="measure the ceilings now; on an idle machine, some seconds")] = False,
+) -> None:
+    """Print machine, software and measured ceilings as JSON: what a run records of where it was made."""
+    import json
+    from dataclasses import asdict
+
+    from harness.provenance import environment
+    from harness.roofline import measure_defaults, remembered_ceilings
+
+    if measure:
+        measure_defaults()
+    ceilings = [asdict(one) for one in remembered_ceilings()]
+    _say(json.dumps(environment() | {"ceilings": ceilings or None}, indent=2))
+
+
+def _load_tasks(files: Sequence[Path] | None) -> None:
+    from tasks.registry import TASKS
+
+    for path in files or ():
+        TASKS.load_file(path)
+
+
+def _load_methods(files: Sequence[Path] | None) -> None:
+    from methods.registry import METHODS
+
+    for path in files or ():
+        METHODS.load_file(path)
 
 
 def _list(registry: Any, name: str | None) -> None:
@@ -86,15 +204,19 @@ def _list(registry: Any, name: str | None) -> None:
         for known in registry.names():
             _say(f"{known:<14} {registry.get(known).summary}")
         return
-    kind = registry.get(name)
+    _show(name, registry.get(name))
+
+
+def _show(name: str, kind: Any) -> None:
     _say(f"{name}: {kind.summary}")
     for key, field in kind.Options.model_fields.items():
-        _say(f"  {key:<10} {field.description or ''} (default {_shown(field.default)})")
+        default = "required" if field.is_required() else f"default {_shown(field.default)}"
+        _say(f"  {key:<10} {field.description or ''} ({default})")
 
 
 def _shown(default: Any) -> str:
     if default is None:
-        return "by the model's depth"
+        return "by itself"
     return "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 

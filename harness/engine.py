@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.attention import Attention
+from harness.parts import part
 from harness.rotary import Rotary
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
@@ -57,6 +58,19 @@ class Request:
         return method.question_tokens(len(self.prompt), self.question)
 
 
+@dataclass(frozen=True)
+class Work:
+    """How many rows each layer of the last prefill really computed, for cost formulas.
+
+    Attributes:
+        projected: rows a layer that went through norm and q/k/v.
+        fed: rows a layer that went through output projection and MLP.
+    """
+
+    projected: list[int]
+    fed: list[int]
+
+
 class Engine:
     """Runs requests through a model under a method, one request at a time, greedily."""
 
@@ -71,6 +85,9 @@ class Engine:
         self.layers, self.embed, self.norm, self.lm_head = body.layers, body.embed_tokens, body.norm, model.lm_head
         self.rotary = Rotary(body.rotary_emb)
         self.head_dim = shape.head_dim
+        self.work = Work([], [])
+        tied = model.lm_head.weight is body.embed_tokens.weight
+        self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
         self.context = ModelContext(shape, attention or Attention(), self.rotary)
 
     @torch.inference_mode()
@@ -96,9 +113,9 @@ class Engine:
         context = method.prompt(context)
         method.begin(len(context), late + request.max_new_tokens)
         logits, position = self.forward(method, context, Step("prefill", 0, len(context))), len(context)
-        for part in (question,) if request.question_after else question.unsqueeze(1):
-            logits = self.forward(method, part, Step("decode", position, len(part)))
-            position += len(part)
+        for piece in (question,) if request.question_after else question.unsqueeze(1):
+            logits = self.forward(method, piece, Step("decode", position, len(piece)))
+            position += len(piece)
         return logits, position
 
     @torch.inference_mode()
@@ -113,12 +130,20 @@ class Engine:
         """
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
         rows = Rows(self.embed(ids), positions)
+        work = Work([], [])
         for layer in range(len(self.layers)):
-            heads = self.project(layer, rows, rotated=method.rotated)
-            rows = rows.with_attended(method.attend(layer, heads, step))
+            work.projected.append(len(rows))
+            with part("project"):
+                heads = self.project(layer, rows, rotated=method.rotated)
+            with part("attention"):
+                rows = rows.with_attended(method.attend(layer, heads, step))
             rows = method.after_attention(layer, rows, heads, step)
-            rows = self.feed_forward(layer, rows)
+            work.fed.append(len(rows))
+            with part("feed forward"):
+                rows = self.feed_forward(layer, rows)
             rows = method.after_layer(layer, rows, heads, step)
+        if step.phase == "prefill":
+            self.work = work
         return self.logits(rows)
 
     def project(self, layer: int, rows: Rows, *, rotated: bool) -> Heads:

@@ -12,11 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from harness.engine import Engine, Request
+from harness.engine import Engine, Request, Work
+from harness.parts import Parts
 from methods.base import Method
 
 
@@ -29,7 +31,10 @@ class Measured:
         ttft_s, e2e_s: seconds, as defined above.
         token_s: seconds between consecutive new tokens.
         peak_memory_bytes: see `PeakMemory`.
-        tokens_kept: prompt tokens a layer whose keys and values were there after the prefill.
+        kept: prompt tokens a layer whose keys and values were there after the prefill.
+        work: rows a layer that the prefill computed.
+        decode_bytes: bytes of keys, values and method data that a decode step reads, after the first token.
+        parts_s: seconds of each part of TTFT, if they were asked for.
     """
 
     tokens: list[int]
@@ -37,7 +42,10 @@ class Measured:
     e2e_s: float
     token_s: list[float]
     peak_memory_bytes: int | None
-    tokens_kept: list[int]
+    kept: list[int]
+    work: Work
+    decode_bytes: int
+    parts_s: dict[str, float] | None
 
     @property
     def tpot_s(self) -> float | None:
@@ -45,22 +53,26 @@ class Measured:
         return statistics.median(self.token_s) if self.token_s else None
 
 
-def measure(engine: Engine, method: Method, request: Request) -> Measured:
-    """Runs one request and times it."""
+def measure(engine: Engine, method: Method, request: Request, *, parts: bool = False) -> Measured:
+    """Runs one request and times it; `parts` also times the parts of TTFT, which costs a little."""
     device = request.prompt.device
-    peak = PeakMemory(device)
+    peak, stopwatch = PeakMemory(device), Parts(device) if parts else None
     synchronize(device)
     start = time.perf_counter()
+    if stopwatch is not None:
+        stopwatch.start()
     stream = engine.stream(method, request)
     tokens, clocks = [next(stream)], [time.perf_counter()]
-    pause = time.perf_counter()
-    kept = method.tokens_kept()
-    clocks_off = time.perf_counter() - pause
+    # What the method did in its prefill is read between two tokens, with the clock stopped.
+    parts_s = stopwatch.stop() if stopwatch is not None else None
+    kept, work, decode_bytes = method.tokens_kept(), engine.work, method.decode_bytes()
+    pause = time.perf_counter() - clocks[0]
     for token in stream:
         tokens.append(token)
-        clocks.append(time.perf_counter() - clocks_off)
-    gaps = [after - before for before, after in zip(clocks, clocks[1:], strict=False)]
-    return Measured(tokens, clocks[0] - start, clocks[-1] - start, gaps, peak.read(), kept)
+        clocks.append(time.perf_counter() - pause)
+    gaps = [after - before for before, after in pairwise(clocks)]
+    ttft, e2e = clocks[0] - start, clocks[-1] - start
+    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, work, decode_bytes, parts_s)
 
 
 def synchronize(device: torch.device) -> None:

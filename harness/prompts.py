@@ -58,6 +58,8 @@ def encode_with_question(
 
     A token that spans the border belongs to the question. 0 where the sample names no question or the cut reached it.
     """
+    if sample.ids:
+        return list(sample.ids), 0
     text = _text(sample, tokenizer, max_length)
     ids = _tokenise(text, tokenizer)
     border = text.rfind(sample.question) if sample.question else -1

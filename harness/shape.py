@@ -33,10 +33,24 @@ class ModelShape:
     max_context: int
 
     @property
+    def project_params(self) -> int:
+        """Weights that a row meets before a layer's attention: q, k and v."""
+        return self.hidden * self.head_dim * (self.heads + 2 * self.kv_heads)
+
+    @property
+    def feed_params(self) -> int:
+        """Weights that a row meets behind a layer's attention: o and the three of SwiGLU."""
+        return self.hidden * (self.heads * self.head_dim + 3 * self.intermediate)
+
+    @property
     def linear_params(self) -> int:
         """Weights of one layer's matrices: q, k, v, o and the three of SwiGLU."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return attention + 3 * self.hidden * self.intermediate
+        return self.project_params + self.feed_params
+
+    @property
+    def head_params(self) -> int:
+        """Weights of the matrix that turns the last row into logits."""
+        return self.hidden * self.vocab
 
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of keys and values that one token takes in one layer."""

@@ -36,6 +36,9 @@ class RunSpec(BaseModel):
     max_length: Annotated[int, Field(ge=16)] | None = None
     seed: int = 0
     question: Literal["prompt", "after"] = "prompt"
+    parts: bool = False
+    ledger: bool = False
+    noise_floor: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -65,7 +68,12 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
             "dtype": dtype,
             "kernel": kernel,
             "device": spec.device,
-            "method": [method.kind.name, method.options.model_dump(mode="json"), source_hash(method.kind)],
+            "method": [
+                method.label,
+                method.kind.name,
+                method.options.model_dump(mode="json"),
+                source_hash(method.kind),
+            ],
             "task": [task.label, task.options.model_dump(mode="json"), source_hash(type(task))],
             "max_length": spec.max_length,
             "question": spec.question,

@@ -61,6 +61,19 @@ def folder_once(name: str, fill: Callable[[Path], None]) -> Path:
     return target
 
 
+def write_note(note: Path, value: str) -> None:
+    """Writes a small file whole; one that cannot be written is not there the next time, and nothing else happens."""
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, scratch = tempfile.mkstemp(dir=note.parent)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(value)
+        os.replace(scratch, note)
+    except OSError:
+        # A note only saves time.
+        return
+
+
 def _fill_and_rename(target: Path, fill: Callable[[Path], None]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -82,20 +95,8 @@ def _remembered(note: Path, compute: Callable[[], str]) -> str:
     if len(text) == 64:
         return text
     value = compute()
-    _write_note(note, value)
+    write_note(note, value)
     return value
-
-
-def _write_note(note: Path, value: str) -> None:
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, scratch = tempfile.mkstemp(dir=note.parent)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(value)
-        os.replace(scratch, note)
-    except OSError:
-        # A note only saves time, so a cache that cannot be written costs nothing else.
-        return
 
 
 def _sha256(path: Path) -> str:

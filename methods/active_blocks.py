@@ -18,7 +18,7 @@ class ActiveBlocks:
     Attributes:
         rows: prompt tokens that entered the layer.
         units: mean key of each unit of those tokens, [units, kv_heads, head_dim].
-        parked_bytes: bytes of the keys and values that are not active.
+        parked_bytes: bytes of all those tokens' keys and values, which stay parked when a block becomes active.
     """
 
     def __init__(self, cache: LayerCache, active: Tensor, block: int, unit: int) -> None:
@@ -30,14 +30,15 @@ class ActiveBlocks:
             block, unit: tokens of each.
         """
         self.rows, self._block, self._cache = cache.length, block, cache
-        self._all = (cache.keys.clone(), cache.values.clone(), cache.positions.clone())
+        self._all = tuple(store.to("cpu", copy=True) for store in (cache.keys, cache.values, cache.positions))
         self.units = unit_means(cache.keys, unit)
         self._active = active
         index = block_rows(active, block, self.rows)
         self._count = index.shape[0]
+        keys, values, positions = cache.keys[index], cache.values[index], cache.positions[index]
         cache.reset()
-        cache.append(*(store[index] for store in self._all))
-        self.parked_bytes = sum(store.nbytes for store in self._all[:2]) - cache.resident_nbytes
+        cache.append(keys, values, positions)
+        self.parked_bytes = sum(store.nbytes for store in self._all[:2])
 
     def unit_scores(self, q: Tensor) -> Tensor:
         """Relevance of each unit to the last queries, [units]; q: [w, heads, head_dim]."""
@@ -49,7 +50,7 @@ class ActiveBlocks:
 
     def replace(self, wanted: Tensor) -> None:
         """Makes the wanted blocks, [m] ascending, the last block among them, the active ones."""
-        index = block_rows(wanted, self._block, self.rows)
+        index = block_rows(wanted, self._block, self.rows).cpu()
         stores = (self._cache.keys, self._cache.values, self._cache.positions)
         for store, everything in zip(stores, self._all, strict=True):
             store[: self._count] = everything[index]

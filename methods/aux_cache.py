@@ -19,14 +19,19 @@ class AuxCache:
         if len(rows):
             self._rows = rows if self._rows is None else self._rows.merged(rows)
 
-    def take(self, positions: Tensor) -> Rows | None:
-        """Removes and returns the rows of those tokens ([m] int64) that are here; None if there are none."""
+    def take(self, selected: Tensor) -> Rows | None:
+        """Removes and returns the rows here whose tokens are selected; None if there are none.
+
+        Args:
+            selected: [tokens] bool, by original position.
+        """
         if self._rows is None:
             return None
-        wanted = torch.isin(self._rows.positions, positions)
-        if not wanted.any():
+        wanted = selected[self._rows.positions]
+        index = wanted.nonzero().squeeze(1)
+        if not len(index):
             return None
-        taken = self._rows.select(wanted.nonzero().squeeze(1))
+        taken = self._rows.select(index)
         self._rows = self._rows.select((~wanted).nonzero().squeeze(1))
         return taken
 

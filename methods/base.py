@@ -130,6 +130,14 @@ class Method:
         """Bytes allocated on the device for keys and values, the reserve for new tokens included."""
         return sum(cache.nbytes for cache in self.cache)
 
+    def decode_bytes(self) -> int:
+        """Bytes of keys, values and method data that the next decode step has to read: what is resident."""
+        return sum(cache.resident_nbytes for cache in self.cache)
+
+    def prefill_pairs(self, rows: int) -> int:
+        """Query-key pairs that a layer's prefill of `rows` rows attends to: causal attention's n (n + 1) / 2."""
+        return rows * (rows + 1) // 2
+
     def kv_bytes_host(self) -> int:
         """Bytes of keys and values kept in host memory apart from the device."""
         return 0

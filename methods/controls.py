@@ -6,6 +6,8 @@ gives the same budget of tokens x layers to the head and the tail of the prompt 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -23,8 +25,9 @@ class Random(Slim):
     summary = "control: slim's schedule, random blocks"
 
     class Options(Slim.Options):
-        """SlimInfer's, and a seed."""
+        """SlimInfer's, and a seed; decode chooses nothing by relevance."""
 
+        reselect: Literal["C", "A"] = Field("A", description="what decode chooses from; C would choose by relevance")
         seed: int = Field(0, description="of the draw; every pruning point and prompt length draws its own")
 
     options: Options
@@ -40,6 +43,11 @@ class Recent(Slim):
 
     name = "recent"
     summary = "control: slim's schedule, newest blocks"
+
+    class Options(Slim.Options):
+        """SlimInfer's; decode chooses nothing by relevance."""
+
+        reselect: Literal["C", "A"] = Field("A", description="what decode chooses from; C would choose by relevance")
 
     def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """The later, the better."""

@@ -29,6 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.options import Budget, OptionSet, budget_tokens
+from harness.parts import part
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
 from methods.aux_cache import AuxCache
@@ -42,6 +43,7 @@ class LazyLLM(Method):
 
     name = "lazyllm"
     summary = "LazyLLM: progressive pruning of prompt tokens, revival from an Aux Cache in decode"
+    reorders = True  # revived tokens come in behind the newer ones
     nothing = MappingProxyType({"keep": "1/1/1"})
 
     class Options(OptionSet):
@@ -76,7 +78,9 @@ class LazyLLM(Method):
         """Empties the Aux Caches."""
         super().begin(prompt_len, max_new_tokens)
         self.aux = {layer: AuxCache() for layer in self.layers}
+        self._total = prompt_len + max_new_tokens
         self._selected: Tensor | None = None
+        self._index: Tensor | None = None
         self._recomputed = 0
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
@@ -87,7 +91,7 @@ class LazyLLM(Method):
         cache.append(heads.k, heads.v, heads.positions)
         self._recomputed += len(heads.positions) - step.count
         if layer == 0:
-            self._selected = None
+            self._selected = self._index = None
         keys, values, positions = self._visible(layer)
         mask = positions.unsqueeze(0) <= heads.positions.unsqueeze(1)
         return self.model.attention.masked(heads.q, keys, values, None if len(mask) == 1 else mask)
@@ -101,51 +105,58 @@ class LazyLLM(Method):
         return self._reselect(layer, rows, heads, step) if self.options.revive else rows
 
     def _prune(self, layer: int, rows: Rows, heads: Heads) -> Rows:
-        chosen = self._choose(layer, heads.q[-1:], heads.k, len(rows))
+        chosen = self._choose(layer, heads.q[-1:], heads.k, self.prompt_len)
         if chosen is None:
             return rows
         if self.options.revive:
             dropped = torch.ones(len(rows), dtype=torch.bool, device=chosen.device)
             dropped[chosen] = False
             self.aux[layer + 1].put(rows.select(dropped.nonzero().squeeze(1)))
-        return rows.select(chosen)
+        with part("gather"):
+            return rows.select(chosen)
 
     def _reselect(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Selects among the tokens visible in `layer`; returns the rows that layer + 1 has to compute."""
         keys, _, positions = self._visible(layer)
-        positions, order = positions.sort()
-        chosen = self._choose(layer, heads.q[-1:], keys[order], step.start + step.count)
-        if chosen is not None:
-            selected = positions >= step.start
-            selected[chosen] = True
-            positions = positions[selected]
-        stays = torch.isin(rows.positions, positions)
-        aux, self._selected = self.aux[layer + 1], positions
+        chosen = self._choose(layer, heads.q[-1:], keys, step.start + step.count)
+        selected = torch.zeros(self._total, dtype=torch.bool, device=positions.device)
+        selected[positions if chosen is None else positions[chosen]] = True
+        selected[step.start : step.start + step.count] = True
+        self._selected, self._index, aux = selected, None, self.aux[layer + 1]
+        stays = selected[rows.positions]
         aux.put(rows.select((~stays).nonzero().squeeze(1)))
-        return rows.select(stays.nonzero().squeeze(1)).merged(aux.take(positions))
+        return rows.select(stays.nonzero().squeeze(1)).merged(aux.take(selected))
 
     def _choose(self, layer: int, q: Tensor, keys: Tensor, seen: int) -> Tensor | None:
-        """Indices of the keys that the query attends to most, ascending; None if all may stay.
+        """Indices of the keys that the query attends to most; None if all may stay.
 
         Args:
-            layer: the layer that scores. q: [1, heads, d]. keys: [n, kv_heads, d] by ascending position, the newest
-                token last. seen: tokens seen so far.
+            layer: the layer that scores.
+            q: [1, heads, d].
+            keys: [n, kv_heads, d], the newest token last.
+            seen: tokens seen so far.
         """
         total = seen if self.options.of == "prompt" else keys.shape[0]
         count = budget_tokens(self.options.keep[self.layers.index(layer + 1)], total)
         if count >= keys.shape[0]:
             return None
-        scores = token_attention(q, keys)
-        scores[-1] = torch.inf
-        return scores.topk(count).indices.sort().values
+        with part("score"):
+            scores = token_attention(q, keys)
+        with part("select"):
+            scores[-1] = torch.inf
+            return scores.topk(count).indices.sort().values
 
     def _visible(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and positions of the tokens that are selected at this layer."""
+        """Keys, values and positions of the tokens that are selected at this layer, the newest last.
+
+        Between two pruning points all caches hold the same tokens in the same order, so one index serves them all.
+        """
         cache = self.cache[layer]
-        if self._selected is None:
+        if self._selected is not None and self._index is None:
+            self._index = self._selected[cache.positions].nonzero().squeeze(1)
+        if self._index is None or len(self._index) == cache.length:
             return cache.keys, cache.values, cache.positions
-        index = torch.isin(cache.positions, self._selected).nonzero().squeeze(1)
-        return cache.keys[index], cache.values[index], cache.positions[index]
+        return cache.keys[self._index], cache.values[self._index], cache.positions[self._index]
 
     def tokens_requested(self) -> list[int]:
         """The keep ratios in tokens of the prompt."""

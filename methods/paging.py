@@ -54,3 +54,8 @@ class PageBounds:
     def nbytes(self) -> int:
         """Bytes allocated for the bounds."""
         return self._low.nbytes + self._high.nbytes
+
+    @property
+    def used_nbytes(self) -> int:
+        """Bytes of the bounds that a score reads."""
+        return self._low[: self.count].nbytes + self._high[: self.count].nbytes

@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.options import Budget, OptionSet, window_tokens
+from harness.parts import part
 from harness.rows import Heads, Step
 from methods.base import Method
 from methods.paging import PageBounds
@@ -83,10 +84,25 @@ class Quest(Method):
             return self.model.attention.causal(row.q, cache.keys, cache.values)
         kv_heads, head_dim = row.k.shape[1:]
         groups = row.q.view(kv_heads, -1, head_dim)
-        scores = pages.scores(groups)
+        with part("score"):
+            scores = pages.scores(groups)
         if self.options.per == "kv_head":
             scores = scores.amax(1, keepdim=True)
-        return _attend_pages(groups, cache.keys, cache.values, _best_pages(scores, count), self.options.page)
+        with part("select"):
+            chosen = _best_pages(scores, count)
+        return _attend_pages(groups, cache.keys, cache.values, chosen, self.options.page)
+
+    def decode_bytes(self) -> int:
+        """Chosen pages and all bounds; everything in dense layers or while it fits the budget."""
+        return sum(self._read_bytes(layer) for layer in range(len(self.cache)))
+
+    def _read_bytes(self, layer: int) -> int:
+        cache = self.cache[layer]
+        if layer < self.options.dense_layers or cache.length <= self.budget:
+            return cache.resident_nbytes
+        choosers = self.model.shape.heads // self.model.shape.kv_heads if self.options.per == "query_head" else 1
+        chosen = min(cache.length, self.budget * choosers)
+        return cache.resident_nbytes * chosen // cache.length + self.pages[layer].used_nbytes
 
     def extra_bytes(self) -> int:
         """Bytes of the pages' bounds: an eighth of the keys' bytes at 16 tokens a page."""

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from harness.errors import InputError
 from harness.options import Budget, OptionSet
+from harness.parts import part
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
 from methods.active_blocks import ActiveBlocks, block_rows
@@ -134,11 +135,15 @@ class Slim(Method):
         budget = self.budgets[self.layers.index(layer + 1)]
         if budget >= len(rows):
             return rows
-        scores = self.block_scores(heads.q[-self.options.w :], heads.k)
-        chosen = self.choose(scores, budget, len(rows))
+        with part("score"):
+            scores = self.block_scores(heads.q[-self.options.w :], heads.k)
+        with part("select"):
+            chosen = self.choose(scores, budget, len(rows))
+            index = block_rows(chosen, self.options.block, len(rows))
         if self.options.reselect == "C":
             self.chosen[layer] = chosen
-        return rows.select(block_rows(chosen, self.options.block, len(rows)))
+        with part("gather"):
+            return rows.select(index)
 
     def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Relevance of each block, [ceil(n / block)].

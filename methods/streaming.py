@@ -114,6 +114,13 @@ class Streaming(Method):
             return super().tokens_requested()
         return [min(self.prompt_len, self.options.sinks + self.window)] * self.model.shape.layers
 
+    def prefill_pairs(self, rows: int) -> int:
+        """Pairs within sinks and window; dense in mode `evict`."""
+        if self.options.mode == "evict":
+            return super().prefill_pairs(rows)
+        seen = self.options.sinks + self.window
+        return super().prefill_pairs(min(rows, seen)) + max(0, rows - seen) * seen
+
     def extra_bytes(self) -> int:
         """Bytes of the sinks' keys without rotation."""
         return sum(keys.nbytes for keys in self._sink_keys.values())

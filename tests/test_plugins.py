@@ -1,0 +1,217 @@
+"""Methods from elsewhere: an installed package's entry point, a single file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.cli import main
+from harness.errors import InputError
+from harness.registry import Registry
+from methods.base import Method
+from methods.registry import METHODS
+
+CODE = """
+from methods.base import Method
+
+class {kind}(Method):
+    name = "{name}"
+    summary = "from elsewhere"
+    simulated = {simulated}
+"""
+
+
+def method_file(path: Path, name: str, *, simulated: bool = False) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(CODE.format(kind=name.title(), name=name, simulated=simulated))
+    return path
+
+
+def distribution(folder: Path, target: str, name: str = "elsewhere") -> None:
+    """What an installer leaves of a package with one entry point."""
+    info = folder / "harness_elsewhere-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: harness-elsewhere\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[harness.methods]\n{name} = {target}\n")
+
+
+def registry() -> Registry[Method]:
+    return Registry("method", "methods", Method)
+
+
+def run(*arguments: str) -> int:
+    """Exit code of `harness ARGUMENTS`."""
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the import path; what was imported from it is forgotten."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if getattr(sys.modules[name], "__file__", None) and tmp_path in Path(str(sys.modules[name].__file__)).parents:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods loaded by the command line are forgotten after the test."""
+    METHODS.names()
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+
+
+def test_an_entry_point_registers_a_method(site: Path) -> None:
+    method_file(site / "elsewhere_plugin.py", "elsewhere")
+    distribution(site, "elsewhere_plugin:Elsewhere")
+    found = registry()
+    assert {"elsewhere", "full", "slim"} <= set(found.names())
+    assert found.get("elsewhere").__module__ == "elsewhere_plugin"
+
+
+def test_the_installed_command_sees_it(tmp_path: Path) -> None:
+    method_file(tmp_path / "elsewhere_plugin.py", "elsewhere")
+    distribution(tmp_path, "elsewhere_plugin:Elsewhere")
+    root = Path(__file__).resolve().parent.parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(root)))}
+    command = [sys.executable, "-c", "from harness.cli import main; main()", "methods"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert any(line.split(maxsplit=1) == ["elsewhere", "from elsewhere"] for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("elsewhere_missing:Elsewhere", "harness-elsewhere failed to import: No module named"),
+        ("elsewhere_plugin:Nobody", "harness-elsewhere failed to import"),
+        ("elsewhere_plugin:CODE", "harness-elsewhere is no named subclass of Method"),
+        ("methods.base:Method", "harness-elsewhere is no named subclass of Method"),
+    ],
+)
+def test_a_broken_entry_point_is_named_in_one_line(site: Path, target: str, words: str) -> None:
+    (site / "elsewhere_plugin.py").write_text("CODE = 1\n")
+    distribution(site, target)
+    with pytest.raises(InputError, match=words) as error:
+        registry().names()
+    assert "\n" not in str(error.value)
+
+
+def test_an_entry_point_cannot_take_a_known_name(site: Path) -> None:
+    method_file(site / "elsewhere_plugin.py", "slim")
+    distribution(site, "elsewhere_plugin:Slim")
+    with pytest.raises(InputError, match="two methods are named 'slim'"):
+        registry().names()
+
+
+def test_a_file_may_be_loaded_again_after_an_edit(tmp_path: Path) -> None:
+    found = registry()
+    path = method_file(tmp_path / "own.py", "own")
+    assert found.load_file(path) == ["own"] and not found.get("own").simulated
+    method_file(path, "own", simulated=True)
+    assert found.load_file(path) == ["own"] and found.get("own").simulated
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(tmp_path: Path) -> None:
+    found = registry()
+    found.load_file(method_file(tmp_path / "a" / "own.py", "first"))
+    found.load_file(method_file(tmp_path / "b" / "own.py", "second"))
+    assert found.get("first").__module__ != found.get("second").__module__
+    with pytest.raises(InputError, match="two methods are named 'first'"):
+        found.load_file(method_file(tmp_path / "c" / "own.py", "first"))
+
+
+def test_one_file_cannot_name_two_methods_alike(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("".join(CODE.format(kind=kind, name="own", simulated=False) for kind in ("One", "Two")))
+    with pytest.raises(InputError, match="two methods are named 'own'"):
+        registry().load_file(path)
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_methods_of_several_files_are_run_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [method_file(tmp_path / "honest.py", "honest"), method_file(tmp_path / "masks.py", "masks", simulated=True)]
+    options = [word for file in files for word in ("--method-file", str(file))]
+    assert run("methods", *options) == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"honest", "masks", "full"} <= listed
+    folder = tmp_path / "run"
+    asked = ["--methods", "honest,masks", "--tasks", "needle:lengths=192:depths=0.5:repeats=1"]
+    assert run("run", *options, *asked, "--model", random_model(tmp_path), "--output", str(folder)) == 0
+    records = harness.load(folder).set_index("method")
+    assert records.ttft_s["honest"] > 0 and records.kv_bytes["honest"] > 0
+    unmeasured = ["ttft_s", "tpot_s", "e2e_s", "peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes"]
+    assert records.loc["masks", unmeasured].isna().all()
+
+
+def random_model(folder: Path) -> str:
+    config = {
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"random:{folder / 'config.json'}"
+
+
+@pytest.mark.usefixtures("own_registry")
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (None, "does not exist"),
+        ("x = 1\n", "defines no method"),
+        ("def broken(:\n", "failed to import: SyntaxError"),
+        ("import nothing_of_that_name\n", "failed to import: ModuleNotFoundError"),
+        (CODE.format(kind="Slim", name="slim", simulated=False), "two methods are named 'slim'"),
+    ],
+)
+@pytest.mark.parametrize("command", [["run"], ["methods"], ["conformance", "full"]], ids=lambda words: words[0])
+def test_a_bad_file_is_one_line_and_exit_code_2(
+    command: list[str], code: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "own.py"
+    if code is not None:
+        path.write_text(code)
+    assert run(*command, "--method-file", str(path)) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_conformance_prints_a_line_a_check_and_exits_0_or_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = method_file(tmp_path / "own.py", "own", simulated=True)
+    assert run("conformance", "own", "--method-file", str(path), "--layers", "3") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["pass"] * 9 + ["skip"] + ["pass"] * 4
+    assert lines[-1].startswith("own: conforms; simulated")
+    path.write_text(path.read_text() + "    def tokens_kept(self):\n        return [0]\n")
+    assert run("conformance", "own", "--method-file", str(path)) == 1
+    out = capsys.readouterr().out
+    assert "\nfail  kept-counts" in out and "checks failed" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["slmi"], "did you mean 'slim'"),
+        (["slim:layers=10/20/30"], "must lie in 1..5"),
+        (["full,slim"], "one method at a time"),
+    ],
+)
+def test_conformance_of_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("conformance", *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
