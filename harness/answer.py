@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from harness.engine import Engine, Request
 from harness.errors import InputError
 from harness.gpu_state import GpuMonitor
+from harness.loglikelihood import encode_pair, rate_choices
 from harness.measure import Measured, measure
 from harness.memory import ledger
 from harness.models import LoadedModel
@@ -66,7 +67,7 @@ class Bench:
     model: LoadedModel
     engine: Engine
     ceilings: Ceilings
-    monitor: GpuMonitor
+    monitor: GpuMonitor | None
 
 
 def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
@@ -84,8 +85,7 @@ def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
 
 def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
     where, window = f"{task.label}, sample {sample.id}", model.shape.max_context
-    longest = task.context.max_length or window - sample.max_new_tokens - TEMPLATE_ROOM
-    ids, question = encode_with_question(sample, model.tokenizer, longest)
+    ids, question = _encode(sample, task, model)
     after = spec.question == "after"
     if after and not 0 < question < len(ids):
         raise InputError(f"{where}: --question after needs a context and a question")
@@ -103,6 +103,15 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Pr
     return Prompt(sample, request, hashlib.sha256(str(ids).encode()).hexdigest())
 
 
+def _encode(sample: Sample, task: Task, model: LoadedModel) -> tuple[list[int], int]:
+    """Token ids of the prompt, and how many of the last ones are its question."""
+    window, longest = model.shape.max_context, task.context.max_length
+    if sample.choices:
+        first = replace(sample, prompt=sample.choice_prompts[0]) if sample.choice_prompts else sample
+        return encode_pair(first, sample.choices[0], model.tokenizer, longest, window)[0], 0
+    return encode_with_question(sample, model.tokenizer, longest or window - sample.max_new_tokens - TEMPLATE_ROOM)
+
+
 def _stop_ids(sample: Sample, model: LoadedModel) -> frozenset[int]:
     if sample.ignore_end:
         return frozenset()
@@ -112,7 +121,7 @@ def _stop_ids(sample: Sample, model: LoadedModel) -> frozenset[int]:
 def answer(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     """Asks one method one question and measures it."""
     measured = measure(bench.engine, cell.method, prompt.request, parts=bench.spec.parts)
-    state = bench.monitor.sample()
+    state = bench.monitor.sample() if bench.monitor is not None else None
     record = _record(bench, cell, prompt, measured) | {"device_state": state}
     if bench.spec.ledger and not cell.method.simulated:
         record["ledger"] = asdict(ledger(bench.engine, cell.method, prompt.request))
@@ -143,12 +152,18 @@ def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dic
 
 
 def _score(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:
+    sample, tokenizer = prompt.sample, bench.model.tokenizer
     prediction = score = None
-    if not bench.model.latency_only:
-        prediction = bench.model.tokenizer.decode(measured.tokens, skip_special_tokens=True)
-        score = cell.task.score(prompt.sample, prediction)
-    answers = list(prompt.sample.answers)
-    return {"prediction": prediction, "score": score, "metric": cell.task.metric, "answers": answers}
+    if bench.model.latency_only:
+        pass
+    elif sample.choices:
+        rated = rate_choices(bench.engine, cell.method, sample, tokenizer, bench.spec.max_length)
+        prediction = sample.choices[max(range(len(rated)), key=lambda index: rated[index].total)]
+        score = cell.task.score_choices(sample, rated)
+    else:
+        prediction = tokenizer.decode(measured.tokens, skip_special_tokens=True)
+        score = cell.task.score(sample, prediction)
+    return {"prediction": prediction, "score": score, "metric": cell.task.metric, "answers": list(sample.answers)}
 
 
 _TIMES = (

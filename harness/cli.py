@@ -55,27 +55,50 @@ def run_command(
     task_file: TaskFiles = None,
 ) -> None:
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
-    from harness.report.render import render
-    from harness.runner import plan, run
-
     _load_methods(method_file)
     _load_tasks(task_file)
     spec = _spec(
         model=model, methods=methods, tasks=tasks, data_dir=data_dir, limit=limit, max_length=max_length,
         device=device, dtype=dtype, seed=seed, question=question, parts=parts, ledger=ledger, noise_floor=noise_floor,
     )  # fmt: skip
-    planned = plan(spec)
-    folder = output or Path("results") / f"{_slug(model)}-{spec.run_hash()[:8]}"
-    interrupted = False
+    _execute(spec, output or Path("results") / f"{_slug(model)}-{spec.run_hash()[:8]}")
+
+
+@app.command("resume")
+def resume_command(
+    folder: Annotated[Path, typer.Argument(help="results folder of a run that stopped, or is to be extended")],
+    samples: Annotated[int | None, typer.Option(help="samples a task, if not as many as before")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+    model: Annotated[str | None, typer.Option(help="where the model lies; paths are not recorded")] = None,
+    method_file: MethodFiles = None,
+    task_file: TaskFiles = None,
+) -> None:
+    """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
+    from harness.store import load_manifest
+
+    _load_methods(method_file)
+    _load_tasks(task_file)
+    asked = load_manifest(folder).spec | {"data_dir": data_dir}
+    asked |= {"model": model} if model else {}
+    asked |= {"limit": samples} if samples else {}
+    _execute(_spec(**asked), folder)
+
+
+def _execute(spec: Any, folder: Path) -> None:
+    from harness.report.render import render
+    from harness.runner import plan, run
+
+    planned, interrupted = plan(spec), False
     try:
         run(planned, folder, _progress())
     except KeyboardInterrupt:
         interrupted = True
-    _say((folder / "table.md").read_text() if (paths := render(folder)) else "nothing recorded")
+    paths = render(folder)
+    _say((folder / "table.md").read_text(encoding="utf-8"))
     for path in paths:
         _say(f"wrote {path}")
     if interrupted:
-        _complain(f"interrupted; {folder} is marked incomplete; the same command resumes it")
+        _complain(f"interrupted; {folder} is marked incomplete; 'harness resume {folder}' goes on")
         raise typer.Exit(INTERRUPTED)
 
 

@@ -96,7 +96,7 @@ class Engine:
 
         The first `next` is the prefill (TTFT), each later one a decode step (TPOT).
         """
-        logits, position = self._read(method, request)
+        logits, position = self.read(method, request)
         for count in range(1, request.max_new_tokens + 1):
             token = _greedy(logits, request.stop_ids if count <= request.min_new_tokens else frozenset())
             token_id = int(token)
@@ -106,7 +106,7 @@ class Engine:
             logits = self.forward(method, token, Step("decode", position, 1))
             position += 1
 
-    def _read(self, method: Method, request: Request) -> tuple[Tensor, int]:
+    def read(self, method: Method, request: Request) -> tuple[Tensor, int]:
         """Takes in prompt and question; returns the last row's logits and the next token's position."""
         late = request.late_tokens(method)
         context, question = request.prompt.tensor_split([len(request.prompt) - late])

@@ -1,7 +1,7 @@
 """Effects of one method against another, from paired values: estimate, interval, p and what could have been seen.
 
-Everything is paired: the same sample, answered by both methods, a moment apart. Pairing takes out what the two share,
-which is most of the spread: how hard a sample is, how long its prompt is, how busy the machine was.
+Everything is paired: the same sample, answered by both methods, a moment apart. That takes out what the two share, most
+of the spread: how hard a sample is, how long its prompt is, how busy the machine was.
 
 **Scores** are averaged, so their effect is a mean of differences. Its interval is a bootstrap; which one was chosen by
 simulated coverage (docs/statistics.md): BCa (Efron 1987) covers less than plain percentiles where few answers differ,
@@ -11,8 +11,7 @@ so percentiles it is, widened for small samples, and Student's t where there are
 ratio of 20 (a run that the machine interrupted) does not outweigh twenty of 1. The order within pairs changes from pair
 to pair, so a steady drift gives to some what it takes from others. The effect is a trimmed mean: of 20 pairs or more,
 the fifth at each end (of 10 or more, the tenth; of fewer, none) is left out of the mean and, winsorised, kept in the
-interval (Tukey & McLaughlin 1963). On a busy machine a run in ten is interrupted; means, and rank statistics below 20
-pairs, then need several times as many pairs to see the same, and medians need half as many again on a quiet one.
+interval (Tukey & McLaughlin 1963).
 
 Where values come in clusters (samples that share a context), clusters are resampled, flipped or trimmed, not samples.
 Several tasks are strata: each counts the same, and each is resampled on its own.
@@ -24,7 +23,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -39,7 +38,7 @@ SPEED_ALPHA = 0.01
 POWER = 0.8
 RESAMPLES = 2000
 
-# Below this many units a bootstrap is narrower than what it does not know; see docs/statistics.md.
+# Below this many units a bootstrap is too narrow.
 _FEWEST_TO_RESAMPLE = 20
 # Sign flips are enumerated up to 2^13, drawn up to 500 units, and normal beyond, where that is the same.
 _ENUMERATED, _DRAWN, _FLIPS = 13, 500, 9999
@@ -147,11 +146,10 @@ def pairs(values: ArrayLike, units: ArrayLike | None = None, label: str = "") ->
 def score_effect(tasks: Sequence[Pairs], confidence: float = 1 - ALPHA, seed: int = 0) -> Effect:
     """Mean difference of scores, every task counting the same.
 
-    The interval is that of Student where there are fewer than 20 units, else a percentile bootstrap over units whose
-    percentiles are moved outwards as t is wider than the normal (Hesterberg 2015, "expanded percentile"). Where no
-    unit differs from the others, resampling would claim certainty; the interval is then all means that are possible
-    when at most 1 - alpha^(1/n) of units differ (exact; about 3/n: Hanley & Lippman-Hand 1983). Among several tasks
-    one like that adds this much to the interval of the whole.
+    The interval is Student's below 20 units, else a bootstrap over units with percentiles moved outwards as t is wider
+    than the normal (Hesterberg 2015, "expanded percentile"). Where no unit differs from the others, resampling would
+    claim certainty; the interval is then all means that are possible when at most 1 - alpha^(1/n) of units differ
+    (exact; about 3/n: Hanley & Lippman-Hand 1983). One such task among several adds this to the interval of the whole.
 
     p is McNemar's (1947) in its exact form for right-or-wrong answers of one task without clusters, else of a
     permutation test that flips the signs of whole units (Fisher 1935), of which McNemar's is a special case.
@@ -197,7 +195,7 @@ def speed_effect(tasks: Sequence[Pairs], confidence: float = 1 - ALPHA) -> Effec
         tasks: logs of (time of the reference / time of the method).
         confidence: of the interval.
     """
-    parts = [_trimmed(task.medians) for task in tasks]
+    parts = [trimmed_mean(task.medians) for task in tasks]
     found = _blank(tasks, [mean for mean, _, _ in parts])
     variances = np.array([se**2 for _, se, _ in parts])
     if _too_few(tasks) or not np.all(variances > 0):
@@ -239,6 +237,19 @@ def sign_flip(values: Floats, seed: int = 0) -> float:
         return float(np.mean(np.abs(_all_signs(size) @ moved) >= least))
     signs = np.random.default_rng(seed).integers(0, 2, (_FLIPS, size), dtype=np.int8) * 2.0 - 1
     return float((1 + (np.abs(signs @ moved) >= least).sum()) / (1 + _FLIPS))
+
+
+def trimmed_mean(values: Floats) -> tuple[float, float, float]:
+    """Trimmed mean of [n] values, its standard error and degrees of freedom (Tukey & McLaughlin 1963; Yuen 1974)."""
+    number = len(values)
+    if number < 2:
+        return (float(values[0]) if number else math.nan), math.nan, math.nan
+    cut = _cut(number)
+    ordered = np.sort(values)
+    inner = ordered[cut : number - cut]
+    spread = float(np.clip(ordered, inner[0], inner[-1]).std(ddof=1))
+    spread = spread if spread > _EQUAL else 0.0
+    return float(inner.mean()), spread / ((1 - 2 * cut / number) * math.sqrt(number)), float(len(inner) - 1)
 
 
 def holm(p: ArrayLike) -> Floats:
@@ -360,10 +371,8 @@ def _score_interval(tasks: Sequence[Pairs], found: Effect, confidence: float, se
 
 
 def _constant_interval(tasks: Sequence[Pairs], estimate: float, alpha: float) -> tuple[float, float]:
-    """Means that are possible while at most a share `rate` of units, which none of those seen are, differ by up to 1.
-
-    For several tasks the rates trade against each other; the mean rate is largest where the smallest task allows it.
-    """
+    """Means that are possible while a share `rate` of units, of which none was seen, differ by up to 1."""
+    # For several tasks the rates trade against each other; their mean is largest as the smallest task allows.
     rate = _unseen(len(tasks) * min(len(task.counts) for task in tasks), alpha)
     means = [task.mean for task in tasks]
     return estimate - rate * (1 + max(means)), estimate + rate * (1 - min(means))
@@ -380,24 +389,12 @@ def _resample(task: Pairs, seed: int) -> Floats:
     return np.concatenate(parts).astype(float)
 
 
-def _trimmed(values: Floats) -> tuple[float, float, float]:
-    """Trimmed mean, its standard error and degrees of freedom (Tukey & McLaughlin 1963; Yuen 1974)."""
-    number = len(values)
-    if number < 2:
-        return (float(values[0]) if number else math.nan), math.nan, math.nan
-    cut = _cut(number)
-    ordered = np.sort(values)
-    inner = ordered[cut : number - cut]
-    spread = float(np.clip(ordered, inner[0], inner[-1]).std(ddof=1))
-    spread = spread if spread > _EQUAL else 0.0
-    return float(inner.mean()), spread / ((1 - 2 * cut / number) * math.sqrt(number)), float(len(inner) - 1)
-
-
 def _cut(number: int) -> int:
     """Pairs left out at each end. Trimming a fifth of fewer than 20 covers 93 %, so less is trimmed there."""
     return number // 5 if number >= 20 else number // 10
 
 
+@lru_cache(maxsize=_ENUMERATED)
 def _all_signs(size: int) -> Floats:
     bits = (np.arange(2**size)[:, None] >> np.arange(size)) & 1
     return (bits * 2 - 1).astype(float)

@@ -118,7 +118,7 @@ def loglikelihoods(
     found, read, untouched = [], None, False
     for ids in continuations:
         if read is None or (len(ids) > 1 and not untouched):
-            read, untouched = engine._read(method, request), True
+            read, untouched = engine.read(method, request), True
         found.append(_follow(engine, method, *read, ids))
         untouched = untouched and len(ids) == 1
     return found

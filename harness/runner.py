@@ -22,7 +22,7 @@ from harness.progress import Progress
 from harness.provenance import environment, source_hash
 from harness.roofline import ceilings
 from harness.shape import ModelShape
-from harness.spec import RunSpec, cell_hash
+from harness.spec import RunSpec, cell_hash, public_name
 from harness.store import Manifest, RunStore
 from methods.registry import MethodSpec, parse_methods
 from tasks.base import Task, TaskContext
@@ -45,12 +45,12 @@ class Plan:
         """What the store keeps of it."""
         return Manifest(
             run_hash=self.spec.run_hash(),
-            model=self.spec.model,
+            model=public_name(self.spec.model),
             device=resolve_device(self.spec.device).type,
             latency_only=self.spec.model.startswith("random:"),
             methods=[method.label for method in self.methods],
             tasks=[task.label for task in self.tasks],
-            spec=self.spec.identity(),
+            spec=self.spec.identity() | {"limit": self.spec.limit},
         )
 
 
@@ -105,8 +105,10 @@ def run(plan: Plan, folder: Path, progress: Progress) -> None:
 
 def _bench(spec: RunSpec) -> Bench:
     model = load(spec.model, spec.device, spec.dtype)
-    limits = ceilings(model.model.device, model.model.dtype)
-    return Bench(spec, model, Engine(model.model, model.shape), limits, GpuMonitor())
+    device = model.model.device
+    limits = ceilings(device, model.model.dtype)
+    monitor = GpuMonitor(device.index or 0) if device.type == "cuda" else None
+    return Bench(spec, model, Engine(model.model, model.shape), limits, monitor)
 
 
 def _facts(plan: Plan, bench: Bench) -> dict[str, Any]:

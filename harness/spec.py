@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from harness.engine import Engine
 from harness.provenance import source_hash
 from methods.registry import MethodSpec
 from tasks.base import Task
@@ -44,11 +45,18 @@ class RunSpec(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The part that shapes answers, as JSON values."""
-        return self.model_dump(mode="json", exclude={"limit", "data_dir"})
+        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | {"model": public_name(self.model)}
 
     def run_hash(self) -> str:
         """Hash of what the user asked for; equal hashes may share a results folder."""
         return content_hash(self.identity())
+
+
+def public_name(model: str) -> str:
+    """A model's name without the path to it, which may say whose machine this is; the weights' hash identifies it."""
+    kind, colon, path = model.rpartition(":")
+    is_path = Path(path).expanduser().exists() or path.startswith(("/", "~", "."))
+    return f"{kind}{colon}{Path(path).name}" if is_path else model
 
 
 def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, dtype: str, kernel: str) -> str:
@@ -67,6 +75,7 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
             "model": weights_hash,
             "dtype": dtype,
             "kernel": kernel,
+            "engine": source_hash(Engine),
             "device": spec.device,
             "method": [
                 method.label,

@@ -135,7 +135,8 @@ class LmEval(Task):
 
     def _sample(self, name: str, requests: list[Any], tokenizer: Tokenizer) -> Sample:
         kinds = {request.request_type for request in requests}
-        answers = _targets(self.source, requests[0].doc)
+        with _asking(self.label):
+            answers = _targets(self.source, requests[0].doc)
         bare = Sample(name, requests[0].args[0], answers, 1, extra={"task_version": str(self.source.VERSION)})
         if kinds == {"loglikelihood"}:
             prompts = tuple(request.args[0] for request in requests)

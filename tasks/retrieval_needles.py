@@ -25,7 +25,7 @@ CODE_NAMES = (
     "Moonstone", "Nephrite", "Obsidian", "Peridot", "Rhodonite", "Spinel", "Topaz", "Unakite", "Wulfenite", "Zircon",
 )  # fmt: skip
 
-TOKENS_PER_NUMBER = 10
+TOKENS_PER_NUMBER, TOKENS_PER_SENTENCE = 10, 20
 
 _Several = Annotated[int, Field(ge=1, le=len(PLACES))]
 _Spread = Annotated[Share, Field(description="share of the text over which the needles are spread")]
@@ -101,13 +101,16 @@ class MultiValue(DeepSuite):
         place, values = rng.choice(PLACES), _numbers(rng, self.options.values)
         told = [f"One of the secret numbers of {place} is {value}." for value in values]
         needles = dict(zip(told, around(depth, self.options.spread, len(told)), strict=True))
-        ending = f"\n\nThe {len(values)} secret numbers of {place} that are mentioned in the text above are"
+        ending = (
+            f"\n\nThe text above mentions {len(values)} secret numbers of {place}. Here are all of them. "
+            f"One of the secret numbers of {place} is"
+        )
         draft = hidden_draft(tokenizer, target, needles, ending, seeds.text)
         return replace(draft, answers=tuple(values))
 
     def answer_tokens(self) -> int:
-        """All numbers."""
-        return TOKENS_PER_NUMBER * self.options.values
+        """All numbers, each in a sentence like those of the text."""
+        return TOKENS_PER_SENTENCE * self.options.values
 
     def score(self, sample: Sample, prediction: str) -> float:
         """Share of the wanted numbers among the first distinct ones, see `share_of_first`."""
@@ -138,14 +141,16 @@ class MultiQuery(DeepSuite):
         asked = keys[: self.options.asked]
         depths = [*around(depth, self.options.spread, len(asked)), *(rng.random() for _ in keys[len(asked) :])]
         needles = {secret(key, value): at for key, value, at in zip(keys, values, depths, strict=True)}
-        verb = "numbers of {} that are mentioned in the text above are" if len(asked) > 1 else "number of {} is"
-        ending = f"\n\nThe secret {verb.format(listed(asked))}"
+        ending = (
+            f"\n\nThe text above mentions the secret numbers of {listed(asked)}. Here they are again. "
+            f"The secret number of {asked[0]} is"
+        )
         draft = hidden_draft(tokenizer, target, needles, ending, seeds.text)
         return replace(draft, answers=tuple(values[: len(asked)]), places=draft.places[: len(asked)])
 
     def answer_tokens(self) -> int:
-        """A number, and a name should the model repeat it, for each place."""
-        return 2 * TOKENS_PER_NUMBER * self.options.asked
+        """All numbers, each in a sentence like those of the text."""
+        return TOKENS_PER_SENTENCE * self.options.asked
 
     def score(self, sample: Sample, prediction: str) -> float:
         """Share of the wanted numbers among the first distinct ones, see `share_of_first`."""
@@ -183,8 +188,8 @@ class Tracking(DeepSuite):
         return replace(draft, answers=tuple(names[:size]), places=draft.places[:size])
 
     def answer_tokens(self) -> int:
-        """All names."""
-        return TOKENS_PER_NUMBER * (self.options.hops + 1)
+        """All names, each in a sentence like those of the text."""
+        return TOKENS_PER_SENTENCE * (self.options.hops + 1)
 
     def score(self, sample: Sample, prediction: str) -> float:
         """Share of the wanted names among the first distinct code names, see `share_of_first`."""

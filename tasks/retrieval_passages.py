@@ -59,7 +59,7 @@ def label(index: int) -> str:
 
 def question(excerpt: str) -> str:
     """The end of the prompt."""
-    return f'\n\nThe sentence "{excerpt}" is in the passage with the number'
+    return f'\n\nThe sentence "{excerpt}" is in Passage'
 
 
 def _excerpt(tokenizer: Tokenizer, text: str, depth: float) -> str:

@@ -41,7 +41,7 @@ class WordSuite(Suite):
 
     def draft(self, tokenizer: Tokenizer, target: int, depth: float, seeds: Seeds) -> Draft:
         """The list, cut to the length, and the question; the answers are counted after the cut."""
-        ending = f"\n\nThe {self.options.asked} words that occur most often in the list above are"
+        ending = f"\n\nThe {self.options.asked} words that occur most often in the list above:\n1."
         room = target - len(tokenizer.encode(self.opening + ending))
         listed = _cut(tokenizer, self._shuffled(tokenizer, room, seeds), room)
         answers = _most_frequent(listed, self.options.asked)

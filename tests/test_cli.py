@@ -34,6 +34,16 @@ COLUMNS = [
 ]
 
 
+def random_model(folder: Path) -> str:
+    """Name of a tiny model with random weights, described in that folder."""
+    config = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"random:{folder / 'config.json'}"
+
+
 def run(*arguments: str) -> int:
     """Exit code of `harness ARGUMENTS`."""
     try:
@@ -72,13 +82,42 @@ def test_the_same_command_again_asks_nothing_and_another_is_refused(
     assert "different run" in capsys.readouterr().err
 
 
+def test_resume_extends_a_run_and_asks_nothing_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert run("run", "--methods", "full", *SMALL, "--limit", "1", "--output", str(folder)) == 0
+    first = (folder / "samples.jsonl").read_text()
+    assert run("resume", str(folder), "--samples", "2") == 0
+    both = (folder / "samples.jsonl").read_text()
+    assert both.startswith(first) and both.count("\n") == 2
+    assert run("resume", str(folder)) == 0
+    assert (folder / "samples.jsonl").read_text() == both
+    assert run("resume", str(tmp_path / "nothing")) == 2
+
+
+def test_every_instrument_can_be_switched_on(tmp_path: Path) -> None:
+    flags = ["--parts", "--ledger", "--noise-floor"]
+    speed = ["--methods", "full,slim", "--tasks", "speed:lengths=256:new_tokens=4:repeats=1"]
+    assert run("run", "--model", random_model(tmp_path), *speed, *flags, "--output", str(tmp_path / "run")) == 0
+    records = harness.load(tmp_path / "run").set_index("method")
+    assert set(records.index) == {"full", "slim", "full#aa"}
+    assert records.score.isna().all() and (records.new_tokens == 4).all() and (records.prompt_tokens == 256).all()
+    for parts, ttft in zip(records.parts_s, records.ttft_s, strict=True):
+        assert {"attention", "feed forward", "project"} <= set(parts) and sum(parts.values()) < 1.1 * ttft + 0.01
+    assert "score" in records.parts_s["slim"] and "score" not in records.parts_s["full"]
+    assert records.ledger["full"]["kv_after_prefill"] > records.ledger["slim"]["kv_steady"]
+    assert records.prefill_flops["slim"] < records.prefill_flops["full"] == records.dense_flops["full"]
+    assert (records.prefill_floor_s > 0).all() and (records.decode_floor_s > 0).all()
+
+
+def test_paths_are_not_recorded(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    model = random_model(tmp_path / "secret")
+    assert run("run", "--methods", "full", "--model", model, *SMALL, "--output", str(tmp_path / "run")) == 0
+    assert all("secret" not in (tmp_path / "run" / name).read_text() for name in ("manifest.json", "samples.jsonl"))
+
+
 def test_random_weights_are_marked_latency_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-    }  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert run("run", "--model", f"random:{tmp_path / 'config.json'}", *SMALL, "--output", str(tmp_path / "run")) == 0
+    assert run("run", "--model", random_model(tmp_path), *SMALL, "--output", str(tmp_path / "run")) == 0
     records = harness.load(tmp_path / "run")
     assert records.score.isna().all() and records.prediction.isna().all() and (records.ttft_s > 0).all()
     assert "latency only" in capsys.readouterr().out
@@ -148,7 +187,7 @@ def test_ctrl_c_leaves_a_valid_folder_that_says_it_is_incomplete(tmp_path: Path)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error.decode()
     assert load_manifest(folder).status == "incomplete" and len(harness.load(folder)) >= 1
-    assert b"resumes" in error and b"Traceback" not in error
+    assert b"harness resume" in error and b"Traceback" not in error
     assert "ncomplete" in (folder / "table.md").read_text()
 
 

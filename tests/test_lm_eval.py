@@ -166,6 +166,17 @@ def test_choices_are_rated_the_same_from_both_sides(folder: Path, model: str, lo
     assert totals["full"] != totals[SLIM]
 
 
+def test_choices_run_through_the_runner_give_lm_evals_scores(folder: Path, model: str, tmp_path: Path) -> None:
+    asked = ["--methods", SLIM, "--tasks", f"lm_eval/tiny_mc:include={folder}", "--model", model, "--device", "cpu"]
+    assert run("run", *asked, "--output", str(tmp_path / "r")) == 0
+    records = harness.load(tmp_path / "r").sort_values("sample")
+    other = theirs(folder, "tiny_mc", harness_model(model=model, method=SLIM, device="cpu"))
+    assert list(records.score) == [one["acc"] for one in other]
+    for prediction, one in zip(records.prediction, other, strict=True):
+        best = max(range(3), key=lambda index: one["filtered_resps"][index][0])
+        assert prediction.strip() == list(KEEPERS.values())[best]
+
+
 def stock_lm(loaded: LoadedModel) -> Any:
     """The stock model behind lm-eval's own base class, which encodes and divides."""
 
@@ -323,7 +334,12 @@ def test_single_tokens_share_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_prompt_and_continuation_are_divided_as_lm_eval_divides_them(loaded: LoadedModel) -> None:
     stock = stock_lm(loaded)
-    for prompt, continuation in [("One two", " three"), ("One two ", "three"), ("One\n\n", "two three"), ("Zy", "gomorphic")]:
+    for prompt, continuation in [
+        ("One two", " three"),
+        ("One two ", "three"),
+        ("One\n\n", "two three"),
+        ("Zy", "gomorphic"),
+    ]:
         pair = encode_pair(Sample("1", prompt, (), 1), continuation, loaded.tokenizer, None, 4096)
         assert pair == stock._encode_pair(prompt, continuation)
     first, rest = encode_pair(Sample("1", "", (), 1), "three", loaded.tokenizer, None, 4096)

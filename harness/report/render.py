@@ -9,8 +9,8 @@ import pandas as pd
 from harness.noise import TWIN, noise_floor
 from harness.report import plots, tables
 from harness.report.summary import ordered, summarise
-from harness.report.tables import Comparison
-from harness.stats import MEASURES, compare, leaders, verdicts
+from harness.report.tables import MARKED, Comparison
+from harness.stats import compare, leaders, verdicts
 from harness.store import Manifest, load, load_manifest
 
 
@@ -24,7 +24,7 @@ def render(run: Path | str) -> list[Path]:
         InputError: the folder is not a run, or is corrupt.
     """
     folder, manifest, records = Path(run), load_manifest(run), load(run)
-    summary, comparison = summarise(records, manifest.methods, manifest.tasks), _compared(manifest, records)
+    summary, comparison = summarise(records, manifest.methods, manifest.tasks), compared(manifest, records)
     names = ("summary.csv", "comparison.csv", "table.md", "accuracy_ttft.png")
     csv, other_csv, table, plot = (folder / name for name in names)
     summary.to_csv(csv, index=False, lineterminator="\n")
@@ -35,8 +35,9 @@ def render(run: Path | str) -> list[Path]:
     return [csv, other_csv, table, *([plot] if drawn else [])]
 
 
-def _compared(manifest: Manifest, records: pd.DataFrame) -> Comparison:
+def compared(manifest: Manifest, records: pd.DataFrame) -> Comparison:
+    """All that `comparison.csv` and the table say about methods against each other."""
     floors = noise_floor(records)
     rows = ordered(verdicts(compare(records), floors), manifest.methods, manifest.tasks)
     contenders = records[records["method"] != TWIN]
-    return Comparison(rows, floors, {measure: leaders(contenders, measure) for measure in MEASURES})
+    return Comparison(rows, floors, {measure: leaders(contenders, measure) for measure in MARKED})

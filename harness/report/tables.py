@@ -14,6 +14,9 @@ from harness.report.summary import BASELINE, overall
 from harness.stats import ALL, MARGIN_POINTS, MARGIN_RATIO, SPEEDS
 from harness.store import Manifest
 
+# Measures of which the table marks the best.
+MARKED = ("score", "ttft", "e2e")
+
 _Row = Mapping[str, Any]
 _Column = tuple[str, bool, Callable[[_Row], str]]
 
@@ -49,11 +52,11 @@ _BOLD = (
 )
 _NO_SPEEDUPS = f"No speed-ups: this run has no `{BASELINE}` to compare with."
 _COMPARED = (
-    "Paired by sample, with 95 % intervals. p: exact McNemar or sign-flip test, adjusted over methods x tasks (Holm). "
-    "A verdict is *better* or *worse* at 5 % (times at 1 %) after that adjustment; *no difference*: the whole "
-    f"interval is within {MARGIN_POINTS:.0f} points, or {words.excess(MARGIN_RATIO)} of the time, which does not mean "
-    "that there is none; *undecided*: anything else, which does not mean that there is no difference. MDE: the "
-    "smallest effect that this many samples would have shown four times out of five."
+    "Paired by sample, with 95 % intervals. p: exact McNemar or sign-flip test, adjusted over methods x tasks (Holm; "
+    "over methods in rows `all`). A verdict is *better* or *worse* at 5 % (times at 1 %) after that adjustment; *no "
+    f"difference*: the whole interval is within {MARGIN_POINTS:.0f} points, or {(MARGIN_RATIO - 1) * 100:.0f} % of the "
+    "time, which does not mean that there is none; *undecided*: anything else, which does not mean that there is no "
+    "difference. MDE: the smallest effect that this many samples would have shown four times out of five."
 )
 
 
@@ -100,10 +103,14 @@ def _explanation(manifest: Manifest, summary: pd.DataFrame, comparison: Comparis
 
 def _rows(summary: pd.DataFrame, comparison: Comparison) -> list[_Row]:
     """What is known of each row of the summary, and in which measures it leads."""
-    known = comparison.rows.drop(columns=["n", "units"])
-    rows = summary.merge(known, on=["task", "method"], how="left").to_dict("records")
-    leads = comparison.leaders
-    return [{**row, "leads": {name for name in leads if (row["task"], row["method"]) in leads[name]}} for row in rows]
+    rows = _records(summary.merge(comparison.rows.drop(columns=["n", "units"]), on=["task", "method"], how="left"))
+    for row in rows:
+        row["leads"] = {name for name, found in comparison.leaders.items() if (row["task"], row["method"]) in found}
+    return list(rows)
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _all_tasks(summary: pd.DataFrame, comparison: Comparison, measures: list[_Column]) -> Iterable[str]:
@@ -124,12 +131,12 @@ def _compared(manifest: Manifest, comparison: Comparison) -> Iterable[str]:
     yield f"## Compared with `{BASELINE}`"
     yield _COMPARED
     if not comparison.floors.empty:
-        yield _noise(comparison.floors.iloc[-1].to_dict())
+        yield _noise(_records(comparison.floors)[-1])
     several = comparison.rows["task"].nunique() > 2
     rows = comparison.rows if several else comparison.rows[comparison.rows["task"] != ALL]
     scores = [] if manifest.latency_only else _SCORE_EFFECTS
     columns = [_TASK, _METHOD, ("pairs", True, lambda row: str(row["n"])), *scores, *map(_speed_verdict, SPEEDS)]
-    yield _table([{str(name): value for name, value in row.items()} for row in rows.to_dict("records")], columns)
+    yield _table(_records(rows), columns)
 
 
 def _noise(whole: _Row) -> str:
