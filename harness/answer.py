@@ -139,7 +139,7 @@ def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dic
         "prompt_tokens": len(request.prompt),
         "context_tokens": len(request.prompt) - request.late_tokens(method),
         "question": bench.spec.question,
-        "extra": dict(prompt.sample.extra),
+        "extra": dict(prompt.sample.extra) | {"kept_spans": measured.spans},
     }
     tokens = {
         "new_tokens": len(measured.tokens),

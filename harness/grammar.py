@@ -9,6 +9,7 @@ A slash in a name goes into a group; a slash in a value separates the values of 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import InputError
@@ -25,6 +26,15 @@ class Item(NamedTuple):
         """The item in the grammar again, options in the order they were given."""
         head = self.name if self.member is None else f"{self.name}/{self.member}"
         return ":".join([head, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+def without_paths(text: str) -> str:
+    """Items in the grammar, absolute paths among the option values cut to their last name: safe to record."""
+    return ",".join(str(item._replace(options=_names(item.options))) for item in parse_items(text))
+
+
+def _names(options: dict[str, str]) -> dict[str, str]:
+    return {key: Path(value).name if value.startswith(("/", "~")) else value for key, value in options.items()}
 
 
 def parse_items(text: str) -> list[Item]:

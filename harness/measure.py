@@ -19,6 +19,7 @@ import torch
 
 from harness.engine import Engine, Request, Work
 from harness.parts import Parts
+from harness.spans import Ranges, kept_spans
 from methods.base import Method
 
 
@@ -32,6 +33,7 @@ class Measured:
         token_s: seconds between consecutive new tokens.
         peak_memory_bytes: see `PeakMemory`.
         kept: prompt tokens a layer whose keys and values were there after the prefill.
+        spans: which tokens those were, see `harness.spans`.
         work: rows a layer that the prefill computed.
         decode_bytes: bytes of keys, values and method data that a decode step reads, after the first token.
         parts_s: seconds of each part of TTFT, if they were asked for.
@@ -43,6 +45,7 @@ class Measured:
     token_s: list[float]
     peak_memory_bytes: int | None
     kept: list[int]
+    spans: list[Ranges | None] | None
     work: Work
     decode_bytes: int
     parts_s: dict[str, float] | None
@@ -66,13 +69,14 @@ def measure(engine: Engine, method: Method, request: Request, *, parts: bool = F
     # What the method did in its prefill is read between two tokens, with the clock stopped.
     parts_s = stopwatch.stop() if stopwatch is not None else None
     kept, work, decode_bytes = method.tokens_kept(), engine.work, method.decode_bytes()
+    spans = kept_spans([cache.positions for cache in method.cache], method.prompt_len)
     pause = time.perf_counter() - clocks[0]
     for token in stream:
         tokens.append(token)
         clocks.append(time.perf_counter() - pause)
     gaps = [after - before for before, after in pairwise(clocks)]
     ttft, e2e = clocks[0] - start, clocks[-1] - start
-    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, work, decode_bytes, parts_s)
+    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, spans, work, decode_bytes, parts_s)
 
 
 def synchronize(device: torch.device) -> None:

@@ -63,13 +63,25 @@ def plan(spec: RunSpec) -> Plan:
     resolve_device(spec.device)
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
-    # Groups may overlap; each task is asked once.
-    tasks = list({task.label: task for task in build_tasks(spec.tasks, context)}.values())
+    tasks = _distinct(build_tasks(spec.tasks, context))
     shape = describe(spec.model)
     for method in methods:
         method.check(shape)
     _check_lengths(spec, tasks, shape)
     return Plan(spec, shape, methods, tasks)
+
+
+def _distinct(tasks: Sequence[Task]) -> list[Task]:
+    """Each task once, since groups may overlap.
+
+    Raises:
+        InputError: two different tasks have one label.
+    """
+    by_label: dict[str, Task] = {}
+    for task in tasks:
+        if by_label.setdefault(task.label, task).fingerprint() != task.fingerprint():
+            raise InputError(f"two different tasks are called {task.label!r}; rename one of the files")
+    return list(by_label.values())
 
 
 def _methods(spec: RunSpec) -> list[MethodSpec]:

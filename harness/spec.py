@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from harness.engine import Engine
+from harness.grammar import without_paths
 from harness.provenance import source_hash
 from methods.registry import MethodSpec
 from tasks.base import Task
@@ -45,7 +46,8 @@ class RunSpec(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The part that shapes answers, as JSON values."""
-        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | {"model": public_name(self.model)}
+        public = {"model": public_name(self.model), "tasks": without_paths(self.tasks)}
+        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | public
 
     def run_hash(self) -> str:
         """Hash of what the user asked for; equal hashes may share a results folder."""
@@ -83,7 +85,7 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
                 method.options.model_dump(mode="json"),
                 source_hash(method.kind),
             ],
-            "task": [task.label, task.options.model_dump(mode="json"), source_hash(type(task))],
+            "task": [task.label, task.options.model_dump(mode="json"), source_hash(type(task)), task.fingerprint()],
             "max_length": spec.max_length,
             "question": spec.question,
             "seed": spec.seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.grammar import parse_items
+from harness.grammar import parse_items, without_paths
 from harness.registry import Registry
 from tasks.base import Task, TaskContext
 
@@ -15,4 +15,7 @@ def build_tasks(text: str, context: TaskContext) -> list[Task]:
     Raises:
         InputError: an unknown task, member or option, or missing data.
     """
-    return [task for item in parse_items(text) for task in TASKS.get(item.name).expand(item, context)]
+    tasks = [task for item in parse_items(text) for task in TASKS.get(item.name).expand(item, context)]
+    for task in tasks:
+        task.label = without_paths(task.label)
+    return tasks
