@@ -113,14 +113,23 @@ class Task:
 
     @classmethod
     def expand(cls, item: Item, context: TaskContext) -> Sequence[Task]:
-        """The tasks that `item` stands for.
+        """The tasks that `item` stands for; one a length, since means and ratios over different lengths say little.
 
         Raises:
             InputError: an unknown member or option, or data that is not there. Called before any model loads.
         """
         if item.member is not None:
             raise InputError(f"task {cls.name!r} has no members, so {str(item)!r} means nothing")
-        return [cls(str(item), cls.Options.read(f"task {cls.name}", item.options), context)]
+        parts = cls.by_length(item)
+        return [cls(str(part), cls.Options.read(f"task {cls.name}", part.options), context) for part in parts]
+
+    @classmethod
+    def by_length(cls, item: Item) -> list[Item]:
+        """The item once for each of its `lengths`, where it has that option."""
+        lengths = getattr(cls.Options.read(f"task {item.name}", item.options), "lengths", ())
+        if len(lengths) < 2:
+            return [item]
+        return [item._replace(options=item.options | {"lengths": str(length)}) for length in lengths]
 
     @classmethod
     def members(cls, context: TaskContext) -> list[str]:

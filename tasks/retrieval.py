@@ -35,16 +35,17 @@ class Retrieval(Task):
 
     @classmethod
     def expand(cls, item: Item, context: TaskContext) -> Sequence[Task]:
-        """One suite, or all of them.
+        """One suite, or all of them; one task a length.
 
         Raises:
             InputError: an unknown member, or an option that it, or none of the group, knows.
         """
         if item.member is not None:
-            return [_build(cls.of_member(item.member), item.options, context)]
+            return _build(cls.of_member(item.member), item.options, context)
         options: type[OptionSet] = cls.Options
         options.read("task retrieval", item.options)
-        return [_build(suite, _known(suite, item.options), context) for suite in SUITES.values()]
+        suites = SUITES.values()
+        return [task for suite in suites for task in _build(suite, _known(suite, item.options), context)]
 
     @classmethod
     def members(cls, context: TaskContext) -> list[str]:
@@ -67,7 +68,8 @@ def _known(suite: type[Suite], options: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in options.items() if key in suite.Options.model_fields}
 
 
-def _build(suite: type[Suite], options: dict[str, str], context: TaskContext) -> Suite:
-    label = str(Item("retrieval", suite.member, options))
-    read = suite.Options.read(f"task retrieval/{suite.member}", options)
-    return suite(label, read, context)
+def _build(suite: type[Suite], options: dict[str, str], context: TaskContext) -> list[Task]:
+    name = f"task retrieval/{suite.member}"
+    suite.Options.read(name, options)
+    parts = suite.by_length(Item("retrieval", suite.member, options))
+    return [suite(str(part), suite.Options.read(name, part.options), context) for part in parts]

@@ -62,3 +62,13 @@ def test_the_first_number_counts(tokenizer: Tokenizer, answer: str, score: float
 def test_bad_options_are_refused(text: str) -> None:
     with pytest.raises(InputError):
         build_tasks(text, TaskContext())
+
+
+def test_every_length_is_a_task_of_its_own() -> None:
+    labels = [
+        task.label for task in build_tasks("needle:lengths=512/1024,speed:lengths=64/128,retrieval", TaskContext())
+    ]
+    assert labels[:4] == ["needle:lengths=512", "needle:lengths=1024", "speed:lengths=64", "speed:lengths=128"]
+    (only,) = build_tasks("retrieval/multikey:lengths=512", TaskContext())
+    assert only.label == "retrieval/multikey:lengths=512"
+    assert len(build_tasks("retrieval/multikey:lengths=512/1024", TaskContext())) == 2
