@@ -46,10 +46,12 @@ def perfect(sample: Sample) -> str:
 # --- every suite ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("length", [512, 3000])
 @pytest.mark.parametrize("member", SUITES)
-def test_lengths_are_exact_and_needles_are_where_they_are_said_to_be(tokenizer: Tokenizer, member: str) -> None:
-    task = suite(f"{member}:lengths=512/3000:repeats=2")
-    for sample in task.samples(tokenizer):
+def test_lengths_are_exact_and_needles_are_where_they_are_said_to_be(
+    tokenizer: Tokenizer, member: str, length: int
+) -> None:
+    for sample in suite(f"{member}:lengths={length}:repeats=2").samples(tokenizer):
         count = len(tokenizer.encode(sample.prompt))
         assert abs(count - sample.extra["length"]) <= sample.extra["length"] / 100
         assert sample.prompt.endswith(sample.question) and not sample.chat and sample.max_new_tokens > 0
@@ -180,9 +182,10 @@ def test_only_as_many_answers_as_are_wanted_are_read() -> None:
 # --- words, passages, code ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("length", [512, 8000])
 @pytest.mark.parametrize("member", ["common-words", "frequent-words"])
-def test_the_most_frequent_words_are_the_answers(tokenizer: Tokenizer, member: str) -> None:
-    for sample in suite(f"{member}:lengths=512/8000:repeats=2").samples(tokenizer):
+def test_the_most_frequent_words_are_the_answers(tokenizer: Tokenizer, member: str, length: int) -> None:
+    for sample in suite(f"{member}:lengths={length}:repeats=2").samples(tokenizer):
         words = sample.prompt.removesuffix(sample.question).partition("\n\n")[2].split()
         assert len(words) == sample.extra["words"]
         ranked = Counter(words).most_common(len(sample.answers) + 1)
