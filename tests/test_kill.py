@@ -1,6 +1,6 @@
 """`kill -9` at random moments: the run, resumed by the same command, ends as if nothing had happened.
 
-HARNESS_KILLS=30 kills thirty times instead of six; HARNESS_KILL_SEED draws other moments.
+HARNESS_KILLS=30 kills thirty times instead of three; HARNESS_KILL_SEED draws other moments.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 from harness.store import SAMPLES, load_manifest
 from tests.test_cli import _has_records
 
-KILLS = int(os.environ.get("HARNESS_KILLS", "6"))
+KILLS = int(os.environ.get("HARNESS_KILLS", "3"))
 SEED = int(os.environ.get("HARNESS_KILL_SEED", "0"))
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "run", "--methods", "full,slim,lazyllm"]
 CLOCKS = {"device_state", "peak_memory_bytes"}
