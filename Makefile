@@ -22,7 +22,10 @@ DATA_FLAGS = $(if $(LONGBENCH_DIR),--data-dir $(LONGBENCH_DIR))
 # this variable forbids it, which would make every start slow.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: run test lint check-format clean
+BASELINE ?= results/baselines/cpu-smollm2.json
+CHECK_RUN = $(BIN)/harness run --methods full,slim,lazyllm --tasks needle:lengths=512/1024 --device cpu --dtype float32
+
+.PHONY: run test lint check check-small check-format clean
 .DELETE_ON_ERROR:
 
 run: .venv/.ready
@@ -32,6 +35,18 @@ run: .venv/.ready
 # One thread a worker: two test processes share the cores instead of fighting for them.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# Did accuracy or speed get worse than the recorded baseline? docs/ci.md says what is gated.
+check: .venv/.ready
+	rm -rf results/check
+	$(CHECK_RUN) --output results/check
+	$(BIN)/harness check results/check --baseline $(BASELINE) --speed ratio:10%
+
+# The first samples of the same set.
+check-small: .venv/.ready
+	rm -rf results/check-small
+	$(CHECK_RUN) --limit 5 --output results/check-small
+	$(BIN)/harness check results/check-small --baseline $(BASELINE) --speed ratio:25%
 
 lint: .venv/.ready
 	$(BIN)/ruff check

@@ -191,6 +191,70 @@ def export_command(
     _say(f"wrote {export(run, parquet=parquet, csv=csv)}")
 
 
+@app.command("report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="results folders of runs")],
+    out: Annotated[Path | None, typer.Option(help="folder to write to; RUN/report if none is named")] = None,
+) -> None:
+    """Write the tables, the plots and one HTML page of recorded runs."""
+    from harness.report.build import report
+
+    for path in report(runs, out):
+        _say(f"wrote {path}")
+
+
+@app.command("baseline")
+def baseline_command(
+    run: Annotated[Path, typer.Argument(help="results folder of a complete run")],
+    name: Annotated[str, typer.Option(help="of the baseline; the file is DIR/NAME.json")],
+    directory: Annotated[Path, typer.Option("--dir", help="folder of the file")] = Path("results/baselines"),
+) -> None:
+    """Write what 'harness check' needs to know of a run into a small file that can be reviewed."""
+    from harness.baseline import write_baseline
+
+    _say(f"wrote {write_baseline(run, name, directory)}")
+
+
+@app.command("check")
+def check_command(
+    run: Annotated[Path, typer.Argument(help="results folder of a complete run")],
+    baseline: Annotated[Path, typer.Option(help="file that 'harness baseline' wrote")],
+    accuracy: Annotated[
+        str, typer.Option(help="points a score may fall: mean:2pt in each task, median:2pt over a method's tasks")
+    ] = "mean:2pt",
+    speed: Annotated[str, typer.Option(help="how much longer beside full attention a method may take")] = "ratio:5%",
+    same_device: Annotated[bool, typer.Option(help="also compare seconds; on the same kind of machine alone")] = False,
+    undecided: Annotated[str, typer.Option(help="fail or pass where there are too few samples to tell")] = "pass",
+    json_file: Annotated[str | None, typer.Option("--json", help="file to write, or - for standard output")] = None,
+    junit: Annotated[Path | None, typer.Option(help="JUnit XML to write")] = None,
+) -> None:
+    """Compare a run with a baseline: exit code 0 within bounds, 1 on a regression, 2 if they cannot be compared."""
+    from harness.baseline import digest_run, read_baseline
+    from harness.bounds import parse_bounds, parse_undecided
+    from harness.check import check
+    from harness.gate_output import as_json, write_outputs
+
+    bounds, choice = parse_bounds(accuracy, speed, same_device), parse_undecided(undecided)
+    report = check(read_baseline(baseline), digest_run(run), bounds)
+    to_stdout = json_file == "-"
+    write_outputs(report, choice, Path(json_file) if json_file and not to_stdout else None, junit)
+    _say(as_json(report, choice).rstrip() if to_stdout else "\n".join(report.lines(choice)))
+    if report.exit_code(choice):
+        raise typer.Exit(1)
+
+
+@app.command("compare")
+def compare_command(
+    run_a: Annotated[Path, typer.Argument(help="results folder of the run to compare with")],
+    run_b: Annotated[Path, typer.Argument(help="results folder of the other run")],
+    across_devices: Annotated[bool, typer.Option(help="compare speeds although the devices differ")] = False,
+) -> None:
+    """Say what changed between two runs: circumstances, accuracy and speed paired by sample, single answers."""
+    from harness.compare import compare_runs, to_markdown
+
+    _say(to_markdown(compare_runs(run_a, run_b, across_devices=across_devices)))
+
+
 @app.command("env")
 def env_command(
     measure: Annotated[bool, typer.Option(help="measure the ceilings now; on an idle machine, some seconds")] = False,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor  # reports read spans without it
 
 MOST_RANGES = 4096
 """A record with more ranges would weigh more than the rest of the run; it says nothing instead."""
@@ -35,13 +38,9 @@ def kept_spans(positions: Sequence[Tensor], prompt_len: int) -> list[Ranges | No
 
 def ranges(positions: Tensor) -> Ranges:
     """Runs of consecutive numbers: [n] int64 -> [[start, end), ...]."""
-    values = positions.sort().values.cpu()
-    if not len(values):
-        return []
-    borders = (values[1:] != values[:-1] + 1).nonzero().squeeze(1) + 1
-    starts = values[torch.cat((torch.zeros(1, dtype=torch.int64), borders))]
-    ends = values[torch.cat((borders - 1, torch.tensor([len(values) - 1])))] + 1
-    return [[int(start), int(end)] for start, end in zip(starts, ends, strict=True)]
+    values = np.sort(positions.cpu().numpy())
+    runs = np.split(values, np.flatnonzero(np.diff(values) != 1) + 1)
+    return [[int(run[0]), int(run[-1]) + 1] for run in runs if len(run)]
 
 
 def every_layer(spans: Sequence[Ranges | None]) -> list[Ranges]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -23,11 +23,14 @@ MARKERS = "osD^vPX"
 
 
 class Point(NamedTuple):
-    """One method in the plot: TTFT in seconds, score in percent, and what is written beside it."""
+    """One method in the plot: TTFT in seconds, score in percent, what is written beside it, ends of intervals."""
 
     x: float
     y: float
     label: str
+    method: str = ""
+    xs: tuple[float, float] = (math.nan, math.nan)
+    ys: tuple[float, float] = (math.nan, math.nan)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -58,36 +61,62 @@ def accuracy_ttft(manifest: Manifest, summary: pd.DataFrame, path: Path) -> bool
     Returns:
         Whether there was a method with both a score and a time, so that a file was written.
     """
-    summary = shared(summary)
-    points, missing = _points(overall(summary))
-    if not points:
+    figure = accuracy_ttft_figure(manifest, summary)
+    if figure is None:
         return False
-    figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _draw(axes, points)
-    _explain(figure, axes, manifest, summary, missing)
-    _write_labels(figure, axes, points)
     figure.savefig(path, metadata={"Software": None})
     return True
 
 
+def accuracy_ttft_figure(
+    manifest: Manifest, summary: pd.DataFrame, effects: Mapping[str, Mapping[str, Any]] | None = None
+) -> Figure | None:
+    """The same as a figure; None where no method has both a score and a time.
+
+    Args:
+        manifest: what the run is.
+        summary: `harness.report.summary.summarise` of its records.
+        effects: method -> its row `all` of `harness.stats.compare`; draws the paired intervals against full attention.
+    """
+    summary = shared(summary)
+    points, missing = _points(overall(summary))
+    if not points:
+        return None
+    figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = [with_interval(point, (effects or {}).get(point.method, {})) for point in points]
+    _draw(axes, points)
+    _explain(figure, axes, manifest, summary, missing)
+    _write_labels(figure, axes, points)
+    return figure
+
+
+def with_interval(point: Point, effect: Mapping[str, Any]) -> Point:
+    """The point with the ends of its paired intervals: how far from full attention's it may lie, moved to the point."""
+    low, high, ratio = (float(effect.get(f"ttft_{name}", math.nan)) for name in ("low", "high", "ratio"))
+    down, up, middle = (float(effect.get(f"score_{name}", math.nan)) for name in ("low", "high", "difference"))
+    xs = (point.x * ratio / high, point.x * ratio / low)
+    ys = (point.y + down - middle, point.y + up - middle)
+    return point._replace(xs=xs, ys=ys)
+
+
 def _points(whole: pd.DataFrame) -> tuple[list[Point], list[str]]:
     """What can be drawn, and the methods that lack a score or a time."""
-    names = _short_names(list(whole["method"]))
+    names = short_names(list(whole["method"]))
     points, missing = [], []
     for row, name in zip(whole.to_dict("records"), names, strict=True):
         values = float(row["ttft_s"]), float(row["score"])
         known = row["method"] != BASELINE and not pd.isna(row["ttft_speedup"])
         speedup = f" {words.times(row['ttft_speedup'])}" if known else ""
         if all(map(math.isfinite, values)):
-            points.append(Point(*values, name + speedup))
+            points.append(Point(*values, name + speedup, str(row["method"])))
         else:
             missing.append(name)
     return points, missing
 
 
-def _short_names(labels: list[str]) -> list[str]:
+def short_names(labels: list[str]) -> list[str]:
     """A method's bare name where only one has it, else its options too, one a line."""
     names = [label.partition(":")[0] for label in labels]
     return [
@@ -99,11 +128,15 @@ def _short_names(labels: list[str]) -> list[str]:
 def _draw(axes: Axes, points: list[Point]) -> None:
     front = [points[index] for index in pareto([(point.x, point.y) for point in points])]
     # Steps, not slopes: between two methods there is nothing that anyone could choose.
-    xs, ys = [point.x for point in front], [point.y for point in front]
-    axes.plot(xs, ys, drawstyle="steps-post", color="#999999", linestyle="--", linewidth=1, zorder=1)
+    front_x, front_y = [point.x for point in front], [point.y for point in front]
+    axes.plot(front_x, front_y, drawstyle="steps-post", color="#999999", linestyle="--", linewidth=1, zorder=1)
     for index, point in enumerate(points):
         colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
         axes.scatter(point.x, point.y, s=55, color=colour, marker=marker, zorder=2)
+        for ends, across in ((point.xs, True), (point.ys, False)):
+            if all(map(math.isfinite, ends)):
+                xs, ys = (ends, (point.y,) * 2) if across else ((point.x,) * 2, ends)
+                axes.plot(xs, ys, color=colour, linewidth=1.2, zorder=1.5)
     axes.margins(0.25)
     axes.set_xlim(left=max(0, axes.get_xlim()[0]))
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
@@ -117,6 +150,7 @@ def _explain(figure: Figure, axes: Axes, manifest: Manifest, summary: pd.DataFra
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     notes = [f"{_count(summary)}; 2.00x: half the time of {BASELINE}; dashed: best score within that time"]
+    notes += ["bars: 95 % interval of the paired difference from it"] if len(axes.lines) > 1 else []
     notes += [words.status(manifest) or ""]
     notes += [f"not shown, no score or no time: {', '.join(missing)}"] if missing else []
     figure.supxlabel("\n".join(note for note in notes if note), fontsize=8, color="#555555")

@@ -88,7 +88,7 @@ def _circumstances(manifest: Manifest) -> Iterable[str]:
     packages = manifest.environments[-1].get("packages", {}) if manifest.environments else {}
     torch = f", torch {packages['torch']}" if packages.get("torch") else ""
     started = f", {manifest.started[:10]}" if manifest.started else ""
-    yield f"Model `{manifest.model}` on {words.device(manifest)}{torch}{started}."
+    yield f"Model `{manifest.model}` on {words.device(manifest)}{torch}{started}. {words.protocol(manifest)}"
     if manifest.latency_only:
         yield "**Random weights, latency only**: the answers mean nothing, so there are no scores."
     if len(manifest.environments) > 1:

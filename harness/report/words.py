@@ -103,3 +103,10 @@ def _digits(value: float) -> str:
         return "0"
     rounded = float(f"{value:.3g}")  # before the digits are counted: 9.996 is 10.0
     return f"{rounded:.{max(0, 3 - len(str(int(rounded))))}f}"
+
+
+def protocol(manifest: Manifest) -> str:
+    """Where the question was, which decides what methods that look at it can do."""
+    if manifest.spec.get("question") == "after":
+        return "The question came after the context, which was pruned without it (`--question after`)."
+    return "The question was part of the pruned prompt (`--question prompt`)."

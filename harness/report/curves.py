@@ -1,0 +1,185 @@
+"""Times and memory against prompt length, where a method starts to win, and where the time to first token goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from harness.report import words
+from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
+from harness.report.recorded import Recorded
+from harness.report.summary import BASELINE
+
+_PANELS = (
+    ("ttft_s", "prefill_floor_s", "time to first token (s)", "ttft"),
+    ("tpot_s", "decode_floor_s", "time per token after it (s)", "tpot"),
+    ("peak_memory_bytes", "", "peak memory (GiB)", ""),
+)
+_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
+
+
+def crossover(lengths: Sequence[float], ratios: Sequence[float]) -> float | None:
+    """The prompt length from which on a method is faster at every longer one that was measured.
+
+    Interpolated between two measured lengths, linearly in both logarithms.
+
+    Args:
+        lengths: ascending.
+        ratios: time of full attention over the method's at those lengths; those that are NaN or not positive are
+            left out.
+
+    Returns:
+        None where it is not faster at the longest length, or is faster at all of them (there is no crossing then).
+    """
+    known = [(x, math.log(ratio)) for x, ratio in zip(lengths, ratios, strict=True) if ratio > 0 and ratio < math.inf]
+    for (x0, y0), (x1, y1) in reversed(list(zip(known, known[1:], strict=False))):
+        if y1 <= 0:
+            return None
+        if y0 <= 0:
+            return float(math.exp(math.log(x0) + (math.log(x1) - math.log(x0)) * -y0 / (y1 - y0)))
+    return None
+
+
+def against_length(run: Recorded) -> Figure | None:
+    """TTFT, TPOT and peak memory over prompt length, log-log, with roofline floors; None below two lengths."""
+    panels = [panel for panel in _PANELS if run.by_length[panel[0]].notna().any()]
+    if len(run.lengths) < 2 or not panels:
+        return None
+    figure = canvas(4.4 * len(panels), 4.4)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw(axes, run, *panel)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    figure.suptitle(f"{run.manifest.model} on {words.device(run.manifest)}", fontsize=11)
+    return figure
+
+
+def _draw(axes: Axes, run: Recorded, column: str, floor: str, title: str, measure: str) -> None:
+    scale = 2.0**30 if column.endswith("bytes") else 1.0
+    for index, (method, name) in enumerate(names_of(run.methods).items()):
+        median, low, high = _quartiles(run, method, column)
+        if median.empty:
+            continue
+        median, low, high = median / scale, low / scale, high / scale
+        bars = np.array([median - low, high - median])
+        style: dict[str, Any] = {
+            "color": colour_of(index),
+            "marker": marker_of(index),
+            "markersize": 5,
+            "linewidth": 1.4,
+        }
+        axes.errorbar(list(median.index), median, bars, label=name, capsize=2, **style)
+        if floor:
+            _draw_floor(axes, run, method, floor, colour_of(index))
+        if measure:
+            _mark_crossover(axes, run, method, measure, colour_of(index))
+    axes.set(xscale="log", yscale="log", xlabel="prompt tokens", title=title)
+    axes.set_xticks(run.lengths, [_tokens(length) for length in run.lengths], fontsize=8)
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    tidy(axes)
+
+
+def _quartiles(run: Recorded, method: str, column: str) -> tuple[pd.Series[float], ...]:
+    rows = run.records[(run.records["method"] == method) & run.records[column].notna()]
+    groups = rows[column].astype(float).groupby(rows["length"])
+    return groups.median(), groups.quantile(0.25), groups.quantile(0.75)
+
+
+def _draw_floor(axes: Axes, run: Recorded, method: str, floor: str, colour: str) -> None:
+    values = run.by_length.xs(method, level="method")[floor].dropna()
+    label = "roofline (dotted, in the method's colour)" if method == run.methods[0] else None
+    if not values.empty:
+        axes.plot(list(values.index), values, color=colour, linestyle=":", linewidth=1.2, label=label)
+
+
+def _mark_crossover(axes: Axes, run: Recorded, method: str, measure: str, colour: str) -> None:
+    """A line where the method starts to win, if at the longest length the paired test says that it does."""
+    effects = [run.effects_by_length.get((str(length), method), {}) for length in run.lengths]
+    if effects[-1].get(f"{measure}_verdict") != "better":
+        return
+    found = crossover(run.lengths, [effect.get(f"{measure}_ratio", math.nan) for effect in effects])
+    if found is not None:
+        axes.axvline(found, color=colour, linestyle="--", linewidth=0.9)
+        text = f" wins from {_tokens(round(found))}"
+        height = 0.02 + 0.22 * (run.methods.index(method) % 4)
+        axes.text(found, height, text, transform=axes.get_xaxis_transform(), color=colour, fontsize=8, rotation=90)
+
+
+def _tokens(count: int) -> str:
+    return f"{count // 1024}k" if count >= 1024 and count % 1024 == 0 else str(count)
+
+
+def parts(run: Recorded) -> Figure | None:
+    """Seconds of the parts of TTFT, stacked, a bar a method, at each length; None where they were not recorded."""
+    known = run.contenders[run.contenders["parts_s"].notna()]
+    if known.empty:
+        return None
+    table = pd.DataFrame(list(known["parts_s"]), index=known.index).fillna(0.0)
+    means = known[["length", "method"]].join(table).groupby(["length", "method"]).mean()
+    lengths = [int(length) for length in dict.fromkeys(means.index.get_level_values("length"))][-4:]
+    figure = canvas(2.6 + 2.6 * len(lengths), 4.2)
+    for axes, length in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
+        _stack(axes, run, means[means.index.get_level_values("length") == length].droplevel("length"))
+        axes.set_title(f"{length} tokens", fontsize=10)
+    figure.axes[0].set_ylabel("seconds of the time to first token")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False, fontsize=8)
+    return figure
+
+
+def _stack(axes: Axes, run: Recorded, table: pd.DataFrame) -> None:
+    table = table.reindex([method for method in run.methods if method in table.index])
+    names = names_of(run.methods)
+    bottom = np.zeros(len(table))
+    for index, part in enumerate(table.columns):
+        heights = table[part].to_numpy(dtype=float)
+        style: dict[str, Any] = {
+            "color": colour_of(index + 1),
+            "hatch": _HATCHES[index % len(_HATCHES)],
+            "edgecolor": "white",
+        }
+        axes.bar(range(len(table)), heights, bottom=bottom, label=str(part), linewidth=0.5, **style)
+        bottom += heights
+    labels = [names[str(method)] for method in table.index]
+    axes.set_xticks(range(len(table)), labels, fontsize=8, rotation=30, ha="right")
+    tidy(axes)
+
+
+def survivors(run: Recorded) -> Figure | None:
+    """Share of the prompt's tokens that each layer keeps, mean over all samples: kept (line) and requested (dots)."""
+    methods = [method for method in run.methods if method != BASELINE]
+    if not methods:
+        return None
+    figure = canvas(7, 4)
+    axes = figure.add_subplot()
+    for method, name in names_of(run.methods).items():
+        if method in methods:
+            kept, asked = (_shares(run, method, column) for column in ("tokens_kept", "tokens_requested"))
+            colour = colour_of(run.methods.index(method))
+            axes.plot(kept, color=colour, label=name, drawstyle="steps-mid", linewidth=1.6)
+            axes.plot(asked, color=colour, linestyle="none", marker=".", markersize=4)
+    axes.set(xlabel="layer", ylabel="share of prompt tokens", ylim=(0, 1.05))
+    axes.set_title("Kept after the prefill (line) and asked for (dots)", fontsize=10)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=8)
+    tidy(axes)
+    return figure
+
+
+def _shares(run: Recorded, method: str, column: str) -> list[float]:
+    rows = run.records[run.records["method"] == method]
+    shares = [np.array(found) / length for found, length in _counts(rows, column)]
+    return [float(value) for value in np.mean(shares, axis=0)]
+
+
+def _counts(rows: pd.DataFrame, column: str) -> Iterator[tuple[list[int], int]]:
+    return zip(rows[column], rows["context_tokens"], strict=True)

@@ -1,0 +1,84 @@
+"""The one self-contained page of a run: summary, tables, plots and a browser of samples; no request leaves it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from harness.report import words
+from harness.report.advice import advice, warnings
+from harness.report.grids import Grid
+from harness.report.recorded import Recorded
+from harness.report.samples import samples, script_json
+
+PAGE_BYTES = 4_500_000
+"""What pictures and samples may take together; tables are small beside them."""
+
+_LEAST_BYTES = 500_000
+
+CAPTIONS = {
+    "accuracy_ttft": "Accuracy against time to first token; dashed: the Pareto front.",
+    "length": "Times and memory against prompt length, medians with quartiles; dotted: roofline.",
+    "parts": "Where the time to first token goes, means over samples.",
+    "needles": "Needles found, by depth and prompt length.",
+    "survival": "Which prompt tokens each layer kept.",
+    "survivors": "How many prompt tokens each layer kept, mean over samples.",
+}
+
+
+def page(run: Recorded, grids: Sequence[Grid], images: Mapping[str, bytes]) -> str:
+    """The whole page.
+
+    Args:
+        run: the run.
+        grids: of `harness.report.sheets.sheets`; the one called `decision` goes to the top.
+        images: name -> SVG.
+    """
+    pictures = {name: _image(name, svg) for name, svg in images.items()}
+    drawn = sum(len(image["source"]) for image in pictures.values())
+    data = samples(run, max(_LEAST_BYTES, PAGE_BYTES - drawn))
+    return _environment().get_template("page.html.j2").render(
+        title=run.name,
+        facts=_facts(run),
+        advice=advice(run),
+        warnings=list(warnings(run)),
+        decision=next((grid for grid in grids if grid.name == "decision"), None),
+        grids=[grid for grid in grids if grid.name != "decision"],
+        images=pictures,
+        data=Markup(script_json(data)),
+        shown=len(data["samples"]),
+        total=data["total"],
+    )  # fmt: skip
+
+
+def _environment() -> Environment:
+    loader = PackageLoader("harness.report", "")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _image(name: str, svg: bytes) -> dict[str, str]:
+    source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
+    return {"source": source, "caption": CAPTIONS.get(name, name)}
+
+
+def _facts(run: Recorded) -> list[tuple[str, str]]:
+    """Where the numbers come from, so that each can be traced."""
+    manifest = run.manifest
+    environment: dict[str, Any] = manifest.environments[-1] if manifest.environments else {}
+    git, packages = environment.get("git") or {}, environment.get("packages") or {}
+    commit = f"{git['commit'][:12]}{' (changed)' if git.get('dirty') else ''}" if git.get("commit") else ""
+    facts = {
+        "model": manifest.model,
+        "device": words.device(manifest),
+        "question": "after the context" if manifest.spec.get("question") == "after" else "in the pruned prompt",
+        "records": str(len(run.records)),
+        "started": manifest.started[:16].replace("T", " "),
+        "torch": str(packages.get("torch") or ""),
+        "code": commit,
+        "run hash": manifest.run_hash,
+    }
+    return [(name, value) for name, value in facts.items() if value]

@@ -1,0 +1,149 @@
+"""Two maps: which tokens of a prompt survived in which layer, and which needles were found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from harness.report.figures import canvas, names_of
+from harness.report.recorded import Recorded
+from harness.report.summary import BASELINE
+from harness.spans import every_layer
+
+_BINS = 512
+_PANELS = 6
+
+Spans = list[list[tuple[int, int]]]
+
+
+def kept_spans(extra: Mapping[str, Any]) -> Spans | None:
+    """`extra["kept_spans"]`: [layer] -> [start, end) of the prompt positions kept; None where it is not recorded."""
+    found = extra.get("kept_spans")
+    return [[(start, end) for start, end in layer] for layer in every_layer(found)] if found else None
+
+
+def needle_spans(extra: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """`extra["needles"]`: [start, end) of the prompt positions of what has to be found; empty where unknown."""
+    return [(int(start), int(end)) for start, end in extra.get("needles") or []]
+
+
+def needle_kept(spans: Sequence[tuple[int, int]], needle: tuple[int, int]) -> int:
+    """How many of a needle's tokens are inside these spans, which do not overlap."""
+    return sum(max(0, min(end, needle[1]) - max(start, needle[0])) for start, end in spans)
+
+
+def dropped_at(extra: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """The first layer that lacks a token of a needle, how many tokens of that needle it has, and of how many.
+
+    None where every layer has every needle, or it is not recorded.
+    """
+    needles = needle_spans(extra)
+    for layer, spans in enumerate(kept_spans(extra) or []):
+        for needle in needles:
+            found, size = needle_kept(spans, needle), needle[1] - needle[0]
+            if found < size:
+                return layer, found, size
+    return None
+
+
+def survival(spans: Spans, tokens: int, bins: int = _BINS) -> NDArray[np.float64]:
+    """[layers, at most bins] share of the tokens of each piece of the prompt that each layer kept, 0 to 1.
+
+    Args:
+        spans: [layer] -> [start, end) kept.
+        tokens: of the prompt.
+        bins: pieces of (nearly) the same size; a shorter prompt has one a token.
+    """
+    edges = np.linspace(0, tokens, min(bins, tokens) + 1).round().astype(int)
+    kept = np.zeros((len(spans), tokens))
+    for row, layer in zip(kept, spans, strict=True):
+        for start, end in layer:
+            row[start:end] = 1
+    shares: NDArray[np.float64] = np.add.reduceat(kept, edges[:-1], axis=1) / np.diff(edges)
+    return shares
+
+
+def survival_map(run: Recorded) -> Figure | None:
+    """Layer x prompt position of one sample, a panel a method, the needle overlaid; None where no spans are recorded.
+
+    The sample is one whose answer a method lost, if there is one, else the first.
+    """
+    rows = _chosen(run)
+    if not rows:
+        return None
+    names = names_of(run.methods)
+    figure = canvas(8, 1.2 + 1.7 * len(rows))
+    for axes, row in zip(figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0], rows, strict=True):
+        _draw_survival(axes, row, names[row["method"]])
+    figure.axes[-1].set_xlabel("prompt position (token)")
+    colour_key = "blue: kept, white: pruned, orange lines: the needle's first and last token"
+    figure.suptitle(f"{rows[0]['task']}, sample {rows[0]['sample']}; {colour_key}", fontsize=9)
+    return figure
+
+
+def _chosen(run: Recorded) -> list[dict[str, Any]]:
+    frame = run.contenders[run.contenders["method"] != BASELINE]
+    frame = frame[[kept_spans(extra) is not None for extra in frame["extra"]]]
+    if frame.empty:
+        return []
+    worst = frame.iloc[int(frame["score"].fillna(1).astype(float).to_numpy().argmin())]
+    task, sample = worst["task"], worst["sample"]
+    found = frame[(frame["task"] == task) & (frame["sample"] == sample)]
+    return [{str(key): row[key] for key in row} for row in found.to_dict("records")][:_PANELS]
+
+
+def _draw_survival(axes: Axes, row: dict[str, Any], name: str) -> None:
+    spans, tokens = kept_spans(row["extra"]) or [], int(row["prompt_tokens"])
+    image = survival(spans, tokens)
+    extent = (0.0, float(tokens), len(spans) - 0.5, -0.5)
+    axes.imshow(image, aspect="auto", cmap="Blues", vmin=0, vmax=1.25, extent=extent, interpolation="nearest")
+    for start, end in needle_spans(row["extra"]):
+        axes.axvline(start, color="#D55E00", linewidth=1)
+        axes.axvline(end, color="#D55E00", linewidth=1)
+    axes.set_ylabel("layer", fontsize=8)
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    score = "" if pd.isna(row["score"]) else f", score {row['score'] * 100:.0f} %"
+    axes.set_title(f"{name}{score}", fontsize=9, loc="left")
+
+
+def needle_map(run: Recorded) -> Figure | None:
+    """Mean score for each length and depth of a needle, a panel a method; None where no task has both."""
+    frame = run.contenders[run.contenders["score"].notna()]
+    depths = pd.Series([extra.get("depth") for extra in frame["extra"]], index=frame.index, dtype=object)
+    frame = frame.assign(depth=pd.to_numeric(depths, errors="coerce"))
+    frame = frame[frame["depth"].notna()]
+    if frame.empty:
+        return None
+    methods = [method for method in run.methods if method in set(frame["method"])]
+    columns = min(3, len(methods))
+    rows = math.ceil(len(methods) / columns)
+    figure = canvas(1 + 3.4 * columns, 0.6 + 2.8 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, method in zip(panels, methods, strict=False):
+        _draw_needles(axes, frame[frame["method"] == method])
+        axes.set_title(names_of(run.methods)[method], fontsize=10)
+    for axes in panels[len(methods) :]:
+        axes.set_visible(False)
+    figure.suptitle("Needles found, % (depth x prompt length)", fontsize=11)
+    return figure
+
+
+def _draw_needles(axes: Axes, frame: pd.DataFrame) -> None:
+    table = frame.pivot_table(index="depth", columns="length", values="score", aggfunc="mean") * 100
+    values = table.to_numpy(dtype=float)
+    axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=100)
+    axes.set_xticks(range(len(table.columns)), [str(length) for length in table.columns], fontsize=7, rotation=30)
+    axes.set_yticks(range(len(table.index)), [f"{depth:.0%}" for depth in table.index], fontsize=7)
+    if values.size <= 120:
+        for (row, column), value in np.ndenumerate(values):
+            colour = "black" if value > 55 else "white"
+            text = "" if math.isnan(value) else f"{value:.0f}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)

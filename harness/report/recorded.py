@@ -1,0 +1,151 @@
+"""One recorded run, read once and summed up in the ways that tables, plots and the page need."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from harness.noise import TWIN
+from harness.report.render import compared
+from harness.report.summary import overall, summarise
+from harness.report.tables import Comparison
+from harness.store import Manifest, load, load_manifest
+
+_NUMBERS = ("prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s", "decode_floor_s")
+_NOMINAL = 0.1
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run's manifest and records; everything else is worked out of them when first asked for.
+
+    Attributes:
+        name: the folder's name.
+        manifest: what the run is.
+        records: `harness.store.load` with a column `length` (`length_of`).
+    """
+
+    name: str
+    manifest: Manifest
+    records: pd.DataFrame
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """Labels in the order of the run, without the twin of full attention."""
+        found = dict.fromkeys([*self.manifest.methods, *self.records["method"]])
+        present = set(self.records["method"])
+        return [label for label in found if label in present and label != TWIN]
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Labels in the order of the run."""
+        found = dict.fromkeys([*self.manifest.tasks, *self.records["task"]])
+        present = set(self.records["task"])
+        return [label for label in found if label in present]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Prompt lengths, ascending."""
+        return sorted({int(length) for length in self.records["length"]})
+
+    @cached_property
+    def contenders(self) -> pd.DataFrame:
+        """The records without those of the twin of full attention."""
+        return self.records[self.records["method"] != TWIN]
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row a method and task."""
+        return summarise(self.records, self.manifest.methods, self.manifest.tasks)
+
+    @cached_property
+    def whole(self) -> pd.DataFrame:
+        """One row a method, over the tasks that all methods have."""
+        return overall(self.summary)
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """Methods against full attention, task by task."""
+        return compared(self.manifest, self.records)
+
+    @cached_property
+    def effects(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(task, method) -> row of the comparison; task `all` too."""
+        return _indexed(self.comparison)
+
+    @cached_property
+    def comparison_by_length(self) -> Comparison:
+        """The same, length by length: here a `task` is a length, and a sample is one of any task."""
+        names = self.records["task"] + "\0" + self.records["sample"].astype(str)
+        frame = self.records.assign(task=self.records["length"].astype(str), sample=names, score=math.nan)
+        tasks = [str(length) for length in self.lengths]
+        return compared(self.manifest.model_copy(update={"tasks": tasks}), frame)
+
+    @cached_property
+    def effects_by_length(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(length as text, method) -> row of the comparison by length."""
+        return _indexed(self.comparison_by_length)
+
+    @cached_property
+    def by_length(self) -> pd.DataFrame:
+        """Medians of times, bytes and floors; index (length, method), column `n` for how many records."""
+        columns = ["ttft_s", "tpot_s", "e2e_s", *_BYTES, *_NUMBERS, "prefill_roofline", "decode_roofline"]
+        groups = self.contenders.groupby(["length", "method"], sort=True)
+        return groups[columns].median().join(groups.size().rename("n"))
+
+    @property
+    def scored(self) -> bool:
+        """Whether answers mean something."""
+        return not self.manifest.latency_only and bool(self.records["score"].notna().any())
+
+
+_BYTES = ["peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes"]
+
+
+def read(folder: Path | str) -> Recorded:
+    """Reads a run.
+
+    Raises:
+        InputError: the folder is not a run, or is corrupt.
+    """
+    manifest, records = load_manifest(folder), load(folder)
+    for column in _NUMBERS:
+        records[column] = pd.to_numeric(records[column], errors="coerce").astype(float)
+    pairs = zip(records["prompt_tokens"], records["extra"], strict=True)
+    records["length"] = pd.Series([length_of(int(tokens), extra) for tokens, extra in pairs], dtype="int64")
+    records["prefill_roofline"] = records["prefill_floor_s"] / records["ttft_s"]
+    records["decode_roofline"] = records["decode_floor_s"] / records["tpot_s"]
+    return Recorded(Path(folder).resolve().name, manifest, records)
+
+
+def length_of(prompt_tokens: int, extra: dict[str, Any]) -> int:
+    """The length that a record is listed under, in tokens.
+
+    What its task asked for where the prompt is that long within a tenth (LongBench's `length` counts words, so it is
+    not taken), else the nearest power of two.
+    """
+    asked = extra.get("length")
+    if isinstance(asked, int) and abs(asked - prompt_tokens) <= _NOMINAL * prompt_tokens:
+        return asked
+    return int(2 ** round(math.log2(max(1, prompt_tokens))))
+
+
+def category(task: str) -> str:
+    """What a task's mean is taken over: LongBench's six categories, else the label up to its member or options."""
+    family, _, member = task.partition("/")
+    if family not in ("longbench", "longbench-e", "longbench_e"):
+        return family.partition(":")[0]
+    from tasks.longbench_prompts import MEMBERS, base_name
+
+    known = MEMBERS.get(base_name(member.partition(":")[0]))
+    return known.category if known else family
+
+
+def _indexed(comparison: Comparison) -> dict[tuple[str, str], dict[str, Any]]:
+    rows = comparison.rows.to_dict("records")
+    return {(str(row["task"]), str(row["method"])): {str(key): row[key] for key in row} for row in rows}

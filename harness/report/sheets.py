@@ -1,0 +1,223 @@
+"""The tables of a report: accuracy, latency by length, memory, requested against achieved, roofline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+
+from harness.report import words
+from harness.report.grids import Cell, Grid, label, number
+from harness.report.recorded import Recorded, category
+from harness.report.summary import BASELINE, overall
+from harness.stats import ALL, leaders
+
+_LEADS = "Bold: the best and all that the paired tests do not tell from it; nothing where they tell no two apart."
+_LEDGER = ("weights", "activation_peak", "kv_after_prefill", "kv_steady", "kv_host", "extra", "total_steady")
+_COLUMNS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
+
+
+def sheets(run: Recorded) -> list[Grid]:
+    """All tables that the run has numbers for, the one to decide by first."""
+    found = [decision(run)]
+    found += [accuracy(run)] if run.scored else []
+    found += [latency(run), memory(run), achieved(run), roofline(run)]
+    return [grid for grid in found if grid.rows]
+
+
+def decision(run: Recorded) -> Grid:
+    """One row a method over all tasks: what it costs in accuracy and gives in time and memory, and how sure that is."""
+    score_head = ["score %", "against full, points", "accuracy"] if run.scored else []
+    head = ["method", *score_head, "TTFT", "sooner", "TTFT verdict", "TPOT", "faster a token", "peak memory", "kept"]
+    rows = [_decision_row(run, row) for row in run.whole.to_dict("records") if row["method"] in run.methods]
+    note = (
+        f"Over the tasks that all methods have. Differences and ratios are paired by sample against {BASELINE}, with "
+        f"95 % intervals; above 1x is better. {_LEADS} Undecided does not mean equal."
+    )
+    return Grid("decision", "Methods at a glance", note, head, rows)
+
+
+def _decision_row(run: Recorded, row: dict[Any, Any]) -> list[Cell]:
+    method = str(row["method"])
+    effect = run.effects.get((ALL, method), {})
+    cells = [label(method), *(_score_cells(run, row, effect) if run.scored else [])]
+    first = (ALL, method) in run.comparison.leaders["ttft"]
+    cells += [number(row["ttft_s"], words.seconds(row["ttft_s"]), leads=first), _ratio(effect, "ttft", first)]
+    cells += [_verdict(effect, "ttft"), number(row["tpot_s"], words.seconds(row["tpot_s"]))]
+    cells += [_ratio(effect, "tpot", False)]
+    peak, kept = row["peak_memory_bytes"], row["kept_fraction"]
+    return [*cells, number(peak, words.size(peak)), number(kept, words.percent(kept))]
+
+
+def _score_cells(run: Recorded, row: dict[Any, Any], effect: dict[str, Any]) -> list[Cell]:
+    method, score = str(row["method"]), row["score"]
+    leads = (ALL, method) in run.comparison.leaders["score"]
+    ends = [effect.get(f"score_{name}") for name in ("difference", "low", "high")]
+    text = words.NOTHING if ends[0] is None else words.points(*ends)
+    return [
+        number(score, words.score(score), leads=leads),
+        number(ends[0], text, ends[1], ends[2]),
+        _verdict(effect, "score"),
+    ]
+
+
+def _ratio(effect: dict[str, Any], measure: str, leads: bool) -> Cell:
+    ratio, low, high = (effect.get(f"{measure}_{name}", math.nan) for name in ("ratio", "low", "high"))
+    return number(ratio, words.times(ratio) + words.interval(low, high), low, high, leads)
+
+
+def _verdict(effect: dict[str, Any], measure: str) -> Cell:
+    name = "difference" if measure == "score" else "ratio"
+    if not effect or pd.isna(effect[f"{measure}_{name}"]):
+        return Cell(words.NOTHING)
+    write = words.score if measure == "score" else words.excess
+    word = effect[f"{measure}_verdict"]
+    return Cell(words.called(word, effect[f"{measure}_mde"], write), word)
+
+
+def accuracy(run: Recorded) -> Grid:
+    """Tasks, means of categories and the mean over all, for each method."""
+    rows = []
+    groups: dict[str, list[str]] = {}
+    for task in run.tasks:
+        groups.setdefault(category(task), []).append(task)
+    for name, tasks in groups.items():
+        rows += [_task_row(run, task) for task in tasks]
+        rows += [_mean_row(run, f"mean of {name}", tasks)] if len(tasks) > 1 and len(groups) > 1 else []
+    if len(run.tasks) > 1:
+        rows.append(_mean_row(run, "mean of all", run.tasks))
+    note = f"Mean scores, 100 is best; a mean of tasks weighs each the same and needs all methods. {_LEADS}"
+    return Grid("accuracy", "Accuracy by task", note, ["task", "n", *run.methods], rows)
+
+
+def _task_row(run: Recorded, task: str) -> list[Cell]:
+    found = run.summary[run.summary["task"] == task].set_index("method")
+    counts = [int(found["n"].get(method, 0)) for method in run.methods]
+    shown = f"{max(counts)}" if len(set(counts)) == 1 else f"{min(counts)}-{max(counts)}"
+    scores = {str(method): score for method, score in found["score"].items()}
+    return [label(task), Cell(shown, max(counts)), *_scores(run, scores, run.comparison.leaders["score"], task)]
+
+
+def _mean_row(run: Recorded, name: str, tasks: Sequence[str]) -> list[Cell]:
+    inside = run.summary[run.summary["task"].isin(tasks)]
+    whole = overall(inside[inside["method"].isin(run.methods)]).set_index("method")
+    whole_run = len(tasks) == len(run.tasks)
+    part = run.contenders[run.contenders["task"].isin(tasks)]
+    best = run.comparison.leaders["score"] if whole_run else leaders(part, "score")
+    scores = {str(method): score for method, score in whole["score"].items()}
+    return [label(name), Cell(""), *_scores(run, scores, best, ALL)]
+
+
+def _scores(run: Recorded, scores: dict[str, Any], best: set[tuple[str, str]], task: str) -> list[Cell]:
+    values = [(method, scores.get(method, math.nan)) for method in run.methods]
+    return [number(value, words.score(value), leads=(task, method) in best) for method, value in values]
+
+
+def latency(run: Recorded) -> Grid:
+    """One row a length and method: times, speed-ups and their intervals."""
+    rows = []
+    for length, method, row in _each(run.by_length):
+        effect = run.effects_by_length.get((str(length), method), {})
+        best = run.comparison_by_length.leaders
+        lead = {name: (str(length), method) in best.get(name, set()) for name in ("ttft", "e2e")}
+        cells = [label(method), number(length, str(length)), number(row["n"], f"{row['n']:.0f}")]
+        for name in ("ttft", "tpot", "e2e"):
+            seconds = row[f"{name}_s"]
+            cells.append(number(seconds, words.seconds(seconds), leads=lead.get(name, False)))
+            cells.append(_ratio(effect, name, lead.get(name, False)))
+        rows.append(cells)
+    head = ["method", "tokens", "n", "TTFT", "sooner", "TPOT", "faster a token", "E2E", "faster in all"]
+    note = (
+        f"Medians over the samples of a length; ratios are the time of {BASELINE} over the method's on the same sample "
+        f"with 95 % intervals. Lengths no task asked for are rounded to a power of two. {_LEADS}"
+    )
+    return Grid("latency", "Latency by prompt length", note, head, _in_order(run, rows))
+
+
+def memory(run: Recorded) -> Grid:
+    """One row a length and method: the ledger where it was measured, else what every record has."""
+    if run.contenders["ledger"].notna().any():
+        return _ledger(run)
+    rows = []
+    for length, method, row in _each(run.by_length):
+        sizes = [number(row[name], words.size(row[name])) for name in _COLUMNS]
+        rows.append([label(method), number(length, str(length)), *sizes])
+    note = "Medians over samples. Peak: the highest during the request, weights included; KV: when the request ended."
+    head = ["method", "tokens", "peak", "KV", "KV on the host", "own stores"]
+    return Grid("memory", "Memory", note, head, _in_order(run, rows))
+
+
+def _ledger(run: Recorded) -> Grid:
+    known = run.contenders[run.contenders["ledger"].notna()]
+    fields = pd.DataFrame(list(known["ledger"]), index=known.index).reindex(columns=[*_LEDGER, "unexplained_share"])
+    table = known[["length", "method"]].join(fields.apply(pd.to_numeric, errors="coerce"))
+    rows = []
+    for length, method, row in _each(table.groupby(["length", "method"]).median()):
+        sizes = [number(row[name], words.size(row[name])) for name in _LEDGER]
+        share = number(row["unexplained_share"], words.percent(row["unexplained_share"]))
+        rows.append([label(method), number(length, str(length)), *sizes, share])
+    head = ["weights", "activations, peak", "KV after prefill", "KV at the end", "KV on the host", "own stores"]
+    note = "Medians of the memory ledger, measured in a pass of its own; unexplained: share of what the request holds."
+    columns = ["method", "tokens", *head, "total at the end", "unexplained"]
+    return Grid("memory", "Memory ledger", note, columns, _in_order(run, rows))
+
+
+def achieved(run: Recorded) -> Grid:
+    """One row a task and method: what the options asked for, and what was done."""
+    frame = run.contenders
+    layers = frame["tokens_kept"].map(len) * frame["context_tokens"]
+    table = frame[["method", "task", "kept_fraction", "tokens_recomputed"]].copy()
+    table["asked"] = frame["tokens_requested"].map(sum) / layers
+    table["avoided"] = 1 - frame["prefill_flops"] / frame["dense_flops"]
+    means = table.groupby(["task", "method"], sort=False).mean()
+    rows = []
+    for task, method, row in _each(means):
+        asked, kept, avoided, again = (row[name] for name in ("asked", "kept_fraction", "avoided", "tokens_recomputed"))
+        sooner = run.effects.get((task, method), {})
+        cells = [number(value, words.percent(value)) for value in (asked, kept, avoided)]
+        rows.append([label(method), label(task), *cells, number(again, f"{again:.0f}"), _ratio(sooner, "ttft", False)])
+    note = (
+        "Shares of prompt tokens x layers whose keys and values the options ask to keep and that were there after the "
+        "prefill; FLOPs of the prefill that a dense one would have needed more; what decode computed. "
+        "Means over samples."
+    )
+    head = ["method", "task", "requested", "kept", "FLOPs avoided", "recomputed", "sooner"]
+    return Grid("achieved", "Requested against achieved", note, head, _in_order(run, rows), labels=2)
+
+
+def roofline(run: Recorded) -> Grid:
+    """One row a length and method: floor over measured time; empty where no floors were recorded."""
+    rows = []
+    known = run.by_length[run.by_length["prefill_floor_s"].notna() | run.by_length["decode_floor_s"].notna()]
+    for length, method, row in _each(known):
+        cells = [label(method), number(length, str(length))]
+        for floor, seconds, share in _ROOFLINE:
+            cells += [number(row[name], words.seconds(row[name])) for name in (floor, seconds)]
+            cells.append(number(row[share], words.percent(row[share])))
+        rows.append(cells)
+    note = "Floor: the work over what this device reached in a large matrix product or copy; 100 % is perfect. Medians."
+    head = ["method", "tokens", "prefill floor", "TTFT", "reached", "decode floor", "TPOT", "reached, decode"]
+    return Grid("roofline", "Fractions of the roofline", note, head, _in_order(run, rows))
+
+
+_ROOFLINE = (
+    ("prefill_floor_s", "ttft_s", "prefill_roofline"),
+    ("decode_floor_s", "tpot_s", "decode_roofline"),
+)
+
+
+def _each(table: pd.DataFrame) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+    """Both levels of the index and the columns of each row."""
+    for (first, method), row in zip(table.index, table.to_dict("records"), strict=True):
+        yield first, str(method), {str(name): value for name, value in row.items()}
+
+
+def _in_order(run: Recorded, rows: list[list[Cell]]) -> list[list[Cell]]:
+    """By the second column (length or task, as they come), methods in the order of the run."""
+    rank = {method: index for index, method in enumerate(run.methods)}
+    seen: dict[Any, int] = {}
+    for row in rows:
+        seen.setdefault(row[1].value, len(seen))
+    return sorted(rows, key=lambda row: (seen[row[1].value], rank[row[0].text]))
