@@ -82,7 +82,7 @@ def test_where_a_needle_was_dropped() -> None:
     assert dropped_at(extra) == (1, 2, 3)
     assert dropped_at(extra | {"kept_spans": [[[0, 6], [6, 10]]]}) is None
     assert dropped_at({"needles": [[5, 8]]}) is None and kept_spans({}) is None
-    assert kept_spans({"kept_spans": {"10": [[0, 1]], "2": [[3, 4]]}}) == [[(3, 4)], [(0, 1)]]
+    assert kept_spans({"kept_spans": [[[3, 4]], None]}) == [[(3, 4)], [(3, 4)]]
     assert needle_kept([(0, 3), (4, 9)], (2, 5)) == 2
 
 
