@@ -18,6 +18,7 @@ from harness.engine import Engine, Request
 from harness.errors import InputError
 from harness.gpu_state import GpuMonitor
 from harness.models import describe, load, resolve_device
+from harness.noise import TWIN
 from harness.progress import Progress
 from harness.provenance import environment, source_hash
 from harness.roofline import ceilings
@@ -27,9 +28,6 @@ from harness.store import Manifest, RunStore
 from methods.registry import MethodSpec, parse_methods
 from tasks.base import Task, TaskContext
 from tasks.registry import build_tasks
-
-TWIN = "#aa"
-"""Marks the second run of full attention that the A/A noise floor is measured with."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def _methods(spec: RunSpec) -> list[MethodSpec]:
     full = next((method for method in methods if method.label == "full"), None)
     if full is None:
         raise InputError("--noise-floor runs full attention against itself: add full to --methods")
-    return [*methods, replace(full, label="full" + TWIN)]
+    return [*methods, replace(full, label=TWIN)]
 
 
 def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> None:
