@@ -16,14 +16,14 @@ import logging
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from harness.errors import InputError, unknown
-from tasks.longbench_prompts import CATEGORIES, E_MEMBERS, ENGLISH_16, MEMBERS, base_name
+from tasks.longbench_prompts import E_MEMBERS, MEMBERS, base_name
 
 Fuzz = Literal["difflib", "levenshtein"]
 """What `fuzzywuzzy.fuzz.ratio` runs on: difflib as the official requirements install it, or python-Levenshtein."""
@@ -481,43 +481,3 @@ def read_object(line: bytes, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise InputError(f"{place}: expected a JSON object, found {type(row).__name__}")
     return row
-
-
-# --- aggregates -----------------------------------------------------------------------------------------------------
-
-
-def english16_mean(scores: Mapping[str, float]) -> float | None:
-    """Flat mean of the 16 English and code tasks: "the LongBench average" of most KV-cache papers.
-
-    Args:
-        scores: task name -> score; other tasks are ignored.
-
-    Returns:
-        None unless all 16 are there: a mean of fewer is another number.
-    """
-    return _mean_of(scores, ENGLISH_16)
-
-
-def category_means(scores: Mapping[str, float], members: Iterable[str] = MEMBERS) -> dict[str, float | None]:
-    """Flat mean of each of the six categories.
-
-    Args:
-        scores: task name -> score.
-        members: tasks that count: all 21, or `ENGLISH_16` for the English column.
-
-    Returns:
-        category -> mean, None where a task of it has no score.
-    """
-    counted = list(members)
-    return {kind: _mean_of(scores, [name for name in counted if MEMBERS[name].category == kind]) for kind in CATEGORIES}
-
-
-def category_mean(scores: Mapping[str, float], members: Iterable[str] = MEMBERS) -> float | None:
-    """Mean over the six category means, as the LongBench paper averages; None where a task is missing."""
-    means = [mean for mean in category_means(scores, members).values() if mean is not None]
-    return sum(means) / len(means) if len(means) == len(CATEGORIES) else None
-
-
-def _mean_of(scores: Mapping[str, float], names: Sequence[str]) -> float | None:
-    known = [scores[name] for name in names if name in scores]
-    return sum(known) / len(known) if known and len(known) == len(names) else None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tasks.longbench_means import category_mean, english16_mean
 from tasks.longbench_prompts import MEMBERS
-from tasks.longbench_scores import Fuzz, category_mean, english16_mean, score_file
+from tasks.longbench_scores import Fuzz, score_file
 from tests.longbench_paths import GOLDEN, NO_GOLDEN, official
 
 RESULT = GOLDEN / "result.json"

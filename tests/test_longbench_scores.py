@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from harness.errors import InputError
 from tasks import longbench_scores as scores
-from tasks.longbench_prompts import ENGLISH_16, MEMBERS
 from tasks.longbench_scores import score_prediction
 
 WORDS = st.lists(st.sampled_from(["the", "A", "cat", "sat.", "on", "mat!", ".", "...", "\n", "Cat", "an"]), max_size=30)
@@ -289,20 +288,3 @@ def test_bad_requests(tmp_path: Path) -> None:
         scores.score_file(_file(tmp_path, ""), "lcc")
     with pytest.raises(InputError, match="No such file"):
         scores.score_file(tmp_path / "none.jsonl", "lcc")
-
-
-# --- aggregates
-
-
-def test_a_mean_of_fewer_tasks_is_no_mean() -> None:
-    full = dict.fromkeys(MEMBERS, 50.0)
-    assert scores.english16_mean(full) == scores.category_mean(full) == 50.0
-    less = {name: value for name, value in full.items() if name != "lcc"}
-    assert scores.english16_mean(less) is scores.category_mean(less) is None
-    assert scores.category_means(less)["code"] is None and scores.category_means(less)["few-shot"] == 50.0
-
-
-def test_the_two_means_weigh_differently() -> None:
-    values = {name: 100.0 if MEMBERS[name].category == "code" else 0.0 for name in ENGLISH_16}
-    assert scores.english16_mean(values) == pytest.approx(100 * 2 / 16)
-    assert scores.category_mean(values, ENGLISH_16) == pytest.approx(100 / 6)

@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from harness.noise import TWIN
 from harness.record import Record
 from harness.report.build import report
 from harness.report.grids import Cell, Grid, escaped, to_csv, to_latex, to_markdown
-from harness.report.recorded import category, length_of, read
+from harness.report.recorded import family, length_of, read
+from harness.report.render import render
 from harness.report.sheets import accuracy, achieved, decision, latency, memory, roofline, sheets
+from tasks.longbench_prompts import ENGLISH_16
 from tests.test_report import long_records, record, write
 
 SPEED = {"full": 1.0, "slim:budgets=0.5": 0.6, "lazyllm": 1.1}
@@ -83,17 +86,52 @@ def test_decision_marks_by_paired_tests(run: Path) -> None:
     assert slim[2].value == pytest.approx(-100 / 3) and slim[3].value == "worse" and slim[6].value == "better"
 
 
-def test_category_means_need_all_methods_and_carry_their_own_marks(tmp_path: Path) -> None:
-    names = ["longbench/trec_e", "longbench/trec", "longbench/hotpotqa_e", "needle"]
+def scored_run(folder: Path, tasks: Sequence[str], samples: int = 1) -> Path:
+    """`full` is always right, `lazyllm` half of the time, in the first task always."""
     records = [
-        record(method, task, n, score=float(method == "full" or n % 2))
-        for task, n, method in itertools.product(names, range(30), ("full", "lazyllm"))
+        record(method, task, n, score=float(method == "full" or task == tasks[0] or n % 2))
+        for task, n, method in itertools.product(tasks, range(samples), ("full", "lazyllm"))
     ]
-    grid = accuracy(read(written(tmp_path / "run", records)))
+    return written(folder, records)
+
+
+def test_means_of_families_stand_below_their_tasks_and_carry_their_own_marks(tmp_path: Path) -> None:
+    names = ["longbench/trec_e", "longbench/samsum_e", "longbench/hotpotqa", "needle"]
+    grid = accuracy(read(scored_run(tmp_path / "run", names, 30)))
     rows = {row[0].text: row for row in grid.rows}
-    assert list(rows) == [*names[:2], "mean of few-shot", *names[2:], "mean of all"]
-    assert [cell.text for cell in rows["mean of few-shot"][2:]] == ["100.0", "50.0"]
-    assert [cell.leads for cell in rows["mean of few-shot"][2:]] == [True, False]
+    partial = ["LongBench-E few-shot mean, only 2 of 3 tasks", "LongBench-E flat mean, only 2 of 13 tasks"]
+    assert list(rows) == [*names[:3], *partial, "mean of longbench", "needle", "mean of all"]
+    for name, lazy in [(partial[0], "75.0"), ("mean of longbench", "66.7"), ("mean of all", "62.5")]:
+        assert [cell.text for cell in rows[name][2:]] == ["100.0", lazy]
+        assert [cell.leads for cell in rows[name][2:]] == [True, False]
+
+
+def test_the_named_means_are_in_every_table(tmp_path: Path) -> None:
+    """LongBench's English-16: 15 tasks at 0 and the first, one of three of its category, at 100."""
+    folder = scored_run(tmp_path / "run", [f"longbench/{name}" for name in ENGLISH_16])
+    flat, weighed = "LongBench English-16 flat mean", "LongBench English-16 category mean"
+    render(folder)
+    report([folder])
+    csv_rows = {row["mean"]: row for row in csv.DictReader((folder / "means.csv").open()) if row["method"] == "lazyllm"}
+    assert float(csv_rows[flat]["score"]) == 6.25 and csv_rows[flat]["tasks"] == "16"
+    assert float(csv_rows[weighed]["score"]) == pytest.approx(100 / 18, abs=1e-3) and len(csv_rows) == 8
+    assert f"| {flat} | 16 | 100.0 | 6.2 |" in (folder / "table.md").read_text()
+    files = [folder / "report" / f"accuracy.{ending}" for ending in ("md", "csv", "tex")]
+    for path in [*files, folder / "report" / "index.html"]:
+        text = path.read_text()
+        assert flat in text and weighed in text and "LongBench English-16 code mean" in text
+    rows = {row[0].text: row for row in accuracy(read(folder)).rows}
+    assert [cell.text for cell in rows[weighed][1:]] == ["16 tasks", "100.0", "5.6"]
+    assert not any(cell.leads for cell in rows[weighed])
+
+
+def test_an_incomplete_mean_has_no_name_of_a_complete_one(tmp_path: Path) -> None:
+    folder = scored_run(tmp_path / "run", [f"longbench/{name}" for name in ENGLISH_16[:-1]])
+    render(folder)
+    text = (folder / "table.md").read_text()
+    assert "| LongBench English-16 flat mean, only 15 of 16 tasks | 15 |" in text
+    assert "LongBench English-16 flat mean |" not in text and "category mean |" not in text
+    assert not list(render(scored_run(tmp_path / "other", ["needle"])))[-1].name.startswith("means")
 
 
 def test_latency_by_length(run: Path) -> None:
@@ -148,18 +186,12 @@ def test_latex_escapes_everything_special() -> None:
     assert escaped("\\~^%") == "\\textbackslash{}\\textasciitilde{}\\textasciicircum{}\\%"
 
 
-@pytest.mark.parametrize(
-    ("task", "name"),
-    [
-        ("longbench/trec_e", "few-shot"),
-        ("longbench/trec:limit=3", "few-shot"),
-        ("longbench/unheard_of", "longbench"),
-        ("needle:depths=0.5", "needle"),
-        ("mine/one", "mine"),
-    ],
-)
-def test_category(task: str, name: str) -> None:
-    assert category(task) == name
+def test_family() -> None:
+    assert [family(task) for task in ("longbench/trec:limit=3", "needle:depths=0.5", "speed")] == [
+        "longbench",
+        "needle",
+        "speed",
+    ]
 
 
 def test_length_is_the_nominal_one_only_where_it_counts_tokens() -> None:

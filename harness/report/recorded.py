@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness.noise import TWIN
+from harness.report.means import MeanScores, mean_scores
 from harness.report.render import compared
 from harness.report.summary import overall, summarise
 from harness.report.tables import Comparison
@@ -67,6 +68,11 @@ class Recorded:
     def whole(self) -> pd.DataFrame:
         """One row a method, over the tasks that all methods have."""
         return overall(self.summary)
+
+    @cached_property
+    def means(self) -> list[MeanScores]:
+        """Means that papers name, as far as the run has their tasks."""
+        return mean_scores(self.summary[self.summary["method"].isin(self.methods)])
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -135,15 +141,9 @@ def length_of(prompt_tokens: int, extra: dict[str, Any]) -> int:
     return int(2 ** round(math.log2(max(1, prompt_tokens))))
 
 
-def category(task: str) -> str:
-    """What a task's mean is taken over: LongBench's six categories, else the label up to its member or options."""
-    family, _, member = task.partition("/")
-    if family not in ("longbench", "longbench-e", "longbench_e"):
-        return family.partition(":")[0]
-    from tasks.longbench_prompts import MEMBERS, base_name
-
-    known = MEMBERS.get(base_name(member.partition(":")[0]))
-    return known.category if known else family
+def family(task: str) -> str:
+    """A task's label up to its member or options."""
+    return task.partition("/")[0].partition(":")[0]
 
 
 def _indexed(comparison: Comparison) -> dict[tuple[str, str], dict[str, Any]]:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from harness.noise import TWIN, noise_floor
 from harness.report import plots, tables
+from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
 from harness.report.tables import MARKED, Comparison
 from harness.stats import compare, leaders, verdicts
@@ -15,7 +16,10 @@ from harness.store import Manifest, load, load_manifest
 
 
 def render(run: Path | str) -> list[Path]:
-    """Writes `summary.csv`, `comparison.csv`, `table.md` and, where methods have scores and times, `accuracy_ttft.png`.
+    """Writes `summary.csv`, `comparison.csv` and `table.md`.
+
+    Also, where methods have scores and times, `accuracy_ttft.png`, and where the run has tasks of means that papers
+    name, `means.csv`.
 
     Returns:
         The files written, in that order.
@@ -32,7 +36,16 @@ def render(run: Path | str) -> list[Path]:
     page = tables.markdown(manifest, summary, comparison, title=folder.resolve().name)
     table.write_text(page, encoding="utf-8")
     drawn = plots.accuracy_ttft(manifest, summary, plot)
-    return [csv, other_csv, table, *([plot] if drawn else [])]
+    means = _write_means(summary, folder / "means.csv")
+    return [csv, other_csv, table, *([plot] if drawn else []), *means]
+
+
+def _write_means(summary: pd.DataFrame, path: Path) -> list[Path]:
+    table = as_table(mean_scores(summary[summary["method"] != TWIN]))
+    if table.empty:
+        return []
+    table.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+    return [path]
 
 
 def compared(manifest: Manifest, records: pd.DataFrame) -> Comparison:

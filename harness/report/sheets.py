@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from harness.report import words
 from harness.report.grids import Cell, Grid, label, number
-from harness.report.recorded import Recorded, category
+from harness.report.means import MeanScores
+from harness.report.recorded import Recorded, family
 from harness.report.summary import BASELINE, overall
 from harness.stats import ALL, leaders
 
@@ -78,17 +79,21 @@ def _verdict(effect: dict[str, Any], measure: str) -> Cell:
 
 
 def accuracy(run: Recorded) -> Grid:
-    """Tasks, means of categories and the mean over all, for each method."""
+    """Tasks, the means that papers name, and means over families and over all tasks, for each method."""
     rows = []
-    groups: dict[str, list[str]] = {}
+    families: dict[str, list[str]] = {}
     for task in run.tasks:
-        groups.setdefault(category(task), []).append(task)
-    for name, tasks in groups.items():
+        families.setdefault(family(task), []).append(task)
+    for name, tasks in families.items():
         rows += [_task_row(run, task) for task in tasks]
-        rows += [_mean_row(run, f"mean of {name}", tasks)] if len(tasks) > 1 and len(groups) > 1 else []
+        rows += [_named_row(run, mean) for mean in run.means if set(mean.tasks) <= set(tasks)]
+        rows += [_mean_row(run, f"mean of {name}", tasks)] if len(tasks) > 1 and len(families) > 1 else []
     if len(run.tasks) > 1:
         rows.append(_mean_row(run, "mean of all", run.tasks))
-    note = f"Mean scores, 100 is best; a mean of tasks weighs each the same and needs all methods. {_LEADS}"
+    note = (
+        "Mean scores, 100 is best; a mean weighs its tasks the same (a category mean: the categories) and needs them "
+        f"all. {_LEADS}"
+    )
     return Grid("accuracy", "Accuracy by task", note, ["task", "n", *run.methods], rows)
 
 
@@ -100,17 +105,27 @@ def _task_row(run: Recorded, task: str) -> list[Cell]:
     return [label(task), Cell(shown, max(counts)), *_scores(run, scores, run.comparison.leaders["score"], task)]
 
 
+def _named_row(run: Recorded, mean: MeanScores) -> list[Cell]:
+    """The tests weigh tasks the same, so a mean that does not is not marked."""
+    best = _best(run, mean.tasks) if mean.flat else set()
+    return [label(mean.name), Cell(f"{len(mean.tasks)} tasks"), *_scores(run, mean.scores, best, ALL)]
+
+
 def _mean_row(run: Recorded, name: str, tasks: Sequence[str]) -> list[Cell]:
     inside = run.summary[run.summary["task"].isin(tasks)]
     whole = overall(inside[inside["method"].isin(run.methods)]).set_index("method")
-    whole_run = len(tasks) == len(run.tasks)
-    part = run.contenders[run.contenders["task"].isin(tasks)]
-    best = run.comparison.leaders["score"] if whole_run else leaders(part, "score")
     scores = {str(method): score for method, score in whole["score"].items()}
-    return [label(name), Cell(""), *_scores(run, scores, best, ALL)]
+    return [label(name), Cell(f"{len(tasks)} tasks"), *_scores(run, scores, _best(run, tasks), ALL)]
 
 
-def _scores(run: Recorded, scores: dict[str, Any], best: set[tuple[str, str]], task: str) -> list[Cell]:
+def _best(run: Recorded, tasks: Sequence[str]) -> set[tuple[str, str]]:
+    """What leads over these tasks, under the task `all`."""
+    if len(tasks) == len(run.tasks):
+        return run.comparison.leaders["score"]
+    return leaders(run.contenders[run.contenders["task"].isin(tasks)], "score")
+
+
+def _scores(run: Recorded, scores: Mapping[str, Any], best: set[tuple[str, str]], task: str) -> list[Cell]:
     values = [(method, scores.get(method, math.nan)) for method in run.methods]
     return [number(value, words.score(value), leads=(task, method) in best) for method, value in values]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from harness.noise import TWIN
 from harness.report import words
+from harness.report.means import MeanScores, mean_scores
 from harness.report.summary import BASELINE, overall
 from harness.stats import ALL, MARGIN_POINTS, MARGIN_RATIO, SPEEDS
 from harness.store import Manifest
@@ -76,6 +77,7 @@ def markdown(manifest: Manifest, summary: pd.DataFrame, comparison: Comparison, 
     parts.append(_table(rows, [_TASK, _METHOD, ("n", True, lambda row: str(row["n"])), *measures]))
     if summary["task"].nunique() > 1:
         parts += _all_tasks(summary, comparison, measures)
+        parts += [] if manifest.latency_only else _named(mean_scores(summary[summary["method"] != TWIN]))
     if not comparison.rows.empty:
         parts += _compared(manifest, comparison)
     return _join(parts)
@@ -125,6 +127,26 @@ def _all_tasks(summary: pd.DataFrame, comparison: Comparison, measures: list[_Co
     )
     rows = _rows(whole.assign(task=ALL), comparison)
     yield _table(rows, [_METHOD, ("tasks", True, lambda row: str(row["tasks"])), *measures])
+
+
+def _named(means: Sequence[MeanScores]) -> Iterable[str]:
+    """The means under which papers report their scores."""
+    if not means:
+        return
+    yield "## Means by name"
+    yield (
+        "Scores in percent. A flat mean weighs tasks the same, a category mean the categories; a mean has its name "
+        "only where all of its tasks are there."
+    )
+    methods = dict.fromkeys(method for mean in means for method in mean.scores)
+    columns = [(_text(method), True, _score_of(method)) for method in methods]
+    head: list[_Column] = [("mean", False, lambda row: row["name"]), ("tasks", True, lambda row: str(row["n"]))]
+    rows: list[_Row] = [{"name": mean.name, "n": len(mean.tasks), "scores": mean.scores} for mean in means]
+    yield _table(rows, [*head, *columns])
+
+
+def _score_of(method: str) -> Callable[[_Row], str]:
+    return lambda row: words.score(row["scores"].get(method))
 
 
 def _compared(manifest: Manifest, comparison: Comparison) -> Iterable[str]:
