@@ -3,9 +3,9 @@
     harness baseline results/main --name cpu-smollm2     # writes results/baselines/cpu-smollm2.json
     harness check results/main --baseline results/baselines/cpu-smollm2.json
 
-One line a sample: hashes of its prompt, its answer and the tokens kept in each layer, its score, and the time of `full`
-over that of the method (of `full` itself: seconds). Answers and prompts themselves are not in it, nor is anything that
-tells whose machine it was.
+One line a sample: hashes of its prompt, its answer and the tokens that each layer kept, its score, and the time of
+`full` over that of the method (of `full` itself: seconds). Answers and prompts themselves are not in it, nor is
+anything that tells whose machine it was.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import InputError
 from harness.estimators import pairs, speed_effect
+from harness.kept_digest import kept_digest
 from harness.noise import TWIN, noise_floor
 from harness.stats import MEASURES, REFERENCE, SPEEDS
 from harness.store import Manifest, load, load_manifest
 
-BASELINE_VERSION = 1
+BASELINE_VERSION = 2
+"""1 had the number of tokens kept and not which; it is still read."""
+
 FOLDER = Path("results/baselines")
 
 _LINE = 240
@@ -51,6 +54,7 @@ class SampleDigest(_Strict):
     score: float | None = None
     kept: int = Field(description="prompt tokens x layers whose keys and values were kept")
     kept_hash: str = Field(description="hash of the number kept in each layer")
+    tokens: str | None = Field(default=None, description="which were kept, by layer (harness.kept_digest)")
     ratio: Times = Field(default_factory=dict, description="time of full over that of the method, by ttft, tpot, e2e")
     seconds: Times = Field(default_factory=dict, description="of full alone; a method's are these over its ratios")
 
@@ -119,8 +123,8 @@ def read_baseline(path: Path) -> Baseline:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.get("version") if isinstance(values, dict) else None
-        if version != BASELINE_VERSION:
-            raise InputError(f"{path} has version {version}; this harness reads version {BASELINE_VERSION}")
+        if version not in range(1, BASELINE_VERSION + 1):
+            raise InputError(f"{path} has version {version}; this harness reads versions 1 to {BASELINE_VERSION}")
         return Baseline.model_validate(values)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
@@ -199,7 +203,8 @@ def _cell(rows: list[Row], clocks: dict[tuple[str, str], Times]) -> CellDigest:
 def _sample(row: Row, clock: Times) -> SampleDigest:
     own, is_reference = _seconds(row), row["method"] == REFERENCE
     ratio = {} if is_reference else {name: _short(clock[name] / own[name]) for name in own if name in clock}
-    context = row["extra"].get("context_hash") if isinstance(row["extra"], dict) else None
+    extra = row["extra"] if isinstance(row["extra"], dict) else {}
+    context = extra.get("context_hash")
     return SampleDigest(
         prompt=str(row["prompt_hash"])[:16],
         context=None if context is None else str(context)[:16],
@@ -207,6 +212,7 @@ def _sample(row: Row, clock: Times) -> SampleDigest:
         score=None if pd.isna(row["score"]) else round(float(row["score"]), 6),
         kept=sum(row["tokens_kept"]),
         kept_hash=_hash(list(row["tokens_kept"])),
+        tokens=kept_digest(extra),
         ratio=ratio,
         seconds={name: _short(value) for name, value in own.items()} if is_reference else {},
     )

@@ -2,9 +2,8 @@
 
     check(read_baseline(Path("results/baselines/cpu-smollm2.json")), digest_run(Path("results/main")))
 
-Exact gates come first, since they say *what* changed: the prompt, the number of tokens kept, the answers (float32 on
-the same kind of device alone), the scorer. Then what changed for the user: scores, and the speed of each method beside
-full attention **in the same process**, so that a slower machine raises no alarm.
+Exact gates come first, since they say *what* changed (`harness.check_exact`). Then what changed for the user: scores,
+and the speed of each method beside full attention **in the same process**, so that a slower machine raises no alarm.
 
 A bound is violated where the estimate lies beyond it, its interval excludes 0 and p is at most the level. Levels (5 %
 for scores, 1 % for each of TTFT, TPOT and E2E) hold for a whole check: they are divided by the number of gates of that
@@ -15,56 +14,18 @@ as large as the bound. Otherwise it is undecided and says how many samples it ne
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.baseline import Baseline, SampleDigest
 from harness.bounds import Bounds, Undecided
 from harness.check_effects import Both, Moved, as_seconds, median_of, moved_score, moved_speed, reversed_seconds
+from harness.check_exact import exact_findings, exactness_notes
 from harness.errors import InputError
 from harness.estimators import ALPHA, SPEED_ALPHA
+from harness.finding import Finding, Outcome
 from harness.stats import ALL, REFERENCE, SPEEDS
-
-Outcome = Literal["violated", "undecided", "passed"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one gate found.
-
-    Attributes:
-        gate: "missing", "prompt", "kept set", "answers", "scorer", "score", "ttft", "tpot", "e2e", "full ttft", ...
-        text: what was found, in words and numbers.
-        baseline, now: score in points, speed-up over full, or seconds; for "kept set" tokens x layers.
-        low, high: interval of the change: points, or a factor (above 1 is faster).
-        bound: in the unit of the interval.
-        n, needed: samples compared, and samples that would decide.
-        paired: whether they were compared one by one.
-    """
-
-    gate: str
-    method: str
-    task: str
-    outcome: Outcome
-    text: str
-    baseline: float | None = None
-    now: float | None = None
-    low: float | None = None
-    high: float | None = None
-    bound: float | None = None
-    n: int | None = None
-    needed: int | None = None
-    paired: bool | None = None
-
-    @property
-    def cell(self) -> str:
-        """Method and task."""
-        return f"{self.method} x {self.task}"
-
-    def __str__(self) -> str:
-        word = {"violated": "REGRESSION", "undecided": "undecided", "passed": "passed"}[self.outcome]
-        return f"{word}: {self.cell}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -121,7 +82,7 @@ def check(base: Baseline, now: Baseline, bounds: Bounds | None = None) -> Report
     _refuse(base, now, cells, bounds)
     findings = [
         *_missing(base, now),
-        *(finding for gate in _exact_gates(base, now) for both in cells for finding in gate(both)),
+        *exact_findings(base, now, cells),
         *_score_findings(cells, bounds, base, now),
         *_speed_findings(cells, bounds, base, now),
     ]
@@ -159,8 +120,7 @@ def _missing(base: Baseline, now: Baseline) -> list[Finding]:
 
 def _notes(base: Baseline, now: Baseline, cells: Sequence[Both]) -> list[str]:
     notes = [f"{both.name}: {_pairing(both)}" for both in cells if len(both.same_prompt()) < both.base.n]
-    if not _answers_comparable(base, now):
-        notes.append("answers are not compared exactly: not float32 on the same kind of device in both")
+    notes += exactness_notes(base, now)
     known = {(method, task) for method, tasks in base.cells.items() for task in tasks}
     new = [f"{m} x {t}" for m, tasks in now.cells.items() for t in tasks if (m, t) not in known]
     return notes + ([f"not in the baseline: {', '.join(new)}"] if new else [])
@@ -171,70 +131,6 @@ def _pairing(both: Both) -> str:
     matched = len(both.same_prompt())
     how = "paired on these" if matched else "not paired, so compared as independent groups"
     return f"{matched} of the baseline's {both.base.n} samples are in the run with the same prompt; {how}"
-
-
-# Exact gates
-
-Gate = Callable[[Both], Iterator[Finding]]
-
-
-def _exact_gates(base: Baseline, now: Baseline) -> list[Gate]:
-    return [_prompt, _kept, *([_answers] if _answers_comparable(base, now) else []), _scorer]
-
-
-def _answers_comparable(base: Baseline, now: Baseline) -> bool:
-    same = all(base.provenance.get(name) == now.provenance.get(name) for name in ("dtype", "device"))
-    return same and now.provenance.get("dtype") == "float32"
-
-
-def _prompt(both: Both) -> Iterator[Finding]:
-    changed = [one for one in both.shared() if both.base.samples[one].prompt != both.now.samples[one].prompt]
-    yield from _exact(both, "prompt", both.shared(), changed, "prompt changed")
-
-
-def _kept(both: Both) -> Iterator[Finding]:
-    """The number kept in each layer; which tokens they are is not recorded."""
-    ids = both.same_prompt()
-    changed = [one for one in ids if both.base.samples[one].kept_hash != both.now.samples[one].kept_hash]
-    old, new = (sum(side.samples[one].kept for one in changed) for side in (both.base, both.now))
-    counts = f"{old} -> {new} tokens x layers in these{_layer(both)}"
-    for finding in _exact(both, "kept set", ids, changed, "kept set changed", counts):
-        yield replace(finding, baseline=old, now=new) if changed else finding
-
-
-def _layer(both: Both) -> str:
-    """The first layer whose mean changed; means of other samples would say nothing."""
-    if both.base.samples.keys() != both.now.samples.keys():
-        return ""
-    layers = enumerate(zip(both.base.kept_per_layer, both.now.kept_per_layer, strict=False))
-    first = next(((layer, old, new) for layer, (old, new) in layers if old != new), None)
-    return f", layer {first[0]} {first[1]:g} -> {first[2]:g} on average" if first else ""
-
-
-def _answers(both: Both) -> Iterator[Finding]:
-    ids = [one for one in both.same_prompt() if both.base.samples[one].answer is not None]
-    changed = [one for one in ids if both.base.samples[one].answer != both.now.samples[one].answer]
-    yield from _exact(both, "answers", ids, changed, "answers changed")
-
-
-def _scorer(both: Both) -> Iterator[Finding]:
-    """The same text for the same prompt got another score: the scorer, or the accepted answers, changed."""
-    sides = {one: (both.base.samples[one], both.now.samples[one]) for one in both.same_prompt()}
-    ids = [one for one, (old, new) in sides.items() if old.answer is not None and old.answer == new.answer]
-    changed = [one for one in ids if sides[one][0].score != sides[one][1].score]
-    text = "same answers, other scores"
-    yield from _exact(both, "scorer", ids, changed, "scorer changed", text)
-
-
-def _exact(
-    both: Both, gate: str, ids: Sequence[str], changed: Sequence[str], text: str, more: str = ""
-) -> Iterator[Finding]:
-    if not ids:
-        return
-    found = f"{text}: {len(changed)} of {len(ids)} samples" if changed else f"{gate} unchanged in {len(ids)} samples"
-    if changed:
-        found += f"{': ' + more if more else ''} (first: {changed[0]})"
-    yield Finding(gate, both.method, both.task, "violated" if changed else "passed", found, n=len(ids), paired=True)
 
 
 # Gates with an interval

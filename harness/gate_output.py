@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.bounds import Undecided
-from harness.check import Finding, Report
+from harness.check import Report
 from harness.errors import InputError
+from harness.finding import Finding
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 

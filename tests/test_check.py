@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -64,6 +65,7 @@ def rerun(
     off_by_one: bool = False,
     template: str = "",
     wrong: int = 0,
+    moved: int = 0,
     flips: float = 0.0,
     methods: tuple[str, ...] = ("full", "slim", "lazyllm"),
 ) -> list[Record]:
@@ -79,6 +81,7 @@ def rerun(
         off_by_one: the scorer compares with the next sample's answer.
         template: put before every prompt.
         wrong: slim's first answers are wrong.
+        moved: so many of slim's samples keep other tokens in layer 2, as many as before.
         flips: share of answers of every method that change by chance, as in bfloat16.
         methods: in the order of the run.
     """  # fmt: skip
@@ -91,8 +94,16 @@ def rerun(
                 own = seconds[sample, column] / SPEEDUP[method] * (slower if method == "slim" else 1)
                 layers = [int(n * (kept if method == "slim" else 1)) for n in KEPT[method]]
                 expected = sample + off_by_one
-                found.append(record(method, task, sample, template, number, expected, own * (1 + sample / 9), layers))
+                one = record(method, task, sample, template, number, expected, own * (1 + sample / 9), layers)
+                found.append(with_spans(one, method == "slim" and sample < moved))
     return found
+
+
+def with_spans(one: Record, moved: bool) -> Record:
+    """The record with the tokens of each layer: the first of the prompt; if moved, in layer 2 those from 1 on."""
+    spans: list[list[list[int]] | None] = [[[0, count]] for count in one.tokens_kept]
+    spans[2] = [[1, 1 + one.tokens_kept[2]]] if moved else spans[2]
+    return one.model_copy(update={"extra": {"kept_spans": spans}})
 
 
 def record(
@@ -160,7 +171,45 @@ def test_thirty_percent_fewer_tokens_are_named_before_any_score(base: Baseline) 
     assert violated(report) == {("kept set", "slim")} and report.exit_code() == 1
     first = report.lines()[0]
     assert first.startswith("REGRESSION: slim x longbench/trec_e: kept set changed: 40 of 40 samples: 96000 -> 67200")
-    assert "layer 0 1000 -> 700" in first
+    assert "layer 0 1000 -> 700 on average (first: 000 at layer 0)" in first
+
+
+def test_other_tokens_of_the_same_number_are_named_with_sample_and_layer(base: Baseline) -> None:
+    report = check(base, digested(rerun(1, moved=1)))
+    assert violated(report) == {("kept set", "slim")}
+    assert report.lines()[0] == (
+        "REGRESSION: slim x longbench/trec_e: kept set changed: 1 of 40 samples: as many tokens, but other ones "
+        "(first: 000 at layer 2)"
+    )
+
+
+def test_on_another_machine_a_few_other_tokens_are_rounding_and_many_are_not(base: Baseline) -> None:
+    other = {"environments": [MACHINE | {"cpu": {"model": "B", "cores": 2, "usable": 2}}]}
+    torch = {"environments": [MACHINE | {"packages": {"torch": "3"}}]}
+    for elsewhere in (other, torch):
+        few = check(base, digested(rerun(1, moved=10, wrong=10), **elsewhere))
+        assert not {gate for gate, _ in violated(few)} & {"kept set", "answers"}
+        assert {one.gate for one in few.of("undecided")} >= {"kept set", "answers"}
+        assert any("25% of a cell's samples" in line for line in few.lines())
+        many = check(base, digested(rerun(1, moved=11), **elsewhere))
+        assert violated(many) == {("kept set", "slim")}
+    assert violated(check(base, digested(rerun(1, kept=0.999), **other))) == {("kept set", "slim")}
+
+
+def test_where_answers_cannot_be_compared_tokens_are_not_either_but_their_number_is() -> None:
+    before = digested(rerun(), **BFLOAT16)
+    assert not violated(check(before, digested(rerun(1, moved=40), **BFLOAT16)))
+    assert ("kept set", "slim") in violated(check(before, digested(rerun(1, kept=0.7), **BFLOAT16)))
+
+
+def test_a_baseline_of_version_1_is_read_and_compares_numbers_alone(tmp_path: Path) -> None:
+    text = re.sub(r'"tokens": "[^"]*", |, "tokens": "[^"]*"', "", as_text(digested(rerun())))
+    assert '"tokens"' not in text
+    (tmp_path / "old.json").write_text(text.replace('"version": 2', '"version": 1'))
+    old = read_baseline(tmp_path / "old.json")
+    report = check(old, digested(rerun(1, moved=40)))
+    assert not violated(report) and any("version 1" in note and "record it again" in note for note in report.notes)
+    assert violated(check(old, digested(rerun(1, kept=0.7)))) == {("kept set", "slim")}
 
 
 def test_a_scorer_off_by_one_is_told_from_worse_answers(base: Baseline) -> None:
@@ -195,7 +244,9 @@ def test_wrong_answers_are_changed_answers_and_lower_scores(base: Baseline) -> N
 def test_in_bfloat16_and_on_another_device_answers_are_left_to_the_score(base: Baseline) -> None:
     before, after = digested(rerun(), **BFLOAT16), digested(rerun(1, wrong=1), **BFLOAT16)
     report = check(before, after)
-    assert not violated(report) and any("answers are not compared exactly" in line for line in report.lines())
+    assert not violated(report) and any(
+        "answers and kept tokens are not compared exactly" in line for line in report.lines()
+    )
     assert not violated(check(base, digested(rerun(1, wrong=1), device="cuda")))
     assert violated(check(base, digested(rerun(1, wrong=1)))) == {("answers", "slim")}
 
@@ -351,7 +402,7 @@ def test_a_baseline_is_small_sorted_and_comes_back_as_it_was(tmp_path: Path, bas
     assert read_baseline(tmp_path / "b.json") == base
     assert max(map(len, text.splitlines())) < 300 and len(text.splitlines()) < 6 * SAMPLES + 100
     full, *_, slim = (line for line in text.splitlines() if '"007"' in line)
-    assert all(f'"{name}"' in slim for name in ("answer", "prompt", "kept", "kept_hash", "score", "ratio"))
+    assert all(f'"{name}"' in slim for name in ("answer", "prompt", "kept", "kept_hash", "tokens", "score", "ratio"))
     assert '"seconds"' in full and '"seconds"' not in slim and "{}" not in text
 
 
