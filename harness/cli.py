@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from harness.errors import InputError
+from harness.reproduce.command import app as reproduce_app
 
 app = typer.Typer(
     help="Accuracy and latency of long-context inference under pruning methods, beside full attention.",
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(reproduce_app, name="reproduce")
 
 INTERRUPTED = 130
 
