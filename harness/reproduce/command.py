@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-
-from harness.errors import InputError
 
 app = typer.Typer(help="Measure published claims again and judge them.", no_args_is_help=True)
-
-INTERRUPTED = 130
 
 
 @app.callback()
@@ -58,55 +52,16 @@ def _measure(
     model: str, lengths: str, new_tokens: str, repeats: int, slim: str, output: Path | None, **machine: Any
 ) -> Path:
     """Runs, or resumes, the paper's table and returns its folder."""
+    from harness.carry_out import carry_out, read_spec
     from harness.models import describe
     from harness.reproduce.sliminfer import numbers, run_options, setting_for
 
     prompts, counts = numbers("--lengths", lengths, 16), numbers("--new-tokens", new_tokens, 1)
     options = run_options(setting_for(describe(model), prompts[-1]), prompts, counts, repeats, slim)
-    return execute({"model": model, **options, **machine}, output, "reproduce-sliminfer")
-
-
-def execute(given: dict[str, Any], output: Path | None, name: str) -> Path:
-    """Runs, or resumes, a specification, writes its table, and returns its folder.
-
-    Args:
-        given: of `harness.spec.RunSpec`.
-        output: the folder; None for one in `results/` that bears `name`.
-        name: what is reproduced.
-
-    Raises:
-        InputError: bad input. typer.Exit: interrupted.
-    """
-    from harness.progress import Progress
-    from harness.report.render import render
-    from harness.runner import plan, run
-
-    spec = read_spec(given)
-    folder = output or Path("results") / f"{name}-{spec.run_hash()[:8]}"
-    try:
-        run(plan(spec), folder, Progress(Console(stderr=True)))
-    except KeyboardInterrupt:
-        print(f"harness: interrupted; the same command goes on in {folder}", file=sys.stderr, flush=True)
-        raise typer.Exit(INTERRUPTED) from None
-    render(folder)
+    spec = read_spec({"model": model, **options, **machine})
+    folder = output or Path("results") / f"reproduce-sliminfer-{spec.run_hash()[:8]}"
+    carry_out(spec, folder)
     return folder
-
-
-def read_spec(given: dict[str, Any]) -> Any:
-    """The specification of a run.
-
-    Raises:
-        InputError: a value that does not fit.
-    """
-    from pydantic import ValidationError
-
-    from harness.spec import RunSpec
-
-    try:
-        return RunSpec(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"--{first['loc'][0]}: {first['msg']} (got {first['input']!r})") from None
 
 
 def _say(text: str) -> None:

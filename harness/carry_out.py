@@ -1,0 +1,48 @@
+"""Runs a specification from the terminal: progress on standard error, tables beside the records, Ctrl-C handled."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from harness.errors import InputError
+from harness.progress import Progress
+from harness.report.render import render
+from harness.runner import plan, run
+from harness.spec import RunSpec
+
+INTERRUPTED = 130
+
+
+def read_spec(given: dict[str, Any]) -> RunSpec:
+    """The specification of a run.
+
+    Raises:
+        InputError: a value that does not fit, named as an option of the command line.
+    """
+    try:
+        return RunSpec(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise InputError(f"{option}: {first['msg']} (got {first['input']!r})") from None
+
+
+def carry_out(spec: RunSpec, folder: Path) -> None:
+    """Runs, or resumes, `spec` in `folder` and writes its tables.
+
+    Raises:
+        InputError: bad input.
+        typer.Exit: interrupted; what was recorded stays, and the same command goes on.
+    """
+    try:
+        run(plan(spec), folder, Progress(Console(stderr=True)))
+    except KeyboardInterrupt:
+        print(f"harness: interrupted; the same command goes on in {folder}", file=sys.stderr, flush=True)
+        raise typer.Exit(INTERRUPTED) from None
+    render(folder)

@@ -1,0 +1,145 @@
+"""From a grid to runs, and from a run to its cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.errors import InputError
+from harness.grammar import parse_item
+from harness.models import describe
+from harness.runner import Plan, plan
+from harness.shape import ModelShape
+from harness.spec import RunSpec, public_name
+from harness.stats import REFERENCE
+from harness.sweep.grid_file import Entry, GridFile, MethodGrid
+from methods.registry import parse_methods
+from tasks.base import TaskContext
+from tasks.registry import TASKS, build_tasks
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        folder: name of its folder within the sweep's.
+        point: option of a run -> its value here, for the options that are axes.
+        plan: checked.
+    """
+
+    folder: str
+    point: dict[str, str]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A grid that has been checked as far as it can be without weights.
+
+    Attributes:
+        grid: the file.
+        runs: in order.
+        options: method label -> (method, option -> value) of the options that are axes.
+    """
+
+    grid: GridFile
+    runs: list[SweepRun]
+    options: dict[str, tuple[str, dict[str, str]]]
+
+
+def plan_sweep(grid: GridFile, data_dir: Path | None = None) -> Sweep:
+    """Checks a grid and plans its runs.
+
+    Raises:
+        InputError: anything wrong with it, with the line where that is known.
+    """
+    options = _methods(grid)
+    _check_shapes(grid)
+    tasks = ",".join(_task(grid, entry, data_dir) for entry in grid.tasks)
+    given = {key: entry.text for key, entry in grid.settings.items()}
+    base = given | {"methods": ",".join(options), "tasks": tasks, "data_dir": data_dir}
+    names, values = list(grid.runs), list(grid.runs.values())
+    runs = []
+    for chosen in product(*values):
+        asked = dict(zip(names, chosen, strict=True))
+        point = {key: public_name(entry.text) for key, entry in asked.items() if len(grid.runs[key]) > 1}
+        planned = plan(_spec(grid, base | {key: entry.text for key, entry in asked.items()}))
+        runs.append(SweepRun(_folder(planned.spec.model, point), point, planned))
+    return Sweep(grid, runs, options)
+
+
+def _methods(grid: GridFile) -> dict[str, tuple[str, dict[str, str]]]:
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    for entry in grid.methods:
+        for label, chosen in entry.labels():
+            if label in found:
+                raise grid.wrong(entry.line, f"method {label!r} is listed twice")
+            _check_method(grid, entry, label)
+            found[label] = (entry.base, chosen)
+    if REFERENCE not in found:
+        raise grid.wrong(grid.methods[0].line, f"methods lack {REFERENCE!r}, which everything is compared with")
+    return found
+
+
+def _check_method(grid: GridFile, entry: MethodGrid, label: str) -> None:
+    try:
+        parsed = parse_methods(label)
+    except InputError as error:
+        raise grid.wrong(entry.line, str(error)) from None
+    if len(parsed) != 1:
+        raise grid.wrong(entry.line, f"{label!r} are {len(parsed)} methods; give each a line of its own")
+
+
+def _check_shapes(grid: GridFile) -> None:
+    """Whether every method fits every model, while the line is known."""
+    for model in grid.runs.get("model", [Entry("smollm2", 1)]):
+        try:
+            shape = describe(model.text)
+        except InputError as error:
+            raise grid.wrong(model.line, str(error)) from None
+        for method in grid.methods:
+            _check_shape(grid, method, shape)
+
+
+def _check_shape(grid: GridFile, entry: MethodGrid, shape: ModelShape) -> None:
+    for label, _ in entry.labels():
+        try:
+            parse_methods(label)[0].check(shape)
+        except InputError as error:
+            raise grid.wrong(entry.line, str(error)) from None
+
+
+def _task(grid: GridFile, entry: Entry, data_dir: Path | None) -> str:
+    """The task in the command line's grammar, with the grid's lengths where it takes lengths."""
+    try:
+        item = parse_item(entry.text)
+        kind = TASKS.get(item.name)
+        kind = kind if item.member is None else kind.of_member(item.member)
+        if grid.lengths and "lengths" in kind.Options.model_fields and "lengths" not in item.options:
+            lengths = "/".join(length.text for length in grid.lengths)
+            item = item._replace(options=item.options | {"lengths": lengths})
+        build_tasks(str(item), TaskContext(data_dir))
+    except InputError as error:
+        raise grid.wrong(entry.line, str(error)) from None
+    return str(item)
+
+
+def _spec(grid: GridFile, given: dict[str, Any]) -> RunSpec:
+    try:
+        return RunSpec(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        lines = [entry.line for entry in (*grid.runs.get(key, ()), grid.settings.get(key)) if entry]
+        raise grid.wrong(lines[0] if lines else 1, f"{key}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _folder(model: str, point: dict[str, str]) -> str:
+    """`smollm2`, `smollm2-question=after`: only characters that every file system takes."""
+    parts = [Path(model).name, *(f"{key}={value}" for key, value in point.items() if key != "model")]
+    return "".join(letter if letter.isalnum() or letter in "-.=" else "-" for letter in "-".join(parts).lower())

@@ -1,0 +1,51 @@
+"""The command `harness sweep`: parses and prints."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from harness.sweep.cells import Sweep
+
+
+def sweep_command(
+    grid: Annotated[Path, typer.Argument(help="YAML file: method options x tasks x lengths x models (docs/sweep.md)")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cells and an estimate of time; ask nothing")] = (
+        False
+    ),
+    output: Annotated[Path | None, typer.Option(help="folder of the runs; results/NAME if none is named")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+) -> None:
+    """Run a grid of settings; one table, one plot an axis; the same command resumes."""
+    from harness.sweep.cells import plan_sweep
+    from harness.sweep.grid_file import read_grid
+
+    sweep = plan_sweep(read_grid(grid), data_dir)
+    folder = output or Path("results") / sweep.grid.path.stem
+    if dry_run:
+        from harness.sweep.outlook import outlook
+
+        print(outlook(sweep, folder), flush=True)
+    else:
+        _run(sweep, folder)
+
+
+def _run(sweep: Sweep, folder: Path) -> None:
+    """Every run in turn; whatever ends them, what is recorded by then gets its table and plots."""
+    from harness.carry_out import carry_out
+    from harness.sweep.pages import write
+
+    try:
+        for index, run in enumerate(sweep.runs, start=1):
+            print(f"run {index}/{len(sweep.runs)}: {run.folder}", file=sys.stderr, flush=True)
+            carry_out(run.plan.spec, folder / run.folder)
+    finally:
+        paths = write(sweep, folder)
+        for path in paths[:1]:
+            print(path.read_text(encoding="utf-8"))
+        for path in paths:
+            print(f"wrote {path}", flush=True)

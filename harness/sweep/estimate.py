@@ -1,0 +1,140 @@
+"""How long a sweep will take, before it starts: from recorded requests like its own, else from what it has to compute.
+
+A cell is estimated from records of the same method name on the same model, the same kind of device and prompts of the
+same length within an eighth: median of TTFT and, for each token more, TPOT. Where nothing like it is recorded, from
+full attention's FLOPs over the device's measured matrix-product rate plus one read of the weights over the copy rate
+for each new token. That is a floor: real requests take longer, small models on a CPU two to four times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from harness.errors import InputError
+from harness.models import resolve_device, resolve_dtype
+from harness.random_model import ByteTokenizer
+from harness.roofline import Ceilings, ceilings, dense_prefill_flops
+from harness.runner import Plan
+from harness.shape import ModelShape
+from harness.spec import public_name
+from harness.store import MANIFEST, load, load_manifest
+from harness.sweep.cells import SweepRun
+from tasks.base import Task
+
+Source = Literal["recorded", "floor", "unknown"]
+_NEAR = 1 / 8
+_NEW_TOKENS = 16
+"""Assumed where a task's options do not say."""
+
+
+@dataclass(frozen=True)
+class CellEstimate:
+    """What a cell will ask, and how long that takes.
+
+    Attributes:
+        method, task: labels.
+        samples: how many requests; None where only the data can tell.
+        seconds: of all of them; None where nothing is known.
+        source: where the seconds are from.
+    """
+
+    method: str
+    task: str
+    samples: int | None
+    seconds: float | None
+    source: Source
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A recorded request; `token_s` is what each new token after the first took."""
+
+    model: str
+    device: str
+    method: str
+    tokens: int
+    ttft_s: float
+    token_s: float
+
+
+def estimate(run: SweepRun, nearby: Path) -> list[CellEstimate]:
+    """One estimate a cell, tasks first, as they will be run.
+
+    Args:
+        run: of a sweep.
+        nearby: folder whose runs, and whose folders' runs, are looked through for similar records.
+    """
+    seen, plan = _seen(nearby), run.plan
+    device = resolve_device(plan.spec.device)
+    rates = ceilings(device, resolve_dtype(plan.spec.dtype, device))
+    here = [one for one in seen if (one.model, one.device) == (public_name(plan.spec.model), device.type)]
+    samples = {task.label: _samples(task) for task in plan.tasks}
+    return [
+        _cell(plan, method.label, task, samples[task.label], here, rates)
+        for task in plan.tasks
+        for method in plan.methods
+    ]
+
+
+def _cell(
+    plan: Plan, method: str, task: Task, samples: int | None, seen: Sequence[_Seen], rates: Ceilings
+) -> CellEstimate:
+    tokens = plan.spec.max_length or task.longest_prompt()
+    if samples is None or tokens is None:
+        return CellEstimate(method, task.label, samples, None, "unknown")
+    new = getattr(task.options, "new_tokens", None) or _NEW_TOKENS
+    like = [one for one in seen if one.method == _name(method) and abs(one.tokens - tokens) <= tokens * _NEAR]
+    if like:
+        each = median(one.ttft_s + (new - 1) * one.token_s for one in like)
+        return CellEstimate(method, task.label, samples, samples * each, "recorded")
+    seconds = _floor(plan.shape, tokens, new, rates)
+    return CellEstimate(method, task.label, samples, samples * seconds, "floor")
+
+
+def _floor(shape: ModelShape, tokens: int, new_tokens: int, rates: Ceilings) -> float:
+    element = 4 if rates.dtype == "float32" else 2
+    weights = element * (shape.layers * shape.linear_params + shape.head_params)
+    prefill = dense_prefill_flops(shape, tokens) / rates.gemm_flops
+    return prefill + new_tokens * weights / rates.copy_bytes_per_s
+
+
+def _samples(task: Task) -> int | None:
+    """How many samples a task has: what its options multiply to, else what it yields to the simplest tokenizer."""
+    lists = [getattr(task.options, name, None) for name in ("lengths", "depths")]
+    repeats = getattr(task.options, "repeats", None)
+    if repeats is None:
+        return _yielded(task)
+    # Suites with an option `depths` that they do not use yield one sample a repeat.
+    depths: Callable[[], Sequence[object]] | None = getattr(task, "depths", None)
+    counts = [len(lists[0] or (0,)), len(depths() if depths else lists[1] or (0,)), int(repeats)]
+    total = counts[0] * counts[1] * counts[2]
+    return min(total, task.context.limit) if task.context.limit else total
+
+
+def _yielded(task: Task) -> int | None:
+    try:
+        return sum(1 for _ in task.samples(ByteTokenizer()))
+    except (InputError, AttributeError, TypeError):
+        return task.context.limit
+
+
+def _seen(folder: Path) -> list[_Seen]:
+    """Requests recorded in runs below a folder; runs that cannot be read say nothing."""
+    found: list[_Seen] = []
+    for path in sorted({*folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")}):
+        try:
+            manifest, records = load_manifest(path.parent), load(path.parent)
+        except InputError:
+            continue
+        timed = records[records["tpot_s"].notna()]
+        for method, tokens, *seconds in timed[["method", "prompt_tokens", "ttft_s", "tpot_s"]].itertuples(index=False):
+            found.append(_Seen(manifest.model, manifest.device, _name(method), int(tokens), *map(float, seconds)))
+    return found
+
+
+def _name(label: str) -> str:
+    return label.partition(":")[0]

@@ -1,0 +1,209 @@
+"""The file of a grid: YAML, read with the line of everything in it, so that every complaint can say where.
+
+    name: relevance          # heading; the file's name if left out
+    model: smollm2           # one or a list
+    methods:                 # one or a list
+      - full
+      - lazyllm:keep=0.5/0.25/0.125
+      - method: slim         # every combination of the options' values
+        options:
+          score: [token_softmax, absdot]
+          w: [4, 32]
+          budgets: [0.75/0.375/0.25, 0.5/0.25/0.125]
+    tasks: [needle, retrieval/multikey]
+    lengths: [1024, 2048]    # for every task that has lengths; optional
+    limit: 10                # and the other options of `harness run`: max_length, seed, question, device, dtype, ...
+
+A list of values is an axis: `model`, `seed`, `question` and `dtype` become runs of their own, the rest cells of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import yaml
+
+from harness.errors import InputError, unknown
+
+RUN_AXES = ("model", "seed", "question", "dtype")
+"""Options of a run that may be lists: each combination of their values is a run."""
+SETTINGS = ("limit", "max_length", "device", "parts", "ledger", "noise_floor")
+"""Options of a run that may not."""
+KEYS = ("name", "methods", "tasks", "lengths", *RUN_AXES, *SETTINGS)
+_METHOD_KEYS = ("method", "options")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A text of the file and the line it stands in."""
+
+    text: str
+    line: int
+
+
+@dataclass(frozen=True)
+class MethodGrid:
+    """One entry of `methods`.
+
+    Attributes:
+        base: method, with the options that do not vary, in the command line's grammar.
+        axes: option -> its values.
+        line: of the entry.
+    """
+
+    base: str
+    axes: dict[str, list[str]]
+    line: int
+
+    def labels(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Every combination: the method's label, and the value of each axis in it."""
+        for values in product(*self.axes.values()):
+            chosen = dict(zip(self.axes, values, strict=True))
+            yield ":".join([self.base, *(f"{key}={value}" for key, value in chosen.items())]), chosen
+
+
+@dataclass(frozen=True)
+class GridFile:
+    """A grid as its file has it.
+
+    Attributes:
+        path: of the file.
+        name: heading.
+        methods, tasks, lengths: what is crossed in every run; no lengths where tasks decide themselves.
+        runs: option of a run -> its values; what the file does not name is not here.
+        settings: option of all runs -> its value.
+    """
+
+    path: Path
+    name: str
+    methods: list[MethodGrid]
+    tasks: list[Entry]
+    lengths: list[Entry]
+    runs: dict[str, list[Entry]]
+    settings: dict[str, Entry]
+
+    def wrong(self, line: int, message: str) -> InputError:
+        """The error for something in a line."""
+        return _wrong(self.path, line, message)
+
+
+def read_grid(path: Path) -> GridFile:
+    """Reads a grid.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown key, an axis without values; with the line.
+    """
+    root = _Node(path, _compose(path))
+    parts = root.mapping("the grid", KEYS)
+    for key in ("methods", "tasks"):
+        if key not in parts:
+            raise _wrong(path, root.line, f"the grid has no {key!r}")
+    return GridFile(
+        path,
+        parts["name"].text() if "name" in parts else path.stem,
+        [_method(node) for node in parts["methods"].items("methods")],
+        parts["tasks"].entries("tasks"),
+        parts["lengths"].entries("lengths") if "lengths" in parts else [],
+        {key: parts[key].entries(key) for key in RUN_AXES if key in parts},
+        {key: Entry(parts[key].text(), parts[key].line) for key in SETTINGS if key in parts},
+    )
+
+
+def _method(node: _Node) -> MethodGrid:
+    if not node.is_mapping:
+        return MethodGrid(node.text(), {}, node.line)
+    parts = node.mapping("the method", _METHOD_KEYS)
+    if "method" not in parts:
+        raise _wrong(node.path, node.line, "this entry has no 'method'")
+    base, axes = [parts["method"].text()], {}
+    options = parts["options"].mapping("the options", None) if "options" in parts else {}
+    for key, value in options.items():
+        if value.is_sequence:
+            axes[key] = [item.value() for item in value.items(key)]
+        else:
+            base.append(f"{key}={value.text()}")
+    return MethodGrid(":".join(base), axes, node.line)
+
+
+def _wrong(path: Path, line: int, message: str) -> InputError:
+    return InputError(f"{path} line {line}: {message}")
+
+
+def _compose(path: Path) -> yaml.Node:
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise _wrong(path, line, f"not YAML: {error.problem or 'unreadable'}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if node is None:
+        raise InputError(f"{path} is empty")
+    return node
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A part of the file, read strictly."""
+
+    path: Path
+    node: yaml.Node
+
+    @property
+    def line(self) -> int:
+        """Counted from 1."""
+        return int(self.node.start_mark.line) + 1
+
+    @property
+    def is_mapping(self) -> bool:
+        return isinstance(self.node, yaml.MappingNode)
+
+    @property
+    def is_sequence(self) -> bool:
+        return isinstance(self.node, yaml.SequenceNode)
+
+    def mapping(self, what: str, known: tuple[str, ...] | None) -> dict[str, _Node]:
+        """Key -> value; each key once, and one of the known."""
+        if not isinstance(self.node, yaml.MappingNode):
+            raise _wrong(self.path, self.line, f"{what} must be 'key: value' lines")
+        found: dict[str, _Node] = {}
+        for key_node, value in self.node.value:
+            key = _Node(self.path, key_node)
+            name = key.text()
+            if known is not None and name not in known:
+                raise _wrong(self.path, key.line, str(unknown("key", name, known)))
+            if name in found:
+                raise _wrong(self.path, key.line, f"key {name!r} stands twice")
+            found[name] = _Node(self.path, value)
+        return found
+
+    def items(self, what: str) -> list[_Node]:
+        """The values of an axis; a single one is an axis of one."""
+        if not isinstance(self.node, yaml.SequenceNode):
+            return [self]
+        if not self.node.value:
+            raise _wrong(self.path, self.line, f"axis {what!r} has no values")
+        return [_Node(self.path, item) for item in self.node.value]
+
+    def entries(self, what: str) -> list[Entry]:
+        """The same as texts, each once."""
+        found = [Entry(item.text(), item.line) for item in self.items(what)]
+        for number, entry in enumerate(found):
+            if entry.text in {other.text for other in found[:number]}:
+                raise _wrong(self.path, entry.line, f"axis {what!r} has {entry.text!r} twice")
+        return found
+
+    def text(self) -> str:
+        """A scalar as it is written; what `true` or `0.50` means is for the option to say."""
+        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
+            raise _wrong(self.path, self.line, "expected a single value")
+        return str(self.node.value).strip()
+
+    def value(self) -> str:
+        """A scalar, or the values of one option, `[0.5, 0.25]`, as `0.5/0.25`."""
+        return "/".join(item.text() for item in self.items("value")) if self.is_sequence else self.text()
