@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
 
 from harness.report.build import figures, report
 from harness.report.curves import against_length, crossover
 from harness.report.maps import dropped_at, kept_spans, needle_kept, survival
-from harness.report.plots import Point, with_interval
+from harness.report.plots import Point, style_of, with_interval
 from harness.report.recorded import read
 from tests.test_report import record, write
 from tests.test_report_tables import needle_records, written
@@ -91,3 +92,41 @@ def test_intervals_of_a_point_are_those_of_the_paired_effect() -> None:
     point = with_interval(Point(1.0, 80.0, "slim"), effect | {"score_high": -2.0})
     assert point.xs == pytest.approx((0.8, 1.25)) and point.ys == pytest.approx((76.0, 83.0))
     assert all(map(math.isnan, with_interval(Point(1.0, 80.0, "full"), {}).xs))
+
+
+def many_methods(folder: Path, count: int) -> Path:
+    """Two groups of methods that kept alike, all of the same score and nearly the same time."""
+    methods = ["full", *(f"slim:w={number}" for number in range(1, count))]
+    kept = {method: [100, 50 if index % 2 else 25] for index, method in enumerate(methods)} | {"full": [100, 100]}
+    records = [
+        record(method, "needle", n, ttft_s=1 + n + index / 100, tokens_kept=kept[method], tokens_requested=kept[method])
+        for n in range(8)
+        for index, method in enumerate(methods)
+    ]
+    return written(folder, records)
+
+
+@pytest.mark.parametrize(("count", "crowded"), [(6, False), (7, True), (12, True)])
+def test_many_methods_get_a_legend_instead_of_labels(tmp_path: Path, count: int, crowded: bool) -> None:
+    figure = dict(figures(read(many_methods(tmp_path / "run", count))))["accuracy_ttft"]
+    names = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert len(figure.axes[0].texts) == (0 if crowded else count)
+    assert len(names) == (count if crowded else 0) and not any("\n" in name for name in names)
+    assert not crowded or names[:2] == ["full", "slim w=1 1.00x"]
+
+
+def test_no_two_of_many_methods_look_alike() -> None:
+    assert len({style_of(index) for index in range(49)}) == 49
+
+
+def test_scores_and_their_intervals_stay_between_0_and_100(tmp_path: Path) -> None:
+    axes = dict(figures(read(many_methods(tmp_path / "run", 12))))["accuracy_ttft"].axes[0]
+    segments = [ends for bars in axes.collections if isinstance(bars, LineCollection) for ends in bars.get_segments()]
+    assert segments and all(0 <= y <= 100 for ends in segments for _, y in ends)
+    assert all(0 <= tick <= 100 for tick in axes.get_yticks())
+
+
+def test_methods_that_kept_alike_share_a_line(tmp_path: Path) -> None:
+    axes = dict(figures(read(many_methods(tmp_path / "run", 8))))["survivors"].axes[0]
+    labels = [label.replace(",\n", ", ") for label in axes.get_legend_handles_labels()[1]]
+    assert labels == ["slim w=1, slim w=3, slim w=5, slim w=7", "slim w=2, slim w=4, slim w=6"]

@@ -197,6 +197,7 @@ def test_family() -> None:
 def test_length_is_the_nominal_one_only_where_it_counts_tokens() -> None:
     assert length_of(1020, {"length": 1024}) == 1024
     assert length_of(9000, {"length": 5500}) == 8192
+    assert length_of(1500, {"length": 1405}) == 2048
     assert length_of(1, {}) == 1
 
 

@@ -22,6 +22,7 @@ _PANELS = (
     ("tpot_s", "decode_floor_s", "time per token after it (s)", "tpot"),
     ("peak_memory_bytes", "", "peak memory (GiB)", ""),
 )
+_Shares = tuple[float, ...]
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
 
 
@@ -161,12 +162,10 @@ def survivors(run: Recorded) -> Figure | None:
         return None
     figure = canvas(7, 4)
     axes = figure.add_subplot()
-    for method, name in names_of(run.methods).items():
-        if method in methods:
-            kept, asked = (_shares(run, method, column) for column in ("tokens_kept", "tokens_requested"))
-            colour = colour_of(run.methods.index(method))
-            axes.plot(kept, color=colour, label=name, drawstyle="steps-mid", linewidth=1.6)
-            axes.plot(asked, color=colour, linestyle="none", marker=".", markersize=4)
+    for (kept, asked), group in _alike(run, methods).items():
+        colour = colour_of(run.methods.index(group[0]))
+        axes.plot(kept, color=colour, label=_listed(run, group), drawstyle="steps-mid", linewidth=1.6)
+        axes.plot(asked, color=colour, linestyle="none", marker=".", markersize=4)
     axes.set(xlabel="layer", ylabel="share of prompt tokens", ylim=(0, 1.05))
     axes.set_title("Kept after the prefill (line) and asked for (dots)", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -175,10 +174,25 @@ def survivors(run: Recorded) -> Figure | None:
     return figure
 
 
-def _shares(run: Recorded, method: str, column: str) -> list[float]:
+def _alike(run: Recorded, methods: list[str]) -> dict[tuple[_Shares, _Shares], list[str]]:
+    """Methods by what they kept and asked for: of equal lines only the last would be seen."""
+    groups: dict[tuple[_Shares, _Shares], list[str]] = {}
+    for method in methods:
+        kept, asked = (_shares(run, method, column) for column in ("tokens_kept", "tokens_requested"))
+        groups.setdefault((kept, asked), []).append(method)
+    return groups
+
+
+def _listed(run: Recorded, methods: list[str]) -> str:
+    """Names, three a line."""
+    names = [names_of(run.methods)[method] for method in methods]
+    return ",\n".join(", ".join(names[start : start + 3]) for start in range(0, len(names), 3))
+
+
+def _shares(run: Recorded, method: str, column: str) -> _Shares:
     rows = run.records[run.records["method"] == method]
     shares = [np.array(found) / length for found, length in _counts(rows, column)]
-    return [float(value) for value in np.mean(shares, axis=0)]
+    return tuple(round(float(value), 4) for value in np.mean(shares, axis=0))
 
 
 def _counts(rows: pd.DataFrame, column: str) -> Iterator[tuple[list[int], int]]:

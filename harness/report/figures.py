@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from harness.report.plots import MARKERS, PALETTE, short_names
+from harness.report.plots import short_names, style_of
 
 
 def canvas(width: float, height: float) -> Figure:
@@ -22,12 +22,12 @@ def canvas(width: float, height: float) -> Figure:
 
 def colour_of(index: int) -> str:
     """The colour of the method with this place in the run."""
-    return PALETTE[index % len(PALETTE)]
+    return style_of(index)[0]
 
 
 def marker_of(index: int) -> str:
     """Its marker: what tells methods apart without colour."""
-    return MARKERS[index % len(MARKERS)]
+    return style_of(index)[1]
 
 
 def names_of(methods: Sequence[str]) -> dict[str, str]:

@@ -20,6 +20,9 @@ PAGE_BYTES = 4_500_000
 
 _LEAST_BYTES = 500_000
 
+_LEAD = ("accuracy_ttft", "length")
+"""What stands below the table to decide by."""
+
 CAPTIONS = {
     "accuracy_ttft": "Accuracy against time to first token; dashed: the Pareto front.",
     "length": "Times and memory against prompt length, medians with quartiles; dotted: roofline.",
@@ -48,7 +51,8 @@ def page(run: Recorded, grids: Sequence[Grid], images: Mapping[str, bytes]) -> s
         warnings=list(warnings(run)),
         decision=next((grid for grid in grids if grid.name == "decision"), None),
         grids=[grid for grid in grids if grid.name != "decision"],
-        images=pictures,
+        lead=[pictures[name] for name in _LEAD if name in pictures],
+        images=[image for name, image in pictures.items() if name not in _LEAD],
         data=Markup(script_json(data)),
         shown=len(data["samples"]),
         total=data["total"],

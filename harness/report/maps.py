@@ -20,6 +20,7 @@ from harness.spans import every_layer
 
 _BINS = 512
 _PANELS = 6
+_MOST_INCHES = 10
 
 Spans = list[list[tuple[int, int]]]
 
@@ -123,16 +124,19 @@ def needle_map(run: Recorded) -> Figure | None:
     if frame.empty:
         return None
     methods = [method for method in run.methods if method in set(frame["method"])]
-    columns = min(3, len(methods))
+    width = max(1.7, 0.8 + 0.5 * frame["length"].nunique())
+    columns = min(len(methods), int(_MOST_INCHES / width))
     rows = math.ceil(len(methods) / columns)
-    figure = canvas(1 + 3.4 * columns, 0.6 + 2.8 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, method in zip(panels, methods, strict=False):
+    figure = canvas(max(4, 0.7 + width * columns), 0.7 + 2.4 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, method in zip(panels.ravel(), methods, strict=False):
         _draw_needles(axes, frame[frame["method"] == method])
-        axes.set_title(names_of(run.methods)[method], fontsize=10)
-    for axes in panels[len(methods) :]:
+        axes.set_title(names_of(run.methods)[method].replace(" ", "\n"), fontsize=9)
+    for axes in panels.ravel()[len(methods) :]:
         axes.set_visible(False)
-    figure.suptitle("Needles found, % (depth x prompt length)", fontsize=11)
+    figure.suptitle("Needles found, %", fontsize=11)
+    figure.supxlabel("prompt length in tokens", fontsize=9)
+    figure.supylabel("depth of the needle", fontsize=9)
     return figure
 
 
@@ -140,7 +144,7 @@ def _draw_needles(axes: Axes, frame: pd.DataFrame) -> None:
     table = frame.pivot_table(index="depth", columns="length", values="score", aggfunc="mean") * 100
     values = table.to_numpy(dtype=float)
     axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=100)
-    axes.set_xticks(range(len(table.columns)), [str(length) for length in table.columns], fontsize=7, rotation=30)
+    axes.set_xticks(range(len(table.columns)), [str(length) for length in table.columns], fontsize=7)
     axes.set_yticks(range(len(table.index)), [f"{depth:.0%}" for depth in table.index], fontsize=7)
     if values.size <= 120:
         for (row, column), value in np.ndenumerate(values):

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from harness.report import words
@@ -20,6 +22,9 @@ from harness.store import Manifest
 # Okabe & Ito's colours, which people with any colour vision tell apart; yellow is left out, it is too pale on white.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
+
+_LABELLED = 6
+"""So many points can have their labels beside them; more get a legend."""
 
 
 class Point(NamedTuple):
@@ -82,14 +87,23 @@ def accuracy_ttft_figure(
     points, missing = _points(overall(summary))
     if not points:
         return None
-    figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
+    crowded = len(points) > _LABELLED
+    figure = Figure(figsize=(9.5 if crowded else 7.5, 5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     points = [with_interval(point, (effects or {}).get(point.method, {})) for point in points]
     _draw(axes, points)
     _explain(figure, axes, manifest, summary, missing)
-    _write_labels(figure, axes, points)
+    if crowded:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8.5, labelspacing=0.7)
+    else:
+        _write_labels(figure, axes, points)
     return figure
+
+
+def style_of(index: int) -> tuple[str, str]:
+    """Colour and marker of the method with this place in the run; the first 49 have one of their own."""
+    return PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
 
 
 def with_interval(point: Point, effect: Mapping[str, Any]) -> Point:
@@ -130,16 +144,25 @@ def _draw(axes: Axes, points: list[Point]) -> None:
     # Steps, not slopes: between two methods there is nothing that anyone could choose.
     front_x, front_y = [point.x for point in front], [point.y for point in front]
     axes.plot(front_x, front_y, drawstyle="steps-post", color="#999999", linestyle="--", linewidth=1, zorder=1)
+    crowded = len(points) > _LABELLED
     for index, point in enumerate(points):
-        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
-        axes.scatter(point.x, point.y, s=55, color=colour, marker=marker, zorder=2)
-        for ends, across in ((point.xs, True), (point.ys, False)):
-            if all(map(math.isfinite, ends)):
-                xs, ys = (ends, (point.y,) * 2) if across else ((point.x,) * 2, ends)
-                axes.plot(xs, ys, color=colour, linewidth=1.2, zorder=1.5)
-    axes.margins(0.25)
+        colour, marker = style_of(index)
+        name = point.label.replace("\n ", "")
+        axes.scatter(point.x, point.y, s=55, color=colour, marker=marker, zorder=3, label=name)
+        axes.add_collection(LineCollection(_bars(point), colors=colour, linewidths=1.2, alpha=0.5 if crowded else 1))
+    axes.margins(0.08 if crowded else 0.25)
+    axes.autoscale_view()
     axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+    axes.set_ylim(max(-8, axes.get_ylim()[0]), min(110, axes.get_ylim()[1]))
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
+
+
+def _bars(point: Point) -> list[list[tuple[float, float]]]:
+    """The intervals as lines: across and upright, where they are known."""
+    (left, right), (low, high) = point.xs, point.ys
+    across = [[(left, point.y), (right, point.y)]] if math.isfinite(left + right) else []
+    upright = [[(point.x, max(0.0, low)), (point.x, min(100.0, high))]] if math.isfinite(low + high) else []
+    return across + upright
 
 
 def _explain(figure: Figure, axes: Axes, manifest: Manifest, summary: pd.DataFrame, missing: list[str]) -> None:
@@ -150,7 +173,8 @@ def _explain(figure: Figure, axes: Axes, manifest: Manifest, summary: pd.DataFra
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     notes = [f"{_count(summary)}; 2.00x: half the time of {BASELINE}; dashed: best score within that time"]
-    notes += ["bars: 95 % interval of the paired difference from it"] if len(axes.lines) > 1 else []
+    bars = any(collection.get_segments() for collection in axes.collections if isinstance(collection, LineCollection))
+    notes += ["bars: 95 % interval of the paired difference from it"] if bars else []
     notes += [words.status(manifest) or ""]
     notes += [f"not shown, no score or no time: {', '.join(missing)}"] if missing else []
     figure.supxlabel("\n".join(note for note in notes if note), fontsize=8, color="#555555")
@@ -163,19 +187,29 @@ def _count(summary: pd.DataFrame) -> str:
 
 
 def _write_labels(figure: Figure, axes: Axes, points: list[Point]) -> None:
-    """Puts each label at the first place beside its point where it covers no point and no other label."""
+    """Puts each label beside its point where it covers no point, no interval and no other label, or the least."""
     figure.draw_without_rendering()
     taken = [_around(axes, point) for point in points]
+    lines = [_box(axes, *ends) for point in points for ends in _bars(point)]
     for point in points:
         text = axes.annotate(point.label, point[:2], (0, 0), textcoords="offset points", fontsize=9)
         # The labels take part in no layout, or the axes would shrink after the places were found.
         text.set_in_layout(False)
-        for dx, dy in _places():
-            text.set(position=(dx, dy), ha=_side(dx, "left", "right"), va=_side(dy, "bottom", "top"))
-            box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken) and _inside(axes.bbox, box):
-                break
-        taken.append(box)
+        taken.append(_place(axes, text, taken, lines))
+
+
+def _place(axes: Axes, text: Annotation, taken: list[Bbox], lines: list[Bbox]) -> Bbox:
+    """Moves a label to the best of its places, the nearest of equals; a line across it is better than a label."""
+
+    def move(dx: float, dy: float) -> Bbox:
+        text.set(position=(dx, dy), ha=_side(dx, "left", "right"), va=_side(dy, "bottom", "top"))
+        return text.get_window_extent()
+
+    def faults(place: tuple[float, float]) -> tuple[int, int]:
+        box = move(*place)
+        return box.count_overlaps(taken) + (not _inside(axes.bbox, box)), box.count_overlaps(lines)
+
+    return move(*min(_places(), key=faults))
 
 
 def _places() -> Iterator[tuple[float, float]]:
@@ -187,6 +221,11 @@ def _places() -> Iterator[tuple[float, float]]:
 
 def _side(offset: float, after: str, before: str) -> str:
     return "center" if offset == 0 else after if offset > 0 else before
+
+
+def _box(axes: Axes, *ends: tuple[float, float]) -> Bbox:
+    (x0, y0), (x1, y1) = axes.transData.transform(ends)
+    return Bbox.from_extents(x0 - 1, y0 - 1, x1 + 1, y1 + 1)
 
 
 def _around(axes: Axes, point: Point) -> Bbox:

@@ -18,7 +18,8 @@ from harness.report.tables import Comparison
 from harness.store import Manifest, load, load_manifest
 
 _NUMBERS = ("prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s", "decode_floor_s")
-_NOMINAL = 0.1
+_NOMINAL = 0.02
+"""How far a prompt may be from the length that its task asked for; the tasks promise 1 %."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def read(folder: Path | str) -> Recorded:
 def length_of(prompt_tokens: int, extra: dict[str, Any]) -> int:
     """The length that a record is listed under, in tokens.
 
-    What its task asked for where the prompt is that long within a tenth (LongBench's `length` counts words, so it is
-    not taken), else the nearest power of two.
+    What its task asked for where the prompt is that long within 2 % (LongBench's `length` counts words, so it is not
+    taken), else the nearest power of two.
     """
     asked = extra.get("length")
     if isinstance(asked, int) and abs(asked - prompt_tokens) <= _NOMINAL * prompt_tokens:
