@@ -1,0 +1,225 @@
+"""Which pages of the KV cache a new token attends to (Quest, Tang et al., arXiv 2406.10774, section 3), on the device.
+
+A page has the channel-wise minimum m and maximum M of its rotated keys. Its score for a query q,
+
+    sum over channels c of max(q_c m_c, q_c M_c) = relu(q) . M + min(q, 0) . m,
+
+bounds q . k of its keys from above. Two kernels a layer: one brings the bounds up to the new token and rates all pages,
+the other picks the best. As in `decode_attention`, lengths come from a table on the device and grids are fixed, so one
+captured CUDA graph serves every request.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Rows of a tile of queries: the least that tensor cores multiply.
+ROWS = tl.constexpr(16)
+# Bits that one pass of the search settles: 32 bins, a lane of a warp each, so that sums over them need no barrier.
+BITS = tl.constexpr(5)
+BINS = tl.constexpr(32)
+
+
+class PageSelect:
+    """Rates and picks pages for one model shape.
+
+    What its methods return lies in buffers of the object and holds until the next call; not for two streams at once.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        room: int,
+        page_size: int,
+        per: Literal["kv_head", "query_head"],
+        device: torch.device | str,
+        *,
+        pdl: bool = False,
+        block: int = 64,
+        warps: int = 4,
+        best_warps: int | None = None,
+    ) -> None:
+        """
+        Args:
+            heads: query heads, a multiple of kv_heads; at most 16 of them share a KV head.
+            head_dim: a power of two, at least 16.
+            room: pages that the bounds have room for; at most 32768.
+            page_size: tokens a page.
+            per: who chooses: with kv_head the query heads of a KV head share pages, rated by the best of them.
+            pdl: launch with programmatic dependent launch (CUDA only).
+            block: pages a program rates. warps: of the rating; best_warps: of the picking, by default by the room.
+        """
+        if heads % kv_heads or heads // kv_heads > ROWS.value:
+            raise ValueError(f"{heads} query heads over {kv_heads} KV heads: want 1 to {ROWS.value} each")
+        if head_dim < 16 or head_dim & (head_dim - 1):
+            raise ValueError(f"head_dim must be a power of two and at least 16, not {head_dim}")
+        if not 1 <= room <= 32768:
+            raise ValueError(f"room for {room} pages: want 1 to 32768")
+        self.heads, self.kv_heads, self.page_size, self.room = heads, kv_heads, page_size, room
+        self.lists = kv_heads if per == "kv_head" else heads
+        self._sizes = {"KV_HEADS": kv_heads, "DIM": head_dim, "PAGE": page_size, "PDL": pdl}
+        self._rating = {"GROUP": heads // kv_heads, "JOINT": per == "kv_head", "BLOCK": block, "num_warps": warps}
+        self._width = triton.next_power_of_2(room)
+        self._best_warps = best_warps or min(32, max(4, self._width // 512))
+        # `launch_pdl` is an option of the CUDA back end alone.
+        self._pdl = {"launch_pdl": True} if pdl else {}
+        self._scores = torch.empty((self.lists, room), dtype=torch.float32, device=device)
+        self._pages = torch.empty(self.lists * room, dtype=torch.int32, device=device)
+
+    def update_bounds(self, k: Tensor, low: Tensor, high: Tensor, table: Tensor, layer: int) -> None:
+        """Takes the new token's key into its page's bounds; the first token of a page begins them.
+
+        Args:
+            k: [kv_heads, head_dim], rotated; heads may lie apart, channels may not.
+            low, high: [room, kv_heads, head_dim] contiguous, of the dtype of k.
+            table: [layers, 3] int64; its third column says how many tokens a layer has, the new one not counted.
+            layer: row of the table.
+        """
+        _update[(self.kv_heads,)](k, low, high, table, layer, k.stride(0), **self._sizes, num_warps=1, **self._pdl)
+
+    def page_scores(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor, table: Tensor, layer: int) -> Tensor:
+        """What `update_bounds` does, and the scores of all pages.
+
+        The products are exact in float32, in which tensor cores add them up, so half precision costs nothing here.
+
+        Args:
+            q: the new token's queries, [heads, head_dim], rotated, of the dtype of k; heads may lie apart.
+            k, low, high, table, layer: as in `update_bounds`.
+
+        Returns:
+            [lists, room] float32, lists being kv_heads or heads: inf for the new token's page, -inf for those behind.
+        """
+        assert q.stride(-1) == k.stride(-1) == 1, "channels of a head must be contiguous"
+        assert low.shape[0] == high.shape[0] == self.room and low.is_contiguous() and high.is_contiguous()
+        grid = (self.kv_heads, triton.cdiv(self.room, self._rating["BLOCK"]))
+        _rate[grid](
+            q, k, low, high, table, self._scores, layer, q.stride(0), k.stride(0), self.room,
+            **self._sizes, **self._rating, **self._pdl,
+        )  # fmt: skip
+        return self._scores
+
+    def best_pages(self, scores: Tensor, count: int) -> Tensor:
+        """The `count` best pages of every list, of equal ones the first.
+
+        Args:
+            scores: [lists, room] float32 contiguous, without NaN.
+            count: 1 to room.
+
+        Returns:
+            [lists, count] int32, ascending.
+        """
+        lists, room = scores.shape
+        assert 1 <= count <= room and scores.is_contiguous()
+        pages = self._pages[: lists * count].view(lists, count)
+        width, pdl = triton.next_power_of_2(room), self._sizes["PDL"]
+        _best[(lists,)](scores, pages, room, count, WIDTH=width, PDL=pdl, num_warps=self._best_warps, **self._pdl)
+        return pages
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _take_in(  # type: ignore[no-untyped-def]
+    k, low, high, length, kv_head, k_stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr
+) -> Any:
+    at = tl.arange(0, DIM)
+    key = tl.load(k + kv_head * k_stride + at)
+    place = ((length // PAGE).to(tl.int64) * KV_HEADS + kv_head) * DIM + at
+    begun = (length % PAGE > 0) & (at < DIM)
+    lowest = tl.load(low + place, mask=begun, other=float("inf")).to(tl.float32)
+    highest = tl.load(high + place, mask=begun, other=float("-inf")).to(tl.float32)
+    tl.store(low + place, tl.minimum(lowest, key.to(tl.float32)))
+    tl.store(high + place, tl.maximum(highest, key.to(tl.float32)))
+
+
+@triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
+def _update(  # type: ignore[no-untyped-def]
+    k, low, high, table, layer, k_stride,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
+) -> Any:  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    length = tl.load(table + layer * 3 + 2).to(tl.int32)
+    _take_in(k, low, high, length, tl.program_id(0), k_stride, KV_HEADS, DIM, PAGE)
+
+
+@triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
+def _rate(  # type: ignore[no-untyped-def]
+    q, k, low, high, table, scores, layer, q_stride, k_stride, room,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, JOINT: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
+) -> Any:  # fmt: skip
+    """Scores of a block of pages for the query heads of one KV head."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    kv_head, block = tl.program_id(0), tl.program_id(1)
+    row, at, page = tl.arange(0, ROWS), tl.arange(0, DIM), block * BLOCK + tl.arange(0, BLOCK)
+    mine = row < GROUP
+    length = tl.load(table + layer * 3 + 2).to(tl.int32)
+    query = tl.load(q + (kv_head * GROUP + row)[:, None] * q_stride + at[None, :], mask=mine[:, None], other=0.0)
+    last = length // PAGE
+    # The last page's score is infinite, so its bounds may change while others are read.
+    whole = page < last
+    place = (page.to(tl.int64)[None, :] * KV_HEADS + kv_head) * DIM + at[:, None]
+    highest = tl.load(high + place, mask=whole[None, :], other=0.0)
+    lowest = tl.load(low + place, mask=whole[None, :], other=0.0)
+    zero = tl.zeros_like(query)
+    score = tl.dot(tl.where(query > 0, query, zero), highest, input_precision="ieee")
+    score = tl.dot(tl.where(query < 0, query, zero), lowest, score, input_precision="ieee")
+    beyond = tl.where(page == last, float("inf"), float("-inf"))
+    if JOINT:
+        best = tl.max(tl.where(mine[:, None], score, float("-inf")), 0)
+        tl.store(scores + kv_head * room + page, tl.where(whole, best, beyond), mask=page < room)
+    else:
+        into = scores + (kv_head * GROUP + row)[:, None] * room + page[None, :]
+        score = tl.where(whole[None, :], score, beyond[None, :])
+        tl.store(into, score, mask=mine[:, None] & (page < room)[None, :])
+    if last // BLOCK == block:
+        _take_in(k, low, high, length, kv_head, k_stride, KV_HEADS, DIM, PAGE)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _best(scores, pages, room, count, WIDTH: tl.constexpr, PDL: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """Radix search for the score of the last page that still fits, from the highest bits down."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    page = tl.arange(0, WIDTH)
+    score = tl.load(scores + tl.program_id(0) * room + page, mask=page < room, other=float("-inf"))
+    # As unsigned integers in the order of the scores: all bits of negative numbers flipped, else the sign alone.
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    key = (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
+
+    bin = tl.arange(0, BINS)
+    shift = 32 - BITS
+    known = tl.full((), 0, tl.uint32)
+    prefix = tl.full((), 0, tl.uint32)
+    need = count
+    searching = count > 0
+    while searching:
+        digit = ((key >> shift.to(tl.uint32)) & (BINS - 1)).to(tl.int32)
+        counts = tl.histogram(digit, BINS, mask=(key & known) == prefix)
+        # How many of the pages that share the prefix have this digit or a higher one.
+        reach = tl.cumsum(counts, 0, reverse=True)
+        best = tl.sum((reach >= need).to(tl.int32), 0) - 1
+        need -= tl.sum(tl.where(bin > best, counts, 0), 0)
+        prefix |= best.to(tl.uint32) << shift.to(tl.uint32)
+        known = tl.full((), 0xFFFFFFFF, tl.uint32) << shift.to(tl.uint32)
+        searching = (shift > 0) & (tl.sum(tl.where(bin == best, counts, 0), 0) > need)
+        shift = tl.maximum(shift - BITS, 0)
+
+    above, equal = (key & known) > prefix, (key & known) == prefix
+    # One scan for both counts, 16 bits each.
+    both = above.to(tl.uint32) + (equal.to(tl.uint32) << 16)
+    before = tl.cumsum(both, 0) - both
+    above_before, equal_before = (before & 0xFFFF).to(tl.int32), (before >> 16).to(tl.int32)
+    chosen = above | (equal & (equal_before < need))
+    place = above_before + tl.minimum(equal_before, need)
+    tl.store(pages + tl.program_id(0) * count + place, page, mask=chosen)
