@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BASELINE ?= results/baselines/cpu-smollm2.json
 CHECK_RUN = $(BIN)/harness run --methods full,slim,lazyllm --tasks needle:lengths=512/1024 --device cpu --dtype float32
 
-.PHONY: run test lint check check-small check-format clean
+.PHONY: run test lint check check-small check-format reports clean
 .DELETE_ON_ERROR:
 
 run: .venv/.ready
@@ -49,6 +49,10 @@ check-small: .venv/.ready
 	rm -rf results/check-small
 	$(CHECK_RUN) --limit 5 --output results/check-small
 	$(BIN)/harness check results/check-small --baseline $(BASELINE) --speed ratio:100%
+
+# Tables, plots and pages of the recorded reference runs: reports/reference/index.html, index.md.
+reports: .venv/.ready
+	$(BIN)/harness report results/reference --out reports/reference
 
 lint: .venv/.ready
 	$(BIN)/ruff check

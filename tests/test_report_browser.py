@@ -168,3 +168,27 @@ def test_it_reads_on_a_dark_desk(page: Path, tab: Browser) -> None:
     tab.open(page, dark=True)
     assert tab.js("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     assert tab.js("getComputedStyle(document.querySelector('img')).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.fixture(scope="module")
+def overview(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    runs = [written(folder / name, needle_records(count)) for name, count in (("one", 3), ("two", 4))]
+    report(runs, folder / "out")
+    return folder / "out" / "index.html"
+
+
+def test_a_page_over_runs_sorts_each_table_and_leads_to_the_pages(overview: Path, tab: Browser) -> None:
+    tab.open(overview)
+    assert tab.js("document.querySelectorAll('table').length") == 2
+    before = column(tab, "1", 0)
+    tab.js("document.querySelectorAll('#table-2 th button')[1].click()")
+    assert column(tab, "2", 1) == sorted(column(tab, "2", 1), reverse=True) and column(tab, "1", 0) == before
+    tab.js("document.querySelector('h2 a').click()")
+    tab.wait("document.title === 'one' && document.readyState === 'complete'")
+    assert shown(tab) == "needle/1024-0.5-0"
+
+
+def test_a_page_over_runs_fits_a_phone(overview: Path, tab: Browser) -> None:
+    tab.open(overview, width=390, height=800)
+    assert tab.js("document.documentElement.scrollWidth") == 390

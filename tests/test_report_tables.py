@@ -5,12 +5,14 @@ import io
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from harness.errors import InputError
@@ -18,7 +20,7 @@ from harness.noise import TWIN
 from harness.record import Record
 from harness.report.build import report
 from harness.report.grids import Cell, Grid, escaped, to_csv, to_latex, to_markdown
-from harness.report.recorded import family, length_of, read
+from harness.report.recorded import family, lengths, read
 from harness.report.render import render
 from harness.report.sheets import accuracy, achieved, decision, latency, memory, roofline, sheets
 from tasks.longbench_prompts import ENGLISH_16
@@ -194,19 +196,49 @@ def test_family() -> None:
     ]
 
 
-def test_length_is_the_nominal_one_only_where_it_counts_tokens() -> None:
-    assert length_of(1020, {"length": 1024}) == 1024
-    assert length_of(9000, {"length": 5500}) == 8192
-    assert length_of(1500, {"length": 1405}) == 2048
-    assert length_of(1, {}) == 1
+def test_length_is_the_nominal_one_only_where_all_of_a_task_count_tokens(tmp_path: Path) -> None:
+    def lengths_of(*pairs: tuple[int, Any]) -> list[int]:
+        rows = [record("full", "t", n, prompt_tokens=p, extra={"length": a}) for n, (p, a) in enumerate(pairs)]
+        return [int(one) for one in lengths(pd.DataFrame([one.model_dump() for one in rows]))]
+
+    assert lengths_of((1020, 1024), (2040, 2048)) == [1024, 2048]
+    assert lengths_of((9000, 5500), (1500, 1507)) == [8192, 2048]
+    assert lengths_of((1, None)) == [1] and lengths_of((1000, "long")) == [1024]
 
 
-def test_two_runs_get_a_folder_each_and_never_share_one(run: Path, tmp_path: Path) -> None:
+def test_two_runs_get_a_folder_each_and_a_page_over_both(run: Path, tmp_path: Path) -> None:
     other = written(tmp_path / "other", needle_records(2))
-    paths = report([run, other], tmp_path / "out")
-    assert {path.relative_to(tmp_path / "out").parts[0] for path in paths} >= {"main", "other"}
+    out = tmp_path / "out"
+    paths = report([run, other], out)
+    assert {path.relative_to(out).parts[0] for path in paths} == {"main", "other", "index.html", "index.md"}
+    page, text = (out / "index.html").read_text(), (out / "index.md").read_text()
+    for name in ("main", "other"):
+        assert f'href="{name}/index.html"' in page and f"]({name}/index.html)" in text
+        assert (out / name / "index.html").is_file()
+    links = re.findall(r"\]\((.*?)\)", text)
+    assert len(links) == 6 and all((out / link).is_file() for link in links)
+    assert page.count("<table") == 2 and not re.findall(r'src="(?!data:)', page)
+
+
+def test_a_folder_of_runs_stands_for_all_of_them(tmp_path: Path) -> None:
+    for name in ("b", "a/one"):
+        written(tmp_path / "runs" / name, needle_records(1))
+    report([tmp_path / "runs"], tmp_path / "out")
+    text = (tmp_path / "out" / "index.md").read_text()
+    assert text.index("(a/one/index.html)") < text.index("(b/index.html)")
+    report([tmp_path / "runs"])
+    assert (tmp_path / "runs" / "a" / "one" / "report" / "index.html").is_file()
+    report([tmp_path / "runs" / "a"], tmp_path / "single")
+    assert (tmp_path / "single" / "one" / "index.html").is_file() and (tmp_path / "single" / "index.html").is_file()
+
+
+def test_runs_of_the_same_name_never_share_a_folder(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="same folder name"):
         report([run, run], tmp_path / "out")
+    with pytest.raises(InputError, match="cannot write the report"):
+        report([run], run / "samples.jsonl")
+    with pytest.raises(InputError, match="it has no manifest.json"):
+        report([tmp_path])
 
 
 def test_reports_need_no_torch() -> None:

@@ -13,14 +13,19 @@ from harness.report.figures import save
 from harness.report.grids import Grid, to_csv, to_latex, to_markdown
 from harness.report.html import page
 from harness.report.maps import needle_map, survival_map
+from harness.report.overview import Reported, overview, overview_markdown
 from harness.report.plots import accuracy_ttft_figure
 from harness.report.recorded import Recorded, read
 from harness.report.sheets import sheets
 from harness.stats import ALL
+from harness.store import MANIFEST
 
 
 def report(runs: Sequence[Path | str], out: Path | str | None = None) -> list[Path]:
-    """Writes the report of each run: into RUN/report, or into `out` (several runs: a folder each).
+    """Writes the report of each run: into RUN/report, or into `out`.
+
+    Several runs get a folder each in `out`, and `index.html` and `index.md` over all of them there. A folder that is no
+    run but holds some stands for these.
 
     Returns:
         The files written.
@@ -28,12 +33,34 @@ def report(runs: Sequence[Path | str], out: Path | str | None = None) -> list[Pa
     Raises:
         InputError: a folder is not a run or is corrupt, two runs have the same name, or a file cannot be written.
     """
-    folders = _folders(runs, out)
-    return [path for run, folder in zip(runs, folders, strict=True) for path in build(read(run), folder)]
+    found = _named(runs)
+    if out is None:
+        return [path for _, folder in found for path in build(read(folder), folder / "report")[0]]
+    if [folder for _, folder in found] == [Path(one) for one in runs[:1]]:
+        return build(read(found[0][1]), Path(out))[0]
+    if len(dict(found)) < len(found):
+        raise InputError("two runs have the same folder name; report them one at a time, each with its own --out")
+    return _together(found, Path(out))
 
 
-def build(run: Recorded, folder: Path) -> list[Path]:
+def _together(found: Sequence[tuple[str, Path]], out: Path) -> list[Path]:
+    """A folder for each run, and the pages over all of them."""
+    paths: list[Path] = []
+    reported = []
+    for name, folder in found:
+        run = read(folder)
+        written, images = build(run, out / name)
+        paths += written
+        reported.append(Reported(name, run, images))
+    texts = {"index.html": overview(reported), "index.md": overview_markdown(reported)}
+    return paths + [_write(out / name, text) for name, text in texts.items()]
+
+
+def build(run: Recorded, folder: Path) -> tuple[list[Path], dict[str, bytes]]:
     """Writes the report of one run into `folder`.
+
+    Returns:
+        The files, and the SVG of each plot by its name.
 
     Raises:
         InputError: a file cannot be written.
@@ -44,7 +71,7 @@ def build(run: Recorded, folder: Path) -> list[Path]:
         paths = [path for grid in grids for path in write_grid(grid, folder)]
         paths += [path for name, figure in figures(run) for path in save(figure, folder, name)]
         images = {path.stem: path.read_bytes() for path in paths if path.suffix == ".svg"}
-        return [*paths, _write(folder / "index.html", page(run, grids, images))]
+        return [*paths, _write(folder / "index.html", page(run, grids, images))], images
     except OSError as error:
         raise InputError(f"{folder}: cannot write the report: {error.strerror}") from None
 
@@ -72,17 +99,19 @@ def write_grid(grid: Grid, folder: Path) -> list[Path]:
     return [_write(folder / f"{grid.name}.{ending}", text) for ending, text in texts.items()]
 
 
-def _folders(runs: Sequence[Path | str], out: Path | str | None) -> list[Path]:
-    if out is None:
-        return [Path(run) / "report" for run in runs]
-    if len(runs) == 1:
-        return [Path(out)]
-    names = [Path(run).resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        raise InputError("two runs have the same folder name; report them one at a time, each with its own --out")
-    return [Path(out) / name for name in names]
+def _named(runs: Sequence[Path | str]) -> list[tuple[str, Path]]:
+    """Name and folder of each run; the name of one inside a folder of runs is its path there."""
+    found: list[tuple[str, Path]] = []
+    for folder in map(Path, runs):
+        inside = [] if (folder / MANIFEST).exists() else sorted(path.parent for path in folder.rglob(MANIFEST))
+        found += [(path.relative_to(folder).as_posix(), path) for path in inside]
+        found += [] if inside else [(folder.resolve().name, folder)]
+    return found
 
 
 def _write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the report: {error.strerror}") from None
     return path

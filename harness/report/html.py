@@ -41,12 +41,12 @@ def page(run: Recorded, grids: Sequence[Grid], images: Mapping[str, bytes]) -> s
         grids: of `harness.report.sheets.sheets`; the one called `decision` goes to the top.
         images: name -> SVG.
     """
-    pictures = {name: _image(name, svg) for name, svg in images.items()}
+    pictures = {name: picture(name, svg) for name, svg in images.items()}
     drawn = sum(len(image["source"]) for image in pictures.values())
     data = samples(run, max(_LEAST_BYTES, PAGE_BYTES - drawn))
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         title=run.name,
-        facts=_facts(run),
+        facts=facts(run),
         advice=advice(run),
         warnings=list(warnings(run)),
         decision=next((grid for grid in grids if grid.name == "decision"), None),
@@ -59,23 +59,25 @@ def page(run: Recorded, grids: Sequence[Grid], images: Mapping[str, bytes]) -> s
     )  # fmt: skip
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where templates come from; what is not said to be markup is escaped."""
     loader = PackageLoader("harness.report", "")
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _image(name: str, svg: bytes) -> dict[str, str]:
+def picture(name: str, svg: bytes) -> dict[str, str]:
+    """`source` and `caption` of a plot."""
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
     return {"source": source, "caption": CAPTIONS.get(name, name)}
 
 
-def _facts(run: Recorded) -> list[tuple[str, str]]:
+def facts(run: Recorded) -> list[tuple[str, str]]:
     """Where the numbers come from, so that each can be traced."""
     manifest = run.manifest
-    environment: dict[str, Any] = manifest.environments[-1] if manifest.environments else {}
-    git, packages = environment.get("git") or {}, environment.get("packages") or {}
+    last: dict[str, Any] = manifest.environments[-1] if manifest.environments else {}
+    git, packages = last.get("git") or {}, last.get("packages") or {}
     commit = f"{git['commit'][:12]}{' (changed)' if git.get('dirty') else ''}" if git.get("commit") else ""
-    facts = {
+    found = {
         "model": manifest.model,
         "device": words.device(manifest),
         "question": "after the context" if manifest.spec.get("question") == "after" else "in the pruned prompt",
@@ -85,4 +87,4 @@ def _facts(run: Recorded) -> list[tuple[str, str]]:
         "code": commit,
         "run hash": manifest.run_hash,
     }
-    return [(name, value) for name, value in facts.items() if value]
+    return [(name, value) for name, value in found.items() if value]

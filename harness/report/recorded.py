@@ -8,7 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness.noise import TWIN
 from harness.report.means import MeanScores, mean_scores
@@ -29,7 +31,7 @@ class Recorded:
     Attributes:
         name: the folder's name.
         manifest: what the run is.
-        records: `harness.store.load` with a column `length` (`length_of`).
+        records: `harness.store.load` with a column `length` (`lengths`).
     """
 
     name: str
@@ -123,23 +125,24 @@ def read(folder: Path | str) -> Recorded:
     manifest, records = load_manifest(folder), load(folder)
     for column in _NUMBERS:
         records[column] = pd.to_numeric(records[column], errors="coerce").astype(float)
-    pairs = zip(records["prompt_tokens"], records["extra"], strict=True)
-    records["length"] = pd.Series([length_of(int(tokens), extra) for tokens, extra in pairs], dtype="int64")
+    records["length"] = lengths(records)
     records["prefill_roofline"] = records["prefill_floor_s"] / records["ttft_s"]
     records["decode_roofline"] = records["decode_floor_s"] / records["tpot_s"]
     return Recorded(Path(folder).resolve().name, manifest, records)
 
 
-def length_of(prompt_tokens: int, extra: dict[str, Any]) -> int:
-    """The length that a record is listed under, in tokens.
+def lengths(records: pd.DataFrame) -> NDArray[np.int64]:
+    """The length that each record is listed under, in tokens.
 
-    What its task asked for where the prompt is that long within 2 % (LongBench's `length` counts words, so it is not
-    taken), else the nearest power of two.
+    What its task asked for where all prompts of the task are that long within 2 % (LongBench's `length` counts words,
+    so it is not taken), else the nearest power of two.
     """
-    asked = extra.get("length")
-    if isinstance(asked, int) and abs(asked - prompt_tokens) <= _NOMINAL * prompt_tokens:
-        return asked
-    return int(2 ** round(math.log2(max(1, prompt_tokens))))
+    asked = [extra.get("length") for extra in records["extra"]]
+    nominal = pd.to_numeric(pd.Series(asked, index=records.index, dtype=object), errors="coerce").astype(float)
+    tokens = records["prompt_tokens"].astype(float)
+    kept = ((nominal - tokens).abs() <= _NOMINAL * tokens).groupby(records["task"]).transform("all")
+    rounded = 2.0 ** np.log2(tokens.clip(lower=1).to_numpy()).round()
+    return np.where(kept.to_numpy(dtype=bool), nominal, rounded).astype(np.int64)
 
 
 def family(task: str) -> str:
