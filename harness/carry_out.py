@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,21 @@ def read_spec(given: dict[str, Any]) -> RunSpec:
 
 
 def carry_out(spec: RunSpec, folder: Path) -> None:
-    """Runs, or resumes, `spec` in `folder` and writes its tables.
+    """Runs, or resumes, `spec` in `folder` and writes its tables; see `to_the_end`."""
+    planned = plan(spec)
+    to_the_end(folder, lambda progress: run(planned, folder, progress))
+    render(folder)
+
+
+def to_the_end(folder: Path, work: Callable[[Progress], None]) -> None:
+    """Does work that records into `folder`, showing its progress.
 
     Raises:
         InputError: bad input.
         typer.Exit: interrupted; what was recorded stays, and the same command goes on.
     """
     try:
-        run(plan(spec), folder, Progress(Console(stderr=True)))
+        work(Progress(Console(stderr=True)))
     except KeyboardInterrupt:
         print(f"harness: interrupted; the same command goes on in {folder}", file=sys.stderr, flush=True)
         raise typer.Exit(INTERRUPTED) from None
-    render(folder)

@@ -64,5 +64,47 @@ def _measure(
     return folder
 
 
+@app.command("diffusion")
+def diffusion_command(
+    model: Annotated[str, typer.Option(help="any model of 'harness run' with trained weights")] = "smollm2",
+    lengths: Annotated[str, typer.Option(help="prompt tokens")] = "1024",
+    depths: Annotated[str, typer.Option(help="where the number lies, as shares of the speech")] = "0.1/0.3/0.5/0.7/0.9",
+    repeats: Annotated[int, typer.Option(min=1, help="prompts for each length and depth")] = 4,
+    layers: Annotated[str | None, typer.Option(help="first layers without the rows; seven, evenly spread")] = None,
+    arms: Annotated[str, typer.Option(help="what is dropped; each but the controls with and without hiding it")] = (
+        "needle/sentence/context/random/question"
+    ),
+    seed: Annotated[int, typer.Option(help="of the prompts")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    output: Annotated[Path | None, typer.Option(help="results folder; the same probe in the same folder resumes")] = (
+        None
+    ),
+    run: Annotated[Path | None, typer.Option("--from", help="judge this recorded probe; measures nothing")] = None,
+) -> None:
+    """Information diffusion: from which layer on may the rows that say the answer be dropped, and who reads them?"""
+    from harness.reproduce.diffusion_page import write
+
+    task = f"diffusion:lengths={lengths}:depths={depths}:repeats={repeats}"
+    folder = run or _probe(model, task, layers, arms, output, seed=seed, device=device, dtype=dtype)
+    text, paths = write(folder)
+    _say(text)
+    for path in paths:
+        _say(f"wrote {path}")
+
+
+def _probe(model: str, task: str, layers: str | None, arms: str, output: Path | None, **machine: Any) -> Path:
+    """Runs, or resumes, the probe and returns its folder."""
+    from harness.carry_out import to_the_end
+    from harness.reproduce.diffusion_run import arms_of, plan_probe, run_probe
+    from harness.reproduce.sliminfer import numbers
+
+    chosen = numbers("--layers", layers, 1) if layers else ()
+    plan = plan_probe(model, task, chosen, list(arms_of(arms)), **machine)
+    folder = output or Path("results") / f"reproduce-diffusion-{plan.spec.run_hash()[:8]}"
+    to_the_end(folder, lambda progress: run_probe(plan, folder, progress))
+    return folder
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
