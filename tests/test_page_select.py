@@ -100,11 +100,11 @@ def rows(kind: str, pages: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["ties", "equal", "tiny", "zeros", "infinite", "close", "plain"])
-@pytest.mark.parametrize("pages", [1, 33, 1000, 2100])
+@pytest.mark.parametrize("pages", [1, 33, 2100])
 def test_best_pages(kind: str, pages: int) -> None:
     scores = rows(kind, pages)
     select = PageSelect(3, 3, 16, pages, 16, "kv_head", DEVICE)
-    for count in sorted({1, pages // 16 + 1, pages - 1 or 1, pages}):
+    for count in sorted({1, pages // 16 + 1, pages}):
         select._pages.fill_(-1)
         chosen = select.best_pages(scores.to(DEVICE), count)
         assert chosen.shape == (len(scores), count) and chosen.dtype == torch.int32
@@ -117,17 +117,16 @@ def test_best_pages_are_a_topk() -> None:
     assert torch.equal(chosen.cpu().long(), scores.topk(128).indices.sort().values)
 
 
-@pytest.mark.parametrize("per", ["kv_head", "query_head"])
-def test_a_decode_that_grows_page_by_page(per: str) -> None:
-    layer = Layer(2, 2, 16, 4, 0, dtype=torch.float32)
-    room = 3
-    select = PageSelect(4, 2, 16, room, 4, per, DEVICE, block=16)
+def test_a_decode_that_grows_page_by_page() -> None:
+    room, page, per = 3, 3, "query_head"
+    select = PageSelect(4, 2, 16, room, page, per, DEVICE, block=16)
     low, high = torch.full((2, room, 2, 16), torch.nan, device=DEVICE)
-    keys, table = torch.randn(room * 4, 2, 16).to(DEVICE), torch.zeros(1, 3, dtype=torch.int64, device=DEVICE)
-    for length in range(room * 4):
+    q, keys = torch.randn(4, 16).to(DEVICE), torch.randn(room * page, 2, 16).to(DEVICE)
+    table = torch.zeros(1, 3, dtype=torch.int64, device=DEVICE)
+    for length in range(room * page):
         table[0, 2] = length
-        scores = select.page_scores(layer.q, keys[length], low, high, table, 0)
-        expected = decode.scores(layer.q.cpu(), keys[: length + 1].cpu(), 4, per)
+        scores = select.page_scores(q, keys[length], low, high, table, 0)
+        expected = decode.scores(q.cpu(), keys[: length + 1].cpu(), page, per)
         torch.testing.assert_close(scores[:, : expected.shape[1]].cpu().double(), expected, atol=1e-4, rtol=1e-5)
         chosen = select.best_pages(scores, 2)
         if expected.shape[1] >= 2:

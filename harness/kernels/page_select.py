@@ -66,8 +66,7 @@ class PageSelect:
         self.lists = kv_heads if per == "kv_head" else heads
         self._sizes = {"KV_HEADS": kv_heads, "DIM": head_dim, "PAGE": page_size, "PDL": pdl}
         self._rating = {"GROUP": heads // kv_heads, "JOINT": per == "kv_head", "BLOCK": block, "num_warps": warps}
-        self._width = triton.next_power_of_2(room)
-        self._best_warps = best_warps or min(32, max(4, self._width // 512))
+        self._best_warps = best_warps or min(16, max(4, triton.next_power_of_2(room) // 512))
         # `launch_pdl` is an option of the CUDA back end alone.
         self._pdl = {"launch_pdl": True} if pdl else {}
         self._scores = torch.empty((self.lists, room), dtype=torch.float32, device=device)
@@ -118,13 +117,19 @@ class PageSelect:
         lists, room = scores.shape
         assert 1 <= count <= room and scores.is_contiguous()
         pages = self._pages[: lists * count].view(lists, count)
-        width, pdl = triton.next_power_of_2(room), self._sizes["PDL"]
-        _best[(lists,)](scores, pages, room, count, WIDTH=width, PDL=pdl, num_warps=self._best_warps, **self._pdl)
+        # Tensors have powers of two elements, and a cache mostly some pages more than that: a main part and the rest.
+        threads = 32 * self._best_warps
+        main = max(threads, triton.next_power_of_2(room // 2 + 1))
+        rest = max(threads, triton.next_power_of_2(max(1, room - main)))
+        _best[(lists,)](
+            scores, pages, room, count,
+            MAIN=main, REST=rest, PDL=self._sizes["PDL"], num_warps=self._best_warps, **self._pdl,
+        )  # fmt: skip
         return pages
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _take_in(  # type: ignore[no-untyped-def]
+def _take_in(
     k, low, high, length, kv_head, k_stride, KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr
 ) -> Any:
     at = tl.arange(0, DIM)
@@ -138,7 +143,7 @@ def _take_in(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
-def _update(  # type: ignore[no-untyped-def]
+def _update(
     k, low, high, table, layer, k_stride,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
 ) -> Any:  # fmt: skip
@@ -150,7 +155,7 @@ def _update(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
-def _rate(  # type: ignore[no-untyped-def]
+def _rate(
     q, k, low, high, table, scores, layer, q_stride, k_stride, room,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, JOINT: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
@@ -186,17 +191,45 @@ def _rate(  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _best(scores, pages, room, count, WIDTH: tl.constexpr, PDL: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
-    """Radix search for the score of the last page that still fits, from the highest bits down."""
+def _keys(scores, page, room) -> Any:
+    """Scores as unsigned integers of the same order: of negative numbers all bits flipped, else the sign alone."""
+    score = tl.load(scores + page, mask=page < room, other=float("-inf"))
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _counts(key, prefix, known, shift) -> Any:
+    """How often each digit comes next among the keys that begin with the prefix."""
+    return tl.histogram(((key >> shift) & (BINS - 1)).to(tl.int32), BINS, mask=(key & known) == prefix)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_chosen(pages, page, key, prefix, known, need, above_so_far, equal_so_far) -> Any:
+    """Stores pages with keys above the prefix and the first `need` that begin with it; returns how many have either."""
+    above, equal = (key & known) > prefix, (key & known) == prefix
+    # One scan for both counts, 16 bits each.
+    both = above.to(tl.uint32) + (equal.to(tl.uint32) << 16)
+    before = tl.cumsum(both, 0) - both
+    above_before = (before & 0xFFFF).to(tl.int32) + above_so_far
+    equal_before = (before >> 16).to(tl.int32) + equal_so_far
+    place = above_before + tl.minimum(equal_before, need)
+    tl.store(pages + place, page, mask=above | (equal & (equal_before < need)))
+    return tl.sum(above.to(tl.int32), 0), tl.sum(equal.to(tl.int32), 0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _best(
+    scores, pages, room, count, MAIN: tl.constexpr, REST: tl.constexpr, PDL: tl.constexpr
+) -> Any:
+    """Radix search for the key of the last page that is chosen, from the highest bits down."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    page = tl.arange(0, WIDTH)
-    score = tl.load(scores + tl.program_id(0) * room + page, mask=page < room, other=float("-inf"))
-    # As unsigned integers in the order of the scores: all bits of negative numbers flipped, else the sign alone.
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    key = (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
-
+    scores += tl.program_id(0) * room
+    pages += tl.program_id(0) * count
+    page, page_rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
+    key, key_rest = _keys(scores, page, room), _keys(scores, page_rest, room)
     bin = tl.arange(0, BINS)
     shift = 32 - BITS
     known = tl.full((), 0, tl.uint32)
@@ -204,22 +237,15 @@ def _best(scores, pages, room, count, WIDTH: tl.constexpr, PDL: tl.constexpr) ->
     need = count
     searching = count > 0
     while searching:
-        digit = ((key >> shift.to(tl.uint32)) & (BINS - 1)).to(tl.int32)
-        counts = tl.histogram(digit, BINS, mask=(key & known) == prefix)
-        # How many of the pages that share the prefix have this digit or a higher one.
+        by = shift.to(tl.uint32)
+        counts = _counts(key, prefix, known, by) + _counts(key_rest, prefix, known, by)
+        # How many of the keys that begin with the prefix go on with this digit or a higher one.
         reach = tl.cumsum(counts, 0, reverse=True)
-        best = tl.sum((reach >= need).to(tl.int32), 0) - 1
-        need -= tl.sum(tl.where(bin > best, counts, 0), 0)
-        prefix |= best.to(tl.uint32) << shift.to(tl.uint32)
-        known = tl.full((), 0xFFFFFFFF, tl.uint32) << shift.to(tl.uint32)
-        searching = (shift > 0) & (tl.sum(tl.where(bin == best, counts, 0), 0) > need)
+        digit = tl.sum((reach >= need).to(tl.int32), 0) - 1
+        need -= tl.sum(tl.where(bin > digit, counts, 0), 0)
+        prefix |= digit.to(tl.uint32) << by
+        known = tl.full((), 0xFFFFFFFF, tl.uint32) << by
+        searching = (shift > 0) & (tl.sum(tl.where(bin == digit, counts, 0), 0) > need)
         shift = tl.maximum(shift - BITS, 0)
-
-    above, equal = (key & known) > prefix, (key & known) == prefix
-    # One scan for both counts, 16 bits each.
-    both = above.to(tl.uint32) + (equal.to(tl.uint32) << 16)
-    before = tl.cumsum(both, 0) - both
-    above_before, equal_before = (before & 0xFFFF).to(tl.int32), (before >> 16).to(tl.int32)
-    chosen = above | (equal & (equal_before < need))
-    place = above_before + tl.minimum(equal_before, need)
-    tl.store(pages + tl.program_id(0) * count + place, page, mask=chosen)
+    above, equal = _store_chosen(pages, page, key, prefix, known, need, 0, 0)
+    _store_chosen(pages, page_rest, key_rest, prefix, known, need, above, equal)
