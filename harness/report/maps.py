@@ -36,9 +36,10 @@ def needle_spans(extra: Mapping[str, Any]) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in extra.get("needles") or []]
 
 
-def needle_kept(spans: Sequence[tuple[int, int]], needle: tuple[int, int]) -> int:
+def needle_kept(spans: Sequence[Sequence[int]], needle: tuple[int, int]) -> int:
     """How many of a needle's tokens are inside these spans, which do not overlap."""
-    return sum(max(0, min(end, needle[1]) - max(start, needle[0])) for start, end in spans)
+    first, last = needle
+    return sum(min(end, last) - max(start, first) for start, end in spans if start < last and end > first)
 
 
 def dropped_at(extra: Mapping[str, Any]) -> tuple[int, int, int] | None:
@@ -47,8 +48,8 @@ def dropped_at(extra: Mapping[str, Any]) -> tuple[int, int, int] | None:
     None where every layer has every needle, or it is not recorded.
     """
     needles = needle_spans(extra)
-    for layer, spans in enumerate(kept_spans(extra) or []):
-        for needle in needles:
+    for layer, spans in enumerate(extra.get("kept_spans") or []):
+        for needle in needles if spans is not None else ():  # None: the same as the layer before
             found, size = needle_kept(spans, needle), needle[1] - needle[0]
             if found < size:
                 return layer, found, size
@@ -92,7 +93,7 @@ def survival_map(run: Recorded) -> Figure | None:
 
 def _chosen(run: Recorded) -> list[dict[str, Any]]:
     frame = run.contenders[run.contenders["method"] != BASELINE]
-    frame = frame[[kept_spans(extra) is not None for extra in frame["extra"]]]
+    frame = frame[[bool(extra.get("kept_spans")) for extra in frame["extra"]]]
     if frame.empty:
         return []
     worst = frame.iloc[int(frame["score"].fillna(1).astype(float).to_numpy().argmin())]

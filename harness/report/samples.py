@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from harness.report.grids import plain
-from harness.report.maps import dropped_at, kept_spans, needle_spans
+from harness.report.maps import dropped_at, needle_spans
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
 
@@ -58,8 +58,8 @@ def outcome(score: float | None, base: float | None) -> str:
 
 def reason(score: float | None, extra: dict[str, Any]) -> str:
     """Why an answer is not right, where needle and kept positions are recorded; else empty."""
-    spans = kept_spans(extra)
-    if score is None or score >= 1 or spans is None or not needle_spans(extra):
+    spans = extra.get("kept_spans")
+    if score is None or score >= 1 or not spans or not needle_spans(extra):
         return ""
     dropped = dropped_at(extra)
     if dropped is None:
