@@ -7,15 +7,26 @@ no mask is ever built for a prefill.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from harness.errors import InputError
+from harness.shape import ModelShape
 
 
 class Attention:
-    """PyTorch's scaled dot product attention."""
+    """PyTorch's scaled dot product attention, with the backend that it picks itself."""
 
     kernel = "sdpa"
+    backend: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries are the last n of the m keys' tokens; each sees its own key and all before it.
@@ -24,9 +35,10 @@ class Attention:
             [n, heads * d].
         """
         n, m = q.shape[0], k.shape[0]
-        if n in (1, m):
+        if n not in (1, m):
+            return self.masked(q, k, v, _lower_right(n, m, q.device))
+        with type(self).backend():
             return _sdpa(q, k, v, None, is_causal=n > 1)
-        return self.masked(q, k, v, _lower_right(n, m, q.device))
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention where `mask` ([n, m] or [heads, n, m] bool) is true; None is everywhere.
@@ -35,6 +47,92 @@ class Attention:
             [n, heads * d].
         """
         return _sdpa(q, k, v, mask, is_causal=False)
+
+
+class CudnnAttention(Attention):
+    """PyTorch's, through cuDNN."""
+
+    kernel = "cudnn"
+    backend = staticmethod(lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
+
+
+class FlashSdpaAttention(Attention):
+    """PyTorch's, through its own copy of FlashAttention 2."""
+
+    kernel = "flash"
+    backend = staticmethod(lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION))
+
+
+class Flash2Attention(Attention):
+    """FlashAttention 2 (Dao, arXiv 2307.08691), package `flash-attn`."""
+
+    kernel = "fa2"
+    module = "flash_attn"
+
+    def __init__(self) -> None:
+        """Imports the package."""
+        self._attend = import_module(self.module).flash_attn_func
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As in `Attention`; the kernel aligns fewer queries with the last keys by itself."""
+        out = self._attend(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), causal=True)
+        # Some versions also return the log-sum-exp.
+        attended: Tensor = out[0] if isinstance(out, tuple) else out
+        return attended.view(q.shape[0], -1)
+
+
+class Flash3Attention(Flash2Attention):
+    """FlashAttention 3 (Shah et al., arXiv 2407.08608) for Hopper, package `fa3-fwd`."""
+
+    kernel = "fa3"
+    module = "fa3_fwd_interface"
+
+
+KERNELS: dict[str, type[Attention]] = {
+    kind.kernel: kind for kind in (Flash3Attention, Flash2Attention, CudnnAttention, FlashSdpaAttention, Attention)
+}
+"""By name, the fastest first (measured: docs/performance.md)."""
+
+
+def check_attention(name: str, device: torch.device) -> None:
+    """Whether a kernel can be there at all, before a model is loaded.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if name in ("auto", "sdpa"):
+        return
+    if device.type != "cuda":
+        raise InputError(f"--attention {name} needs a CUDA device; on a CPU there is sdpa")
+    kind = KERNELS[name]
+    if issubclass(kind, Flash2Attention) and find_spec(kind.module) is None:
+        raise InputError(f"--attention {name}: the Python module {kind.module} is not installed")
+
+
+def pick_attention(name: str, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Attention:
+    """The kernel of that name, or for "auto" the first that works on this device for this shape and dtype.
+
+    Raises:
+        InputError: the one that was asked for does not.
+    """
+    if name == "auto" and device.type != "cuda":
+        return Attention()
+    for kind in KERNELS.values() if name == "auto" else [KERNELS[name]]:
+        if attention := _working(kind, shape, device, dtype):
+            return attention
+    raise InputError(f"--attention {name} does not run here with head_dim {shape.head_dim} in {dtype}")
+
+
+def _working(kind: type[Attention], shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Attention | None:
+    q = torch.zeros((64, shape.heads, shape.head_dim), dtype=dtype, device=device)
+    k = q[:, : shape.kv_heads].contiguous()
+    try:
+        attention = kind()
+        attention.causal(q, k, k)
+    # Not installed, another GPU, or a shape that it does not serve: kernels say so in different ways.
+    except (ImportError, AttributeError, RuntimeError, ValueError, AssertionError, NotImplementedError):
+        return None
+    return attention
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:

@@ -62,6 +62,17 @@ class LayerCache:
         self._positions[begin:end] = positions
         self.length += keys.shape[0]
 
+    def extended(self, count: int, position: int) -> None:
+        """Counts `count` tokens in, at `position` and behind it, whose keys and values a kernel has already written."""
+        begin = self._start + self.length
+        self._positions[begin : begin + count] = torch.arange(position, position + count, device=self._positions.device)
+        self.length += count
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit behind the cached ones without new memory."""
+        return self._keys.shape[0] - self._start - self.length
+
     def keep(self, index: Tensor) -> None:
         """Forgets all tokens but those at `index` ([m] int64, ascending); the memory stays reserved."""
         count = index.shape[0]

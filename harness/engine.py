@@ -8,18 +8,24 @@ hooks of `methods.base.Method`; it knows no method by name, and the base class g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
 
-from harness.attention import Attention
+from harness.attention import Attention, pick_attention
+from harness.errors import InputError
+from harness.fused import FusedVerbs, why_not_fused
+from harness.graphed import GraphedDecode
 from harness.parts import part
-from harness.rotary import Rotary
-from harness.rows import Heads, Rows, Step
+from harness.resident import ResidentCaches
+from harness.rows import Rows, Step
 from harness.shape import ModelShape
+from harness.verbs import Verbs
 from methods.base import Method, ModelContext
 
 
@@ -51,6 +57,10 @@ class Request:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
 
+    def suppressed(self, number: int) -> frozenset[int]:
+        """Tokens that may not be the `number`-th new one, counted from 1."""
+        return self.stop_ids if number <= self.min_new_tokens else frozenset()
+
     def late_tokens(self, method: Method) -> int:
         """Last tokens of the prompt that follow the prefill: its question, if protocol or method want that."""
         if self.question_after:
@@ -74,37 +84,82 @@ class Work:
 class Engine:
     """Runs requests through a model under a method, one request at a time, greedily."""
 
-    def __init__(self, model: Any, shape: ModelShape, attention: Attention | None = None) -> None:
+    def __init__(self, model: Any, shape: ModelShape, attention: Attention | None = None, kind: str = "stock") -> None:
         """
         Args:
             model: a `*ForCausalLM` of one of the supported families, in eval mode.
             shape: its shape.
             attention: the kernel that all methods share.
+            kind: "stock" (the model's own modules), "fused" (`harness.fused`) or "graphed" (fused, and decode steps
+                replayed from CUDA graphs where a method allows it). The weights of a model that was fused stay joined.
         """
         body = model.model
         self.layers, self.embed, self.norm, self.lm_head = body.layers, body.embed_tokens, body.norm, model.lm_head
-        self.rotary = Rotary(body.rotary_emb)
-        self.head_dim = shape.head_dim
+        self.kind = kind
+        self.verbs = (Verbs if kind == "stock" else FusedVerbs)(model, shape)
         self.work = Work([], [])
         tied = model.lm_head.weight is body.embed_tokens.weight
         self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
-        self.context = ModelContext(shape, attention or Attention(), self.rotary)
+        self.context = ModelContext(shape, attention or Attention(), self.verbs.rotary)
+        weight = self.embed.weight
+        self._resident = ResidentCaches(shape, weight.dtype, weight.device) if kind == "graphed" else None
+        self._graphs: WeakKeyDictionary[Method, GraphedDecode] = WeakKeyDictionary()
 
     @torch.inference_mode()
-    def stream(self, method: Method, request: Request) -> Iterator[int]:
+    def stream(self, method: Method, request: Request, *, eager: bool = False) -> Iterator[int]:
         """Generates greedily and yields each new token id once it is on the host.
 
         The first `next` is the prefill (TTFT), each later one a decode step (TPOT).
+
+        Args:
+            method: which tokens are kept.
+            request: what is asked.
+            eager: launch every decode step anew, even where it could be replayed.
         """
+        with closing(self._tokens(method, request, eager)) as tokens:
+            for count, token in enumerate(tokens, 1):
+                yield token
+                if token in request.stop_ids or count == request.max_new_tokens:
+                    return
+
+    def _tokens(self, method: Method, request: Request, eager: bool) -> Generator[int]:
         logits, position = self.read(method, request)
-        for count in range(1, request.max_new_tokens + 1):
-            token = _greedy(logits, request.stop_ids if count <= request.min_new_tokens else frozenset())
-            token_id = int(token)
-            yield token_id
-            if token_id in request.stop_ids or count == request.max_new_tokens:
-                return
+        token = _greedy(logits, request.suppressed(1))
+        yield int(token)
+        count, replayed = 1, not eager and self._can_replay(method, request.max_new_tokens)
+        while count < request.max_new_tokens and not (replayed and count >= request.min_new_tokens):
             logits = self.forward(method, token, Step("decode", position, 1))
-            position += 1
+            position, count = position + 1, count + 1
+            token = _greedy(logits, request.suppressed(count))
+            yield int(token)
+        if count < request.max_new_tokens:
+            yield from self._graph(method).tokens(
+                method.cache, token, position, request.max_new_tokens - count, method.capture_key()
+            )
+
+    def _can_replay(self, method: Method, count: int) -> bool:
+        return (
+            self._resident is not None
+            and method.static_decode()
+            and all(cache.length > 0 and cache.room >= count - 1 for cache in method.cache)
+        )
+
+    def _graph(self, method: Method) -> GraphedDecode:
+        if method not in self._graphs:
+            assert self._resident is not None
+            self._graphs[method] = GraphedDecode(self._resident_step(ref(method), self._resident), self._resident)
+        return self._graphs[method]
+
+    def _resident_step(self, method: ref[Method], resident: ResidentCaches) -> Callable[[Tensor, Tensor], Tensor]:
+        """The step to record. It holds the method weakly, whose end is also its graph's."""
+        step = Step("decode", -1, 1, resident)
+
+        def forward(token: Tensor, position: Tensor) -> Tensor:
+            alive = method()
+            assert alive is not None
+            return self._through(alive, Rows(self.embed(token), position), step)
+
+        return forward
 
     def read(self, method: Method, request: Request) -> tuple[Tensor, int]:
         """Takes in prompt and question; returns the last row's logits and the next token's position."""
@@ -129,48 +184,28 @@ class Engine:
             Logits of the last row, [vocab].
         """
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
-        rows = Rows(self.embed(ids), positions)
+        return self._through(method, Rows(self.embed(ids), positions), step)
+
+    def _through(self, method: Method, rows: Rows, step: Step) -> Tensor:
         work = Work([], [])
         for layer in range(len(self.layers)):
             work.projected.append(len(rows))
             with part("project"):
-                heads = self.project(layer, rows, rotated=method.rotated)
+                heads = self.verbs.project(layer, rows, rotated=method.rotated)
             with part("attention"):
                 rows = rows.with_attended(method.attend(layer, heads, step))
             rows = method.after_attention(layer, rows, heads, step)
             work.fed.append(len(rows))
             with part("feed forward"):
-                rows = self.feed_forward(layer, rows)
+                rows = self.verbs.feed_forward(layer, rows)
             rows = method.after_layer(layer, rows, heads, step)
         if step.phase == "prefill":
             self.work = work
         return self.logits(rows)
 
-    def project(self, layer: int, rows: Rows, *, rotated: bool) -> Heads:
-        """First verb: norm, q/k/v projections, the family's head norms, rotary positions."""
-        block = self.layers[layer]
-        attention, hidden = block.self_attn, block.input_layernorm(rows.hidden)
-        q, k, v = (self._split(linear(hidden)) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
-        if hasattr(attention, "q_norm"):
-            q, k = attention.q_norm(q), attention.k_norm(k)
-        if rotated:
-            q, k = self.rotary(q, rows.positions), self.rotary(k, rows.positions)
-        return Heads(q, k, v, rows.positions)
-
-    def feed_forward(self, layer: int, rows: Rows) -> Rows:
-        """Third verb: output projection, norm, MLP, for the rows that are still there."""
-        block = self.layers[layer]
-        hidden = rows.hidden + block.self_attn.o_proj(rows.attended)
-        hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
-        return Rows(hidden, rows.positions)
-
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""
-        last: Tensor = self.lm_head(self.norm(rows.hidden[-1:]))
-        return last[0]
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], -1, self.head_dim)
+        return self.verbs.logits(rows)
 
 
 def _greedy(logits: Tensor, suppressed: frozenset[int]) -> Tensor:
@@ -178,3 +213,22 @@ def _greedy(logits: Tensor, suppressed: frozenset[int]) -> Tensor:
         logits = logits.clone()
         logits[list(suppressed)] = -torch.inf
     return logits.argmax().unsqueeze(0)
+
+
+def build_engine(model: Any, shape: ModelShape, attention: str = "auto", kind: str = "auto") -> Engine:
+    """The engine that a user asks for by names: the fastest that works here, or exactly what is named.
+
+    Args:
+        model, shape: as `Engine` takes them.
+        attention: a name in `harness.attention.KERNELS`, or "auto".
+        kind: as `Engine` takes it, or "auto": graphed where the fused kernels run, else stock.
+
+    Raises:
+        InputError: what is named does not run here.
+    """
+    weight = model.lm_head.weight
+    kernel = pick_attention(attention, shape, weight.device, weight.dtype)
+    reason = why_not_fused(model, shape) if kind != "stock" else ""
+    if reason and kind != "auto":
+        raise InputError(f"--engine {kind} does not run here: {reason}")
+    return Engine(model, shape, kernel, "stock" if reason else kind.replace("auto", "graphed"))

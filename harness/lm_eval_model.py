@@ -20,7 +20,7 @@ from pydantic import Field
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from harness.answer import TEMPLATE_ROOM
-from harness.engine import Engine, Request
+from harness.engine import Request, build_engine
 from harness.errors import InputError
 from harness.loglikelihood import rate_choices
 from harness.models import LoadedModel, load
@@ -60,7 +60,7 @@ class HarnessLM(LM):  # type: ignore[misc]
             raise InputError(f"lm-eval runs one method at a time, not {len(specs)}: {args.method}")
         self._loaded: LoadedModel = load(args.model, _device(args.device), args.dtype)
         specs[0].check(self._loaded.shape)
-        self._engine = Engine(self._loaded.model, self._loaded.shape)
+        self._engine = build_engine(self._loaded.model, self._loaded.shape)
         self._method = specs[0].build(self._engine.context)
         self._args, self._label = args, specs[0].label
         self._device = self._loaded.model.device

@@ -280,7 +280,8 @@ def ledger(engine: Engine, method: Method, request: Request) -> Ledger:
     _forget(engine, method, request)
     allocator, tensors = AllocatorPeak(device), TensorMemory()
     with tensors:
-        stream = engine.stream(method, request)
+        # Replayed steps would be out of sight.
+        stream = engine.stream(method, request, eager=True)
         next(stream)
         first, peak = _moment(tensors, method, device.type), tensors.peak(device.type)
         grown, highest = allocator.growth(), allocator.peak_growth()

@@ -15,22 +15,26 @@ class Rotary:
     their rows' positions until something is dropped, so the angles of the last positions are kept.
     """
 
-    def __init__(self, angles: Any) -> None:
+    def __init__(self, module: Any) -> None:
         """
         Args:
-            angles: the model's rotary module: (x, position_ids [1, n]) -> cos, sin, each [1, n, d].
+            module: the model's rotary module: (x, position_ids [1, n]) -> cos, sin, each [1, n, d].
         """
-        self._angles = angles
+        self._module = module
         self._positions: Tensor | None = None
         self._cos = self._sin = torch.empty(0)
 
+    def angles(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines at `positions` ([n] int64), each [n, d], in the dtype of `like`."""
+        if positions is not self._positions:
+            cos, sin = self._module(like, positions.unsqueeze(0))
+            self._cos, self._sin, self._positions = cos[0], sin[0], positions
+        return self._cos, self._sin
+
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates x, [n, heads, d], to `positions`, [n] int64."""
-        if positions is not self._positions:
-            cos, sin = self._angles(x, positions.unsqueeze(0))
-            self._cos, self._sin = cos[0].unsqueeze(1), sin[0].unsqueeze(1)
-            self._positions = positions
-        return (x * self._cos) + (_half_turn(x) * self._sin)
+        cos, sin = (angle.unsqueeze(1) for angle in self.angles(x, positions))
+        return (x * cos) + (_half_turn(x) * sin)
 
 
 def _half_turn(x: Tensor) -> Tensor:

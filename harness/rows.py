@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from harness.resident import ResidentCaches
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,11 @@ class Step:
             where a question follows a pruned context).
         start: position of the first token that this step brings in.
         count: how many tokens it brings in.
+        resident: the caches as kernels see them, in a step of one token that may be captured in a CUDA graph; None
+            elsewhere. Such a step has no `start`: its position is on the device.
     """
 
     phase: Literal["prefill", "decode"]
     start: int
     count: int
+    resident: ResidentCaches | None = None

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.answer import Bench, Cell, Prompt, answer, read_prompts
-from harness.engine import Engine, Request
+from harness.attention import check_attention
+from harness.engine import Engine, Request, build_engine
 from harness.errors import InputError
 from harness.gpu_state import GpuMonitor
 from harness.models import describe, load, resolve_device
@@ -58,7 +59,7 @@ def plan(spec: RunSpec) -> Plan:
     Raises:
         InputError: whatever is wrong, in one line.
     """
-    resolve_device(spec.device)
+    check_attention(spec.attention, resolve_device(spec.device))
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
     tasks = _distinct(build_tasks(spec.tasks, context))
@@ -118,7 +119,8 @@ def _bench(spec: RunSpec) -> Bench:
     device = model.model.device
     limits = ceilings(device, model.model.dtype)
     monitor = GpuMonitor(device.index or 0) if device.type == "cuda" else None
-    return Bench(spec, model, Engine(model.model, model.shape), limits, monitor)
+    engine = build_engine(model.model, model.shape, spec.attention, spec.engine)
+    return Bench(spec, model, engine, limits, monitor)
 
 
 def _facts(plan: Plan, bench: Bench) -> dict[str, Any]:
@@ -126,6 +128,7 @@ def _facts(plan: Plan, bench: Bench) -> dict[str, Any]:
         "weights_hash": bench.model.weights_hash,
         "dtype": str(bench.model.model.dtype).removeprefix("torch."),
         "attention": bench.engine.context.attention.kernel,
+        "engine": bench.engine.kind,
         "context": bench.model.shape.max_context,
         "method_sources": {method.label: source_hash(method.kind) for method in plan.methods},
         "task_sources": {task.label: source_hash(type(task)) for task in plan.tasks},
@@ -152,7 +155,7 @@ def _run_task(plan: Plan, task: Task, bench: Bench, store: RunStore, progress: P
 
 
 def _cell(bench: Bench, method: MethodSpec, task: Task) -> Cell:
-    dtype, kernel = str(bench.model.model.dtype), bench.engine.context.attention.kernel
+    dtype, kernel = str(bench.model.model.dtype), f"{bench.engine.context.attention.kernel}, {bench.engine.kind}"
     identity = cell_hash(bench.spec, method, task, bench.model.weights_hash, dtype, kernel)
     return Cell(identity, method.label, method.build(bench.engine.context), task)
 

@@ -43,6 +43,8 @@ class RunSpec(BaseModel):
     noise_floor: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "fa3", "fa2", "cudnn", "flash", "sdpa"] = "auto"
+    engine: Literal["auto", "graphed", "fused", "stock"] = "auto"
 
     def identity(self) -> dict[str, Any]:
         """The part that shapes answers, as JSON values."""
@@ -70,7 +72,7 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
         task: with its options and source.
         weights_hash: of the model's weights.
         dtype: that the weights really have.
-        kernel: of attention.
+        kernel: of attention, and of the engine around it.
     """
     return content_hash(
         {

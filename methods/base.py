@@ -12,7 +12,7 @@ A method is created once for a model and begins anew with every request, so noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -104,6 +104,8 @@ class Method:
         Returns:
             [n, heads * head_dim], one row for each query.
         """
+        if step.resident is not None:
+            return step.resident.attend(layer, heads)
         cache = self.cache[layer]
         cache.append(heads.k, heads.v, heads.positions)
         return self.model.attention.causal(heads.q, cache.keys, cache.values)
@@ -115,6 +117,18 @@ class Method:
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """The rows that go on to the next layer. `heads` is what this layer projected before any row was dropped."""
         return rows
+
+    def static_decode(self) -> bool:
+        """Whether all decode steps of this request do the same work on the device, whatever the tokens are.
+
+        Then the engine may record one of them and replay it: the hooks run once, with `step.resident`, and must neither
+        wait for the device nor make shapes, or decisions of the host, that depend on what is in a tensor.
+        """
+        return False
+
+    def capture_key(self) -> Hashable:
+        """Changes with the addresses of the method's own tensors that a recorded decode step uses."""
+        return None
 
     # What the method reports of the current request.
 

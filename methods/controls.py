@@ -77,3 +77,7 @@ class Truncate(Method):
         plan.begin(len(ids), 0)
         kept = sum(plan.tokens_requested()) // self.model.shape.layers
         return torch.cat((ids[: kept - kept // 2], ids[len(ids) - kept // 2 :])) if kept < len(ids) else ids
+
+    def static_decode(self) -> bool:
+        """Every token attends to everything that was shown."""
+        return True

@@ -10,3 +10,7 @@ class Full(Method):
 
     name = "full"
     summary = "full attention, nothing pruned: the baseline"
+
+    def static_decode(self) -> bool:
+        """Every token attends to everything."""
+        return True

@@ -104,6 +104,10 @@ class LazyLLM(Method):
             return self._prune(layer, rows, heads)
         return self._reselect(layer, rows, heads, step) if self.options.revive else rows
 
+    def static_decode(self) -> bool:
+        """Without revival; with it every step computes other rows."""
+        return not self.options.revive
+
     def _prune(self, layer: int, rows: Rows, heads: Heads) -> Rows:
         chosen = self._choose(layer, heads.q[-1:], heads.k, self.prompt_len)
         if chosen is None:

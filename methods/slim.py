@@ -110,6 +110,10 @@ class Slim(Method):
             self._reselect(layer, heads)
         return super().attend(layer, heads, step)
 
+    def static_decode(self) -> bool:
+        """Where nothing is left to choose from."""
+        return not self.chosen
+
     def _reselect(self, layer: int, heads: Heads) -> None:
         if layer not in self.active:
             self.active[layer] = ActiveBlocks(

@@ -160,7 +160,7 @@ def _multiprocessors(device: torch.device | str) -> int:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _share(length, listed, PAGE: tl.constexpr, SPLITS: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+def _share(length, listed, PAGE: tl.constexpr, SPLITS: tl.constexpr) -> Any:
     """Slots to divide, slots a share, shares that have any; the first counts always, since it has the new token."""
     slots = length
     if PAGE:
@@ -170,7 +170,7 @@ def _share(length, listed, PAGE: tl.constexpr, SPLITS: tl.constexpr) -> Any:  # 
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _joined(  # type: ignore[no-untyped-def]
+def _joined(
     sums, tops, totals, out, this, start, used,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     GROUP: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr,
@@ -200,7 +200,7 @@ def _joined(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["layer", "listed"])  # type: ignore[untyped-decorator]
-def _join(  # type: ignore[no-untyped-def]
+def _join(
     table, sums, tops, totals, out, layer, listed,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, LISTS: tl.constexpr, PAGE: tl.constexpr,
     SPLITS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr, PDL: tl.constexpr,
@@ -217,7 +217,7 @@ def _join(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["layer", "listed"])  # type: ignore[untyped-decorator]
-def _attend(  # type: ignore[no-untyped-def]
+def _attend(
     q, k, v, table, pages, sums, tops, totals, counters, out, layer, listed, q_stride, k_stride, v_stride,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, LISTS: tl.constexpr, PAGE: tl.constexpr,
     SPLITS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,

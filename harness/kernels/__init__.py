@@ -1,0 +1,1 @@
+"""Triton kernels; importing one needs Triton, so only CUDA code paths and their tests do."""

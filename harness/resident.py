@@ -1,0 +1,62 @@
+"""All layers' caches as the decode kernels see them: a table on the device, so that nothing about them is fixed.
+
+A CUDA graph replays the same launches with the same arguments. Addresses and lengths that change from request to
+request, and lengths that grow with every token, therefore live in device memory, and one captured step serves all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from harness.cache import LayerCache
+from harness.rows import Heads
+from harness.shape import ModelShape
+
+_LENGTH = 2
+
+
+def dependent_launch(device: torch.device) -> bool:
+    """Whether kernels of one stream may overlap their start (programmatic dependent launch: Hopper and later)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+class ResidentCaches:
+    """The caches of the request that is being decoded, one token a step.
+
+    Attributes:
+        table: [layers, 3] int64, a row a layer: address of its keys, of its values, tokens it holds before this step.
+    """
+
+    def __init__(self, shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
+        """
+        Args:
+            shape: the model's.
+            dtype, device: of its keys and values.
+        """
+        from harness.kernels.decode_attention import DecodeAttention
+
+        self.table = torch.zeros((shape.layers, 3), dtype=torch.int64, device=device)
+        self._attention = DecodeAttention(
+            shape.heads, shape.kv_heads, shape.head_dim, dtype, device, pdl=dependent_launch(device)
+        )
+
+    def load(self, caches: Sequence[LayerCache]) -> None:
+        """From now on the kernels work on these caches, which have room for the tokens to come."""
+        rows = [[cache.keys.data_ptr(), cache.values.data_ptr(), cache.length] for cache in caches]
+        self.table.copy_(torch.tensor(rows), non_blocking=True)
+
+    def attend(self, layer: int, heads: Heads) -> Tensor:
+        """Stores one token's key and value behind the layer's cached ones and attends to all of them.
+
+        Returns:
+            [1, heads * head_dim].
+        """
+        out: Tensor = self._attention.dense(heads.q[0], heads.k[0], heads.v[0], self.table, layer)
+        return out
+
+    def grow(self) -> None:
+        """Every layer holds one token more."""
+        self.table[:, _LENGTH] += 1
