@@ -241,3 +241,21 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert run("--output", str(tmp_path / "run"), *arguments) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_one_prompt_at_a_time_is_held_and_probes_that_differ_in_decode_alone_share_it() -> None:
+    from types import SimpleNamespace
+    from typing import Any, cast
+
+    from harness.reproduce.diffusion_run import _Bench
+
+    engine = tiny_engine()
+    loaded: Any = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")))
+    bench, prompt = _Bench(loaded, engine), cast("list[int]", random_ids(PROMPT).tolist())
+    seen, hidden = (probe(f"drop=needle:layer=3:hide={hide}", [10, 11]) for hide in ("false", "true"))
+    later = probe("drop=needle:layer=4", [10, 11])
+    with torch.inference_mode():
+        first = bench.read(seen, prompt, ANSWER)
+        assert bench.read(hidden, prompt, ANSWER) is first and hidden.cache is seen.cache
+        assert bench.read(later, prompt, ANSWER) is not first
+    assert seen.cache == hidden.cache == [] and len(later.cache) == LAYERS

@@ -26,6 +26,8 @@ def sliminfer_command(
     slim: Annotated[str, typer.Option(help="more options of slim: score=absdot:w=4 is the paper's reading")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    attention: Annotated[str, typer.Option(help="attention kernel, as in 'harness run'")] = "auto",
+    engine: Annotated[str, typer.Option(help="engine, as in 'harness run'")] = "auto",
     output: Annotated[Path | None, typer.Option(help="results folder; the same run in the same folder resumes")] = None,
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded run; measures nothing")] = None,
     undecided: Annotated[str, typer.Option(help="fail or pass where an interval straddles the paper's figure")] = (
@@ -39,7 +41,9 @@ def sliminfer_command(
     from harness.reproduce.sliminfer_records import read
 
     choice = parse_undecided(undecided)
-    folder = run or _measure(model, lengths, new_tokens, repeats, slim, output, device=device, dtype=dtype)
+    machine = {"device": device, "dtype": dtype, "attention": attention, "engine": engine}
+    chosen = {option: value for option, value in machine.items() if value != "auto"}
+    folder = run or _measure(model, lengths, new_tokens, repeats, slim, output, **chosen)
     text, judgements, paths = write(read(folder), folder)
     _say(text)
     for path in paths:

@@ -150,6 +150,7 @@ class _Bench:
     def __init__(self, model: LoadedModel, engine: Engine) -> None:
         self.model, self.engine = model, engine
         self._last: tuple[Method, list[int], Read] | None = None
+        self._holding: list[Method] = []
 
     def read(self, method: Method, prompt: list[int], answer: list[int]) -> Read:
         """The prompt's last logits, [vocab], and the position behind it."""
@@ -157,11 +158,19 @@ class _Bench:
             other, known, read = self._last
             if isinstance(method, Probe) and isinstance(other, Probe) and known == prompt and method.reads_as(other):
                 method.follow(other)
+                self._holding.append(method)
                 return read
+        self._forget()
         ids = torch.tensor(prompt, device=self.model.model.device)
         read = self.engine.read(method, Request(ids, len(answer)))
-        self._last = method, prompt, read
+        self._last, self._holding = (method, prompt, read), [method]
         return read
+
+    def _forget(self) -> None:
+        """Lets go of the last prompt: dozens of probes that each held one would fill the device."""
+        for method in self._holding:
+            method.cache = []
+        self._last = None
 
 
 def _facts(plan: ProbePlan, model: LoadedModel, engine: Engine) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def differences(readings: Readings) -> list[str]:
     said = [_model(readings), f"GPU: the paper's is one RTX 4090; here {words.device(manifest)}."]
     said.append(
         f"Numbers: {facts.get('dtype', 'not recorded')}. Attention kernel: {facts.get('attention', 'not recorded')}, "
-        "the same for all methods; which one the authors used is not known, and their code was not at hand."
+        f"engine: {facts.get('engine', 'stock')}, the same for all methods; which kernels the authors used is not "
+        "known, and their code was not at hand."
     )
     said.append(
         "Loop and layout: this harness's own, one prompt at a time, keys and values of each layer in one preallocated "

@@ -27,10 +27,11 @@ from pathlib import Path
 import yaml
 
 from harness.errors import InputError, unknown
+from harness.spec import RunSpec
 
 RUN_AXES = ("model", "seed", "question", "dtype")
 """Options of a run that may be lists: each combination of their values is a run."""
-SETTINGS = ("limit", "max_length", "device", "parts", "ledger", "noise_floor")
+SETTINGS = tuple(sorted(set(RunSpec.model_fields) - {*RUN_AXES, "methods", "tasks", "data_dir"}))
 """Options of a run that may not."""
 KEYS = ("name", "methods", "tasks", "lengths", *RUN_AXES, *SETTINGS)
 _METHOD_KEYS = ("method", "options")
