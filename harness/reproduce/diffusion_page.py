@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -155,18 +157,49 @@ def _numbers(found: list[Found]) -> Grid:
     return Grid(NAME, "Numbers", "", head, rows, labels=3)
 
 
+@dataclass(frozen=True)
+class _Look:
+    """How an arm is drawn: a colour and marker a role, dashed and hollow where its keys and values are hidden."""
+
+    name: str
+    shift: float
+    role: int
+    hidden: bool
+
+    @property
+    def colour(self) -> str:
+        return colour_of(self.role)
+
+    @property
+    def marker(self) -> str:
+        return marker_of(self.role)
+
+    @property
+    def fill(self) -> str:
+        return "white" if self.hidden else self.colour
+
+
+def _looks(found: Found) -> list[_Look]:
+    roles = list(dict.fromkeys(arm.partition(",")[0] for arm in found.arms))
+    gap = min((b - a for a, b in pairwise(found.layers)), default=1)
+    shifts = [0.7 * gap * ((index + 0.5) / len(found.arms) - 0.5) for index in range(len(found.arms))]
+    return [
+        _Look(arm, shift, roles.index(arm.partition(",")[0]), "hidden" in arm)
+        for arm, shift in zip(found.arms, shifts, strict=True)
+    ]
+
+
 def _figure(found: Found, manifest: Manifest) -> Any:
     """Accuracy, and the change of both log-probabilities, against the layer from which rows are missing."""
     figure = canvas(14, 4.8)
     panels = figure.subplots(1, 3)
     full = float(found.full["score"].mean()) * 100
     panels[0].axhline(full, color="#999999", linestyle="--", linewidth=1, label="full attention")
-    for index, arm in enumerate(found.arms):
-        points = [found.points[arm, layer] for layer in found.layers if (arm, layer) in found.points]
-        place = index, len(found.arms), arm
-        _line(panels[0], *place, [(p.layer, *_accuracy(p, full)) for p in points])
-        _line(panels[1], *place, [(p.layer, *_ends(p.first)) for p in points] if "hidden" not in arm else [])
-        _line(panels[2], *place, [(p.layer, *_ends(p.whole)) for p in points])
+    for look in _looks(found):
+        points = [found.points[look.name, layer] for layer in found.layers if (look.name, layer) in found.points]
+        _line(panels[0], look, [(p.layer, *_accuracy(p, full)) for p in points])
+        _line(panels[1], look, [] if look.hidden else [(p.layer, *_ends(p.first)) for p in points])
+        _line(panels[2], look, [(p.layer, *_ends(p.whole)) for p in points])
     _frame(panels[0], found, "the number is written, % of prompts")
     _frame(panels[1], found, "change of its first token's log-probability")
     _frame(panels[2], found, "change of the whole number's log-probability")
@@ -199,15 +232,11 @@ def _ends(effect: Effect) -> tuple[float, float, float]:
     return effect.estimate, effect.low, effect.high
 
 
-def _line(axes: Axes, index: int, lines: int, name: str, values: list[tuple[float, float, float, float]]) -> None:
-    shift = 0.8 * ((index + 0.5) / lines - 0.5)
-    style: dict[str, Any] = {
-        "color": colour_of(index),
-        "linestyle": "--" if "hidden" in name else "-",
-        "linewidth": 1.2,
-    }
-    xs = [x + shift for x, *_ in values]
-    axes.plot(xs, [y for _, y, *_ in values], marker=marker_of(index), markersize=4, label=name, **style)
+def _line(axes: Axes, look: _Look, values: list[tuple[float, float, float, float]]) -> None:
+    xs = [x + look.shift for x, *_ in values]
+    style: dict[str, Any] = {"color": look.colour, "linewidth": 1.2, "linestyle": "--" if look.hidden else "-"}
+    points: dict[str, Any] = {"marker": look.marker, "markersize": 5, "markerfacecolor": look.fill}
+    axes.plot(xs, [y for _, y, *_ in values], label=look.name, **style, **points)
     for x, (_, _, low, high) in zip(xs, values, strict=True):
         if math.isfinite(low) and math.isfinite(high):
-            axes.plot((x, x), (low, high), color=colour_of(index), linewidth=0.9)
+            axes.plot((x, x), (low, high), color=look.colour, linewidth=0.9)
