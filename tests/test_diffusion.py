@@ -158,6 +158,12 @@ def test_a_control_that_hurts_leaves_the_claim_open() -> None:
     assert text.count("open at layer 15") == 2 and "random" in text
 
 
+def test_arms_that_lose_or_keep_everywhere_are_said_to() -> None:
+    text = "\n".join(verdict(found(lambda arm, layer: -5.0 if "sentence" in arm else 0.0)))
+    assert "Whole answer, dropping the rows of the whole sentence: lost wherever they are dropped" in text
+    assert "Whole answer, dropping the number's rows: kept wherever they are dropped" in text
+
+
 def test_noise_is_undecided() -> None:
     one = found(spread_by(9))
     rng = np.random.default_rng(1)

@@ -46,19 +46,27 @@ def _claim(found: Found, arm: str, measure: Measure) -> str:
     ends = {
         "keeps": f"**confirmed at {where}**; {without} it keeps at least half its probability: what they said is "
         "elsewhere by then.",
-        "loses": f"**refuted at {where}**; {without} it loses more than half its probability: they still carry what "
-        "nothing else does.",
+        "loses": f"**refuted at {where}**; {without} it loses more than half its probability: too little of what they "
+        "said is elsewhere by then.",
         "undecided": f"**open at {where}**; the interval allows both, more samples are needed.",
     }
     return f"{name}: {ends[point.word(measure)]}"
 
 
 def _arm(found: Found, arm: str, measure: Measure) -> str:
-    first, last = found.keeps_from(arm, measure), found.loses_until(arm, measure)
-    kept = f"kept from layer {first} on" if first is not None else "not shown to be kept up to the last layer"
-    lost = f"lost up to layer {last}" if last is not None else "not shown to be lost at the first"
     probed = f"probed: {_layers(found.layers)} of {found.depth}"
-    return f"{_NAMES[measure]}, dropping {_WHAT[arm].rstrip(',')}: {kept}, {lost} ({probed})."
+    return f"{_NAMES[measure]}, dropping {_WHAT[arm].rstrip(',')}: {_where(found, arm, measure)} ({probed})."
+
+
+def _where(found: Found, arm: str, measure: Measure) -> str:
+    first, last = found.keeps_from(arm, measure), found.loses_until(arm, measure)
+    if first == found.layers[0]:
+        return "kept wherever they are dropped"
+    if last == found.layers[-1]:
+        return "lost wherever they are dropped"
+    kept = f"kept from layer {first} on" if first is not None else "not shown to be kept at the deepest layer"
+    lost = f"lost up to layer {last}" if last is not None else "not shown to be lost at the first"
+    return f"{kept}, {lost}"
 
 
 def _below(found: Found) -> Iterator[str]:
