@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -86,6 +87,8 @@ class Ceilings:
         copy_bytes_per_s: bytes read plus bytes written, a second, by a large copy on the device.
         device: the processor's name. dtype: of the matrix product ("bfloat16").
         torch: its version. threads: that PyTorch computes with on the CPU; 0 on CUDA.
+        gemm_flops_sustained: the same after a second of nothing else: a device may not keep its best rate up (an H200
+            reaches its power limit), and a long prefill cannot be faster than this. Fractions are of the best rate.
         quiet: while measuring, the threads had the processor for themselves at least four fifths of the time. Where
             not, the figures are too low; they are measured anew, and may rise, the next time they are asked for.
     """
@@ -97,6 +100,7 @@ class Ceilings:
     torch: str
     threads: int
     quiet: bool
+    gemm_flops_sustained: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """
     known = _remembered(device, dtype)
     wall, processor = time.perf_counter(), time.process_time()
-    flops = _gemm_flops(device, dtype)
+    flops, lasting = _gemm_flops(device, dtype)
     busy_s, free_s = time.process_time() - processor, _threads(device) * (time.perf_counter() - wall)
     found = Ceilings(
         gemm_flops=max(flops, known.gemm_flops if known else 0.0),
@@ -161,6 +165,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
         torch=torch.__version__,
         threads=_threads(device),
         quiet=busy_s >= _QUIET * free_s,
+        gemm_flops_sustained=lasting,
     )
     write_note(cache_dir() / FOLDER / _file(device, dtype), json.dumps(asdict(found)))
     return found
@@ -208,12 +213,13 @@ def _threads(device: torch.device) -> int:
     return 0 if device.type == "cuda" else torch.get_num_threads()
 
 
-def _gemm_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """2 n^3 over the best time of an n x n product: 8192 on CUDA, 1536 on a CPU."""
+def _gemm_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
+    """2 n^3 over the best and over the lasting time of an n x n product: 8192 on CUDA, 1536 on a CPU."""
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    return 2 * n**3 / _best(device, lambda: torch.mm(a, b, out=out))
+    best, lasting = (clock(device, lambda: torch.mm(a, b, out=out)) for clock in (_best, _lasting))
+    return 2 * n**3 / best, 2 * n**3 / lasting
 
 
 def _copy_rate(device: torch.device) -> float:
@@ -228,6 +234,12 @@ def _best(device: torch.device, work: Callable[[], object]) -> float:
     """Seconds of the fastest run, after one that does not count."""
     work()
     return min(_times(device, work))
+
+
+def _lasting(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of a run in the middle of the second half of many."""
+    times = list(_times(device, work))
+    return statistics.median(times[len(times) // 2 :])
 
 
 def _times(device: torch.device, work: Callable[[], object]) -> Iterator[float]:

@@ -97,6 +97,7 @@ def test_env_is_json_with_the_ceilings_once_they_are_measured(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(roofline, "_best", lambda device, work: 0.5)
+    monkeypatch.setattr(roofline, "_lasting", lambda device, work: 1.0)
     assert command("env") == 0
     text = capsys.readouterr().out
     assert json.loads(text)["ceilings"] is None and '\n  "python"' in text

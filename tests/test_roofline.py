@@ -34,6 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache folder of its own, and measurements that last milliseconds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(roofline, "_best", lambda device, work: 0.5)
+    monkeypatch.setattr(roofline, "_lasting", lambda device, work: 1.0)
     monkeypatch.setattr(roofline, "_QUIET", 0.0)
     return tmp_path / "harness" / "ceilings"
 
@@ -151,6 +152,7 @@ def test_a_cache_that_cannot_be_written_costs_only_time(monkeypatch: pytest.Monk
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(roofline, "_best", lambda device, work: 0.5)
+    monkeypatch.setattr(roofline, "_lasting", lambda device, work: 1.0)
     assert ceilings(CPU, torch.float32).gemm_flops > 0 and remembered_ceilings() == []
 
 
