@@ -7,6 +7,7 @@ request, and lengths that grow with every token, therefore live in device memory
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from harness.cache import LayerCache
 from harness.rows import Heads
 from harness.shape import ModelShape
+
+if TYPE_CHECKING:
+    from harness.resident_pages import ResidentPages
 
 _LENGTH = 2
 
@@ -38,6 +42,7 @@ class ResidentCaches:
         """
         from harness.kernels.decode_attention import DecodeAttention
 
+        self._shape = shape
         self.table = torch.zeros((shape.layers, 3), dtype=torch.int64, device=device)
         self._attention = DecodeAttention(
             shape.heads, shape.kv_heads, shape.head_dim, dtype, device, pdl=dependent_launch(device)
@@ -56,6 +61,18 @@ class ResidentCaches:
         """
         out: Tensor = self._attention.dense(heads.q[0], heads.k[0], heads.v[0], self.table, layer)
         return out
+
+    def pages(self, room: int, page: int, per: Literal["query_head", "kv_head"]) -> ResidentPages:
+        """Attention to chosen pages; one object serves all layers, one after the other.
+
+        Args:
+            room: pages that a layer's bounds have room for, 1 to `harness.resident_pages.MOST_PAGES`.
+            page: tokens a page.
+            per: who chooses: every query head, or all query heads of a KV head together, by the best of them.
+        """
+        from harness.resident_pages import ResidentPages
+
+        return ResidentPages(self._shape, self.table, self._attention, room, page, per)
 
     def grow(self) -> None:
         """Every layer holds one token more."""

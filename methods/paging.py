@@ -10,19 +10,24 @@ class PageBounds:
     """Channel-wise minimum and maximum of the keys of each page of one layer.
 
     Attributes:
-        count: pages there are, the last possibly partial.
+        room: pages there is memory for, once there are keys.
+        low, high: the bounds, [room, kv_heads, head_dim]; empty before the first keys, afterwards always at the same
+            addresses, so that a recorded decode step may write to them. What stands behind the layer's keys is noise.
     """
 
-    def __init__(self, size: int, tokens: int) -> None:
+    def __init__(self, size: int, room: int) -> None:
         """
         Args:
             size: tokens a page.
-            tokens: most tokens the layer will hold.
+            room: most pages the layer will hold.
         """
-        self._size, self._room = size, -(-tokens // size)
-        self.count = 0
+        self._size, self.room = size, room
+        self.low = self.high = torch.empty(0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins anew with no token, in the memory that is there."""
         self._seen = 0
-        self._low = self._high = torch.empty(0)
 
     def update(self, keys: Tensor) -> None:
         """Takes in the tokens that came since the last call.
@@ -30,32 +35,34 @@ class PageBounds:
         Args:
             keys: all keys of the layer, [n, kv_heads, d]; those seen before have not changed.
         """
-        if self.count == 0:
-            self._low = keys.new_empty((self._room, *keys.shape[1:]))
-            self._high = torch.empty_like(self._low)
+        if not self.low.numel():
+            self.low = keys.new_empty((self.room, *keys.shape[1:]))
+            self.high = torch.empty_like(self.low)
         first, whole = self._seen // self._size, len(keys) // self._size
         if whole > first:
             pages = keys[first * self._size : whole * self._size].view(-1, self._size, *keys.shape[1:])
-            self._low[first:whole], self._high[first:whole] = pages.amin(1), pages.amax(1)
+            self.low[first:whole], self.high[first:whole] = pages.amin(1), pages.amax(1)
         if len(keys) % self._size:
             rest = keys[whole * self._size :]
-            self._low[whole], self._high[whole] = rest.amin(0), rest.amax(0)
-        self._seen, self.count = len(keys), -(-len(keys) // self._size)
+            self.low[whole], self.high[whole] = rest.amin(0), rest.amax(0)
+        self._seen = len(keys)
 
     def scores(self, groups: Tensor) -> Tensor:
-        """Upper bound on q . k for every page: queries [kv_heads, group, d] -> [kv_heads, group, count].
+        """Upper bound on q . k for every page: queries [kv_heads, group, d] -> [kv_heads, group, pages].
 
         max(q m, q M) is q M where q is positive and q m where it is negative, hence two matrix products.
         """
-        low, high = (bound[: self.count].permute(1, 2, 0) for bound in (self._low, self._high))
+        low, high = (bound[: self._pages(self._seen)].permute(1, 2, 0) for bound in (self.low, self.high))
         return groups.clamp(min=0) @ high + groups.clamp(max=0) @ low
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated for the bounds."""
-        return self._low.nbytes + self._high.nbytes
+        return self.low.nbytes + self.high.nbytes
 
-    @property
-    def used_nbytes(self) -> int:
-        """Bytes of the bounds that a score reads."""
-        return self._low[: self.count].nbytes + self._high[: self.count].nbytes
+    def read_bytes(self, tokens: int) -> int:
+        """Bytes of the bounds that a score reads while the layer holds `tokens`."""
+        return 2 * self.low[: self._pages(tokens)].nbytes
+
+    def _pages(self, tokens: int) -> int:
+        return -(-tokens // self._size)

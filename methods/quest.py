@@ -20,6 +20,7 @@ Interpretations, where the authors' two implementations differ:
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -29,8 +30,10 @@ from torch import Tensor
 
 from harness.options import Budget, OptionSet, window_tokens
 from harness.parts import part
+from harness.resident import ResidentCaches
+from harness.resident_pages import MOST_PAGES, ResidentPages
 from harness.rows import Heads, Step
-from methods.base import Method
+from methods.base import Method, ModelContext
 from methods.paging import PageBounds
 
 
@@ -53,6 +56,12 @@ class Quest(Method):
 
     options: Options
 
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        super().__init__(options, model)
+        self.pages: list[PageBounds] = []
+        self._chooser: ResidentPages | None = None
+        self._memory = object()
+
     def question_tokens(self, prompt_len: int, question: int) -> int:
         """The question, with `question=decode`."""
         if self.options.question == "prefill":
@@ -60,15 +69,25 @@ class Quest(Method):
         return min(question or self.options.question_tokens, prompt_len - 1)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
-        """Forgets the pages and turns the budget into tokens of this prompt."""
+        """Forgets the pages and turns the budget into tokens, and pages, of this prompt."""
         super().begin(prompt_len, max_new_tokens)
-        self.budget = window_tokens(self.options.budget, prompt_len, prompt_len + max_new_tokens)
-        self.pages = [PageBounds(self.options.page, prompt_len + max_new_tokens) for _ in self.cache]
+        total, page = prompt_len + max_new_tokens, self.options.page
+        self.budget = window_tokens(self.options.budget, prompt_len, total)
+        self.count, room = max(1, self.budget // page), -(-total // page)
+        self._fits = total <= self.budget or room <= self.count
+        if self._chooser is None or room != self.pages[0].room:
+            self.pages, self._chooser = [PageBounds(page, room) for _ in self.cache], None
+            self._memory = object()
+        # Else a recorded decode step writes to this memory, and may be replayed.
+        for pages in self.pages:
+            pages.forget()
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Dense in the prefill and in the first layers; pages elsewhere, chosen anew for every token."""
-        if layer < self.options.dense_layers:
+        if layer < self.options.dense_layers or (step.resident is not None and self._fits):
             return super().attend(layer, heads, step)
+        if step.resident is not None:
+            return self._decode_resident(layer, heads, step.resident)
         if step.phase == "prefill":
             out = super().attend(layer, heads, step)
             self.pages[layer].update(self.cache[layer].keys)
@@ -79,8 +98,7 @@ class Quest(Method):
         cache, pages = self.cache[layer], self.pages[layer]
         cache.append(row.k, row.v, row.positions)
         pages.update(cache.keys)
-        count = max(1, self.budget // self.options.page)
-        if cache.length <= self.budget or count >= pages.count:
+        if cache.length <= max(self.budget, self.count * self.options.page):
             return self.model.attention.causal(row.q, cache.keys, cache.values)
         kv_heads, head_dim = row.k.shape[1:]
         groups = row.q.view(kv_heads, -1, head_dim)
@@ -89,8 +107,29 @@ class Quest(Method):
         if self.options.per == "kv_head":
             scores = scores.amax(1, keepdim=True)
         with part("select"):
-            chosen = _best_pages(scores, count)
+            chosen = _best_pages(scores, self.count)
         return _attend_pages(groups, cache.keys, cache.values, chosen, self.options.page)
+
+    def _decode_resident(self, layer: int, heads: Heads, resident: ResidentCaches) -> Tensor:
+        pages = self.pages[layer]
+        if self._chooser is None:
+            self._chooser = resident.pages(pages.room, self.options.page, self.options.per)
+        return self._chooser.attend(layer, heads, pages.low, pages.high, self.count)
+
+    def static_decode(self) -> bool:
+        """Where every step reads the same number of pages.
+
+        Not so while a cache fits a budget that is not whole pages, and outgrows it later: then all pages are read at
+        first, and one fewer from some token on.
+        """
+        if self._fits:
+            return True
+        whole = self.budget <= self.count * self.options.page
+        return self.pages[0].room <= MOST_PAGES and (whole or self.cache[0].length >= self.budget)
+
+    def capture_key(self) -> Hashable:
+        """Changes with the memory of the pages' bounds and the number of pages; dense decode knows neither."""
+        return None if self._fits else (self.count, self._memory)
 
     def decode_bytes(self) -> int:
         """Chosen pages and all bounds; everything in dense layers or while it fits the budget."""
@@ -102,11 +141,15 @@ class Quest(Method):
             return cache.resident_nbytes
         choosers = self.model.shape.heads // self.model.shape.kv_heads if self.options.per == "query_head" else 1
         chosen = min(cache.length, self.budget * choosers)
-        return cache.resident_nbytes * chosen // cache.length + self.pages[layer].used_nbytes
+        return cache.resident_nbytes * chosen // cache.length + self.pages[layer].read_bytes(cache.length)
 
     def extra_bytes(self) -> int:
-        """Bytes of the pages' bounds: an eighth of the keys' bytes at 16 tokens a page."""
-        return sum(pages.nbytes for pages in self.pages)
+        """Bytes of the pages' bounds, and of what replayed steps choose in.
+
+        The bounds are an eighth of the keys' bytes at 16 tokens a page.
+        """
+        choosing = 0 if self._chooser is None else self._chooser.nbytes
+        return sum(pages.nbytes for pages in self.pages) + choosing
 
 
 def _best_pages(scores: Tensor, count: int) -> Tensor:

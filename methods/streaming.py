@@ -108,6 +108,10 @@ class Streaming(Method):
         gap = position - position.clamp(max=self.options.sinks + self.window - 1)
         cache.keys[: len(keys)] = self.model.rotate(keys, torch.arange(len(keys), device=keys.device) + gap)
 
+    def static_decode(self) -> bool:
+        """Mode `ashape`: there decode is full attention. Elsewhere every token moves the window on the host."""
+        return self.options.mode == "ashape"
+
     def tokens_requested(self) -> list[int]:
         """Sinks and window; everything in mode `ashape`, which saves work, not memory."""
         if self.options.mode == "ashape":

@@ -72,6 +72,11 @@ class PageSelect:
         self._scores = torch.empty((self.lists, room), dtype=torch.float32, device=device)
         self._pages = torch.empty(self.lists * room, dtype=torch.int32, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the object's buffers."""
+        return self._scores.nbytes + self._pages.nbytes
+
     def update_bounds(self, k: Tensor, low: Tensor, high: Tensor, table: Tensor, layer: int) -> None:
         """Takes the new token's key into its page's bounds; the first token of a page begins them.
 
