@@ -17,7 +17,7 @@ from harness.measure import Measured, measure
 from harness.memory import ledger
 from harness.models import LoadedModel
 from harness.prompts import encode_with_question
-from harness.record import Record
+from harness.record import OUT_OF_MEMORY, Record
 from harness.roofline import Ceilings, dense_prefill_flops, fractions, prefill_flops
 from harness.spec import RunSpec
 from methods.base import Method
@@ -119,7 +119,22 @@ def _stop_ids(sample: Sample, model: LoadedModel) -> frozenset[int]:
 
 
 def answer(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
-    """Asks one method one question and measures it."""
+    """Asks one method one question and measures it; a request that the device's memory cannot hold is recorded so."""
+    try:
+        return _answer(bench, cell, prompt)
+    except torch.OutOfMemoryError as error:
+        needed = str(error).partition(". ")[0]
+    let_go(cell.method)
+    return _unanswered(bench, cell, prompt, needed)
+
+
+def let_go(method: Method) -> None:
+    """Frees what a request left behind that did not end."""
+    method.begin(1, 1)
+    torch.cuda.empty_cache()
+
+
+def _answer(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     measured = measure(bench.engine, cell.method, prompt.request, parts=bench.spec.parts)
     state = bench.monitor.sample() if bench.monitor is not None else None
     record = _record(bench, cell, prompt, measured) | {"device_state": state}
@@ -128,19 +143,33 @@ def answer(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     return Record(**record)
 
 
-def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:
-    method, request = cell.method, prompt.request
-    identity = {
+def _unanswered(bench: Bench, cell: Cell, prompt: Prompt, reason: str) -> Record:
+    nothing: dict[str, Any] = dict.fromkeys(("prediction", "score", "device_state", *_TIMES))
+    layers = [0] * bench.model.shape.layers
+    counts = {"new_tokens": 0, "tokens_requested": layers, "tokens_kept": layers, "tokens_recomputed": 0}
+    said = {"metric": cell.task.metric, "answers": list(prompt.sample.answers)}
+    identity = _identity(bench, cell, prompt, {OUT_OF_MEMORY: reason})
+    return Record(**(identity | nothing | counts | said))
+
+
+def _identity(bench: Bench, cell: Cell, prompt: Prompt, extra: dict[str, Any]) -> dict[str, Any]:
+    request = prompt.request
+    return {
         "cell": cell.hash,
         "method": cell.label,
         "task": cell.task.label,
         "sample": prompt.sample.id,
         "prompt_hash": prompt.hash,
         "prompt_tokens": len(request.prompt),
-        "context_tokens": len(request.prompt) - request.late_tokens(method),
+        "context_tokens": len(request.prompt) - request.late_tokens(cell.method),
         "question": bench.spec.question,
-        "extra": dict(prompt.sample.extra) | {"kept_spans": measured.spans},
+        "extra": dict(prompt.sample.extra) | extra,
     }
+
+
+def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:
+    method = cell.method
+    identity = _identity(bench, cell, prompt, {"kept_spans": measured.spans} | method.notes())
     tokens = {
         "new_tokens": len(measured.tokens),
         "tokens_requested": method.tokens_requested(),

@@ -52,6 +52,7 @@ def run_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     attention: Annotated[str, typer.Option(help="auto (the fastest here), fa3, fa2, cudnn, flash, sdpa")] = "auto",
     engine: Annotated[str, typer.Option(help="auto (the fastest here), graphed, fused, stock")] = "auto",
+    memory_limit: Annotated[float | None, typer.Option(help="GiB of device memory to make do with; CUDA only")] = None,
     seed: Annotated[int, typer.Option(help="of everything generated")] = 0,
     question: Annotated[str, typer.Option(help="prompt: inside the pruned prompt; after: behind it")] = "prompt",
     parts: Annotated[bool, typer.Option(help="also time the parts of TTFT")] = False,
@@ -65,8 +66,8 @@ def run_command(
     _load_tasks(task_file)
     spec = _spec(
         model=model, methods=methods, tasks=tasks, data_dir=data_dir, limit=limit, max_length=max_length,
-        device=device, dtype=dtype, attention=attention, engine=engine, seed=seed, question=question,
-        parts=parts, ledger=ledger, noise_floor=noise_floor,
+        device=device, dtype=dtype, attention=attention, engine=engine, memory_limit=memory_limit, seed=seed,
+        question=question, parts=parts, ledger=ledger, noise_floor=noise_floor,
     )  # fmt: skip
     _execute(spec, output or Path("results") / f"{_slug(model)}-{spec.run_hash()[:8]}")
 

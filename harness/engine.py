@@ -134,7 +134,7 @@ class Engine:
             yield int(token)
         if count < request.max_new_tokens:
             yield from self._graph(method).tokens(
-                method.cache, token, position, request.max_new_tokens - count, method.capture_key()
+                method.cache, token, position, request.max_new_tokens - count, method.capture_key(), method.replayed
             )
 
     def _can_replay(self, method: Method, count: int) -> bool:

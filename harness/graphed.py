@@ -36,7 +36,13 @@ class GraphedDecode:
         self._key: Hashable = None
 
     def tokens(
-        self, caches: Sequence[LayerCache], token: Tensor, position: int, count: int, key: Hashable
+        self,
+        caches: Sequence[LayerCache],
+        token: Tensor,
+        position: int,
+        count: int,
+        key: Hashable,
+        done: Callable[[int, int], None],
     ) -> Iterator[int]:
         """Yields the `count` tokens that follow.
 
@@ -48,6 +54,7 @@ class GraphedDecode:
             token: [1], the last one. position: its place in the sequence.
             count: tokens to come.
             key: changes with whatever else the captured step depends on (addresses of the method's own tensors).
+            done: told in the end how many tokens the caches have taken in, and the first one's position.
         """
         self._prepare(caches, token, position, key)
         given, ahead = 0, self._step(0) if count else None
@@ -57,8 +64,7 @@ class GraphedDecode:
                 given += 1
                 yield arrived()
         finally:
-            for cache in caches:
-                cache.extended(given, position)
+            done(given, position)
 
     def _prepare(self, caches: Sequence[LayerCache], token: Tensor, position: int, key: Hashable) -> None:
         self._load(caches, token, position)
@@ -76,7 +82,7 @@ class GraphedDecode:
         logits = self._forward(self._token, self._position.view(1))
         self._token.copy_(logits.argmax())
         self._position += 1
-        self._resident.grow()
+        self._resident.end_step()
 
     def _capture(self) -> Callable[[], None]:
         """Runs the step once, so that all kernels are loaded, and records it; both leave state that `_load` resets."""

@@ -108,6 +108,22 @@ def resolve_device(device: str) -> torch.device:
     return torch.device("cuda" if present and device != "cpu" else "cpu")
 
 
+def limit_memory(device: torch.device, gib: float | None) -> None:
+    """Lets PyTorch allocate no more than this much of the device's memory; None takes a former limit back.
+
+    Raises:
+        InputError: the device is no CUDA device, or smaller than that.
+    """
+    if device.type != "cuda":
+        if gib is not None:
+            raise InputError("--memory-limit needs a CUDA device: PyTorch cannot limit a CPU's memory")
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    if gib is not None and gib * 2**30 > total:
+        raise InputError(f"--memory-limit {gib:g} is more than the device's {total / 2**30:.1f} GiB")
+    torch.cuda.set_per_process_memory_fraction(1.0 if gib is None else gib * 2**30 / total, device)
+
+
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype behind a name; "auto" is float32 on the CPU and bfloat16 elsewhere.
 

@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
+OUT_OF_MEMORY = "out_of_memory"
+"""Name of the fact, in a record's `extra`, that the device could not hold a request, and what it asked for."""
 
 
 class Record(BaseModel):

@@ -7,7 +7,8 @@ request, and lengths that grow with every token, therefore live in device memory
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +49,10 @@ class ResidentCaches:
             shape.heads, shape.kv_heads, shape.head_dim, dtype, device, pdl=dependent_launch(device)
         )
 
+        cuda: Any = torch.cuda
+        self._side = cuda.Stream(device) if device.type == "cuda" else None
+        self._busy = False
+
     def load(self, caches: Sequence[LayerCache]) -> None:
         """From now on the kernels work on these caches, which have room for the tokens to come."""
         rows = [[cache.keys.data_ptr(), cache.values.data_ptr(), cache.length] for cache in caches]
@@ -74,6 +79,30 @@ class ResidentCaches:
 
         return ResidentPages(self._shape, self.table, self._attention, room, page, per)
 
-    def grow(self) -> None:
-        """Every layer holds one token more."""
+    def fetch(self, layer: int, source: Tensor, addresses: Tensor, like: Tensor, block: int) -> None:
+        """Copies blocks into the layer's cache, see `harness.kernels.fetch.fetch_blocks`."""
+        from harness.kernels.fetch import fetch_blocks
+
+        fetch_blocks(source, addresses, like, self.table, layer, block)
+
+    def aside(self, *inputs: Tensor) -> AbstractContextManager[Any]:
+        """Work inside runs beside the rest of the step, and is done when the step is.
+
+        Args:
+            inputs: what it reads that may be freed meanwhile.
+        """
+        if self._side is None:
+            return nullcontext()
+        self._side.wait_stream(torch.cuda.current_stream())
+        for tensor in inputs:
+            tensor.record_stream(self._side)
+        self._busy = True
+        context: AbstractContextManager[Any] = torch.cuda.stream(self._side)
+        return context
+
+    def end_step(self) -> None:
+        """Waits for what runs aside; every layer holds one token more."""
+        if self._side is not None and self._busy:
+            torch.cuda.current_stream().wait_stream(self._side)
+            self._busy = False
         self.table[:, _LENGTH] += 1

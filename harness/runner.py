@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.answer import Bench, Cell, Prompt, answer, read_prompts
+import torch
+
+from harness.answer import Bench, Cell, Prompt, answer, let_go, read_prompts
 from harness.attention import check_attention
 from harness.engine import Engine, Request, build_engine
 from harness.errors import InputError
 from harness.gpu_state import GpuMonitor
-from harness.models import describe, load, resolve_device
+from harness.models import describe, limit_memory, load, resolve_device
 from harness.noise import TWIN
 from harness.progress import Progress
 from harness.provenance import environment, source_hash
@@ -60,6 +62,7 @@ def plan(spec: RunSpec) -> Plan:
         InputError: whatever is wrong, in one line.
     """
     check_attention(spec.attention, resolve_device(spec.device))
+    limit_memory(resolve_device(spec.device), spec.memory_limit)
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
     tasks = _distinct(build_tasks(spec.tasks, context))
@@ -174,4 +177,8 @@ def _is_new_shape(length: int, warm: Sequence[int]) -> bool:
 def _warm_up(engine: Engine, cells: Sequence[Cell], prompt: Prompt) -> None:
     """One unrecorded prefill and decode step a method: kernels are loaded, pages are mapped."""
     for cell in cells:
-        list(engine.stream(cell.method, Request(prompt.request.prompt, 2)))
+        try:
+            list(engine.stream(cell.method, Request(prompt.request.prompt, 2)))
+        except torch.OutOfMemoryError:
+            # The request itself will find that out, and record it.
+            let_go(cell.method)

@@ -43,6 +43,7 @@ class RunSpec(BaseModel):
     noise_floor: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    memory_limit: Annotated[float, Field(gt=0)] | None = None
     attention: Literal["auto", "fa3", "fa2", "cudnn", "flash", "sdpa"] = "auto"
     engine: Literal["auto", "graphed", "fused", "stock"] = "auto"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -121,10 +121,16 @@ class Method:
     def static_decode(self) -> bool:
         """Whether all decode steps of this request do the same work on the device, whatever the tokens are.
 
+        Asked once, after the prefill, by an engine that can replay steps: the place to prepare memory for them.
         Then the engine may record one of them and replay it: the hooks run once, with `step.resident`, and must neither
         wait for the device nor make shapes, or decisions of the host, that depend on what is in a tensor.
         """
         return False
+
+    def replayed(self, count: int, position: int) -> None:
+        """Takes note of `count` steps, from `position` on, that were replayed: kernels have filled the caches."""
+        for cache in self.cache:
+            cache.extended(count, position)
 
     def capture_key(self) -> Hashable:
         """Changes with the addresses of the method's own tensors that a recorded decode step uses."""
@@ -159,6 +165,10 @@ class Method:
     def extra_bytes(self) -> int:
         """Bytes of what else the method keeps on the device (hidden states, page metadata)."""
         return 0
+
+    def notes(self) -> dict[str, Any]:
+        """What else of the current request belongs in its record, as JSON values."""
+        return {}
 
     def tokens_recomputed(self) -> int:
         """Prompt tokens times layers that decode had to compute because the prefill dropped them."""

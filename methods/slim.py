@@ -12,18 +12,22 @@ Interpretations, where the paper leaves a choice:
 - budgets may be shares of the prompt, so that short prompts are pruned at all;
 - `ff=all` runs the feed forward of the layer before on every row, as a reading of the paper's figure allows;
 - decode can only choose among blocks whose keys and values exist. The layer ahead of a pruning layer, where the choice
-  fell, has them for everything that entered it: with `reselect=C` it keeps an active set of as many blocks as went on,
-  parks the rest in host memory, and at each step compares the active set with the best blocks for the new token. If
-  less than the share `gamma` of those is active, they replace it. Layers behind a pruning point hold just what they
-  attend to, so nothing is left to choose there, which is all that the stricter reading, `reselect=A`, says. In decode
-  relevance is the softmax over units of their mean keys, the one reading that needs no parked key.
+  fell, has them for everything that entered it: with `reselect=C` it keeps an active set of as many blocks as went on
+  and parks the rest in host memory. After each step's attention the active set is compared with the best blocks for
+  that step's token; if less than the share `gamma` of those is active, they replace it from the next token on, and the
+  transfer hides behind the rest of the step (`offload`, see `methods.active_blocks`). Layers behind a pruning point
+  hold just what they attend to, so nothing is left to choose there, which is all that the stricter reading,
+  `reselect=A`, says. In decode relevance is the softmax over units of their mean keys, the one reading that needs no
+  parked key.
 - generated tokens are never pruned.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,7 +38,7 @@ from harness.options import Budget, OptionSet
 from harness.parts import part
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
-from methods.active_blocks import ActiveBlocks, block_rows
+from methods.active_blocks import ActiveBlocks, Offload, block_rows
 from methods.base import Method, ModelContext
 from methods.relevance import block_maxima, token_attention, unit_absdot, unit_attention, unit_sums
 from methods.schedule import budgets_in_tokens, check_schedule, requested_tokens, scaled_layers
@@ -47,6 +51,7 @@ class Slim(Method):
 
     name = "slim"
     summary = "SlimInfer: progressive pruning of prompt blocks, feed forward on survivors"
+    reorders = True  # a block that decode brings in takes the slot of one that leaves
     nothing = MappingProxyType({"budgets": "1/1/1"})
 
     class Options(OptionSet):
@@ -69,12 +74,15 @@ class Slim(Method):
         ff: Literal["survivors", "all"] = Field("survivors", description="rows of the feed forward at a pruning point")
         reselect: Literal["C", "A"] = Field("C", description="what decode chooses from, see the module")
         gamma: Annotated[float, Field(ge=0, le=1)] = Field(0.9, description="least overlap that keeps the active set")
+        offload: Offload = Field("async", description="where parked blocks wait, and whether swaps are waited for")
 
     options: Options
 
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.layers = self._layers(self.options, model.shape)
+        self.active: dict[int, ActiveBlocks] = {}
+        self.prompt_len = 0
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -94,11 +102,15 @@ class Slim(Method):
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns the budgets into tokens of this prompt; sink and tail always fit."""
+        # Prompts of one length are served in the same memory, so that a recorded decode step stays valid.
+        self.active = self.active if prompt_len == self.prompt_len else {}
+        for active in self.active.values():
+            active.forget()
         super().begin(prompt_len, max_new_tokens)
         least = (self.options.sink + self.options.tail) * self.options.block
         self.budgets = [max(least, tokens) for tokens in budgets_in_tokens(self.options.budgets, prompt_len)]
         self.chosen: dict[int, Tensor] = {}
-        self.active: dict[int, ActiveBlocks] = {}
+        self.parked = False
 
     def tokens_requested(self) -> list[int]:
         """The budgets, in tokens."""
@@ -106,24 +118,42 @@ class Slim(Method):
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Full attention; in decode, the layers where a choice fell attend to their active blocks."""
-        if step.phase == "decode" and layer in self.chosen:
-            self._reselect(layer, heads)
-        return super().attend(layer, heads, step)
+        if step.phase == "prefill" or layer not in self.active:
+            return super().attend(layer, heads, step)
+        self._park()
+        out = super().attend(layer, heads, step)
+        self._reselect(layer, heads, step)
+        return out
 
     def static_decode(self) -> bool:
-        """Where nothing is left to choose from."""
-        return not self.chosen
+        """The same work for every token: what comes in is decided, and fetched, on the device."""
+        self._park()
+        return True
 
-    def _reselect(self, layer: int, heads: Heads) -> None:
-        if layer not in self.active:
-            self.active[layer] = ActiveBlocks(
-                self.cache[layer], self.chosen[layer], self.options.block, self.options.unit
+    def _park(self) -> None:
+        if not self.parked:
+            for layer, active in self.active.items():
+                active.park(self.chosen[layer])
+        self.parked = True
+
+    def _reselect(self, layer: int, heads: Heads, step: Step) -> None:
+        active, budget = self.active[layer], self.budgets[self.layers.index(layer + 1)]
+        beside = step.resident is not None and self.options.offload != "sync"
+        with step.resident.aside(heads.q) if step.resident is not None and beside else nullcontext():
+            source = active.reselect(
+                heads.q[-1:], lambda scores: self.choose(scores, budget, active.rows), self.options.gamma
             )
-        active = self.active[layer]
-        scores = block_maxima(active.unit_scores(heads.q[-1:]), self.options.block // self.options.unit)
-        wanted = self.choose(scores, self.budgets[self.layers.index(layer + 1)], active.rows)
-        if active.overlap(wanted) < self.options.gamma:
-            active.replace(wanted)
+            active.bring_in(source, layer, step.resident)
+
+    def replayed(self, count: int, position: int) -> None:
+        """Takes note of replayed steps; positions follow the blocks that came in."""
+        super().replayed(count, position)
+        for active in self.active.values():
+            active.settle()
+
+    def capture_key(self) -> Hashable:
+        """Changes with the memory that active blocks are managed in."""
+        return tuple((layer, active.identity) for layer, active in self.active.items())
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
@@ -145,9 +175,18 @@ class Slim(Method):
             chosen = self.choose(scores, budget, len(rows))
             index = block_rows(chosen, self.options.block, len(rows))
         if self.options.reselect == "C":
-            self.chosen[layer] = chosen
+            self._copy_out(layer, chosen)
         with part("gather"):
             return rows.select(index)
+
+    def _copy_out(self, layer: int, chosen: Tensor) -> None:
+        self.chosen[layer] = chosen
+        if layer not in self.active:
+            options = self.options
+            self.active[layer] = ActiveBlocks(
+                self.cache[layer], len(chosen), options.block, options.unit, options.offload
+            )
+        self.active[layer].copy_out(self.cache[layer])
 
     def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Relevance of each block, [ceil(n / block)].
@@ -170,10 +209,26 @@ class Slim(Method):
         scores[-self.options.tail :] = torch.inf
         return scores.topk((budget + missing) // self.options.block).indices.sort().values
 
+    def kv_bytes(self) -> int:
+        """Bytes of the caches, and with `offload=none` of the parked blocks beside them."""
+        return super().kv_bytes() + (self._waiting_bytes() if self.options.offload == "none" else 0)
+
     def kv_bytes_host(self) -> int:
         """Bytes of the parked keys and values."""
-        return sum(active.parked_bytes for active in self.active.values())
+        return self._waiting_bytes() if self.options.offload != "none" else 0
+
+    def _waiting_bytes(self) -> int:
+        return sum(active.waiting_bytes for active in self.active.values())
 
     def extra_bytes(self) -> int:
         """Bytes of the units' mean keys that decode rates."""
-        return sum(active.units.nbytes for active in self.active.values())
+        return sum(active.unit_bytes for active in self.active.values())
+
+    def notes(self) -> dict[str, Any]:
+        """How many steps changed a layer's active set, and the bytes that came in for it."""
+        if not self.active:
+            return {}
+        return {
+            "kv_swaps": {str(layer): int(active.swaps) for layer, active in self.active.items()},
+            "kv_bytes_moved": sum(int(active.moved) * active.block_bytes for active in self.active.values()),
+        }

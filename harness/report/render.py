@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
 from harness.noise import TWIN, noise_floor
+from harness.record import OUT_OF_MEMORY
 from harness.report import plots, tables
 from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
@@ -33,11 +35,19 @@ def render(run: Path | str) -> list[Path]:
     csv, other_csv, table, plot = (folder / name for name in names)
     summary.to_csv(csv, index=False, lineterminator="\n")
     comparison.rows.to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
-    page = tables.markdown(manifest, summary, comparison, title=folder.resolve().name)
+    page = tables.markdown(manifest, summary, comparison, folder.resolve().name, _warnings(records))
     table.write_text(page, encoding="utf-8")
     drawn = plots.accuracy_ttft(manifest, summary, plot)
     means = _write_means(summary, folder / "means.csv")
     return [csv, other_csv, table, *([plot] if drawn else []), *means]
+
+
+def _warnings(records: pd.DataFrame) -> list[str]:
+    """Requests that have no numbers, by method and task, since a mean over the others is another one."""
+    failed = records[[OUT_OF_MEMORY in extra for extra in records["extra"]]] if len(records) else records
+    counts = Counter(zip(failed["method"], failed["task"], strict=True)) if len(failed) else Counter()
+    listed = "; ".join(f"{method} on {task}: {count}" for (method, task), count in counts.items())
+    return [f"**Out of memory**, and so without numbers: {listed}."] if listed else []
 
 
 def _write_means(summary: pd.DataFrame, path: Path) -> list[Path]:

@@ -61,7 +61,13 @@ _COMPARED = (
 )
 
 
-def markdown(manifest: Manifest, summary: pd.DataFrame, comparison: Comparison, title: str = "Results") -> str:
+def markdown(
+    manifest: Manifest,
+    summary: pd.DataFrame,
+    comparison: Comparison,
+    title: str = "Results",
+    warnings: Sequence[str] = (),
+) -> str:
     """The whole page: circumstances, one row for each task and method, one row a method over all tasks.
 
     Args:
@@ -69,8 +75,9 @@ def markdown(manifest: Manifest, summary: pd.DataFrame, comparison: Comparison, 
         summary: `harness.report.summary.summarise` of its records.
         comparison: of the same records.
         title: the heading.
+        warnings: what to know before reading the table, a paragraph each.
     """
-    parts = [f"# {title}", *_circumstances(manifest), _explanation(manifest, summary, comparison)]
+    parts = [f"# {title}", *_circumstances(manifest), *warnings, _explanation(manifest, summary, comparison)]
     if summary.empty:
         return _join([*parts, "No records."])
     rows, measures = _rows(summary, comparison), _measures(manifest)

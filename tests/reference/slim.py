@@ -51,6 +51,18 @@ class SlimTwin(Twin):
         self.active: dict[int, set[int]] = {}
         self.swaps = 0
 
+    def step(self, positions: Tensor, ids: Tensor) -> None:
+        super().step(positions, ids)
+        if self.decoding and self.options.reselect == "C":
+            self.trace.held[-1] = [self.ready(layer, held) for layer, held in enumerate(self.trace.held[-1])]
+
+    def ready(self, layer: int, held: set[int]) -> set[int]:
+        """What the next token will find."""
+        if layer not in self.active:
+            return held
+        there = {position for block in self.active[layer] for position in self.blocks[layer][block]}
+        return {position for position in held if position in there or position >= self.prompt_len}
+
     def leave(self, layer: int, hidden: Tensor, positions: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         budget = self.budget.get(layer + 1, self.prompt_len)
         if self.decoding or budget >= len(positions):
@@ -108,10 +120,11 @@ class SlimTwin(Twin):
         mask = self.causal(layer, positions)
         if not self.decoding or layer not in self.active or self.options.reselect != "C":
             return mask
-        self.reselect(layer, q[-1])
         allowed = torch.arange(self.total) >= self.prompt_len
         for block in self.active[layer]:
             allowed[self.blocks[layer][block]] = True
+        # What this token wants is there for the next one.
+        self.reselect(layer, q[-1])
         return mask & allowed
 
     def reselect(self, layer: int, q: Tensor) -> None:

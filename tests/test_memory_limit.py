@@ -1,0 +1,68 @@
+"""Requests that the device's memory cannot hold: recorded as such, and the run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import harness
+from harness.cli import main
+from harness.engine import Engine, Request
+from harness.measure import Measured, measure
+from methods.base import Method
+
+CONFIG = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+}  # fmt: skip
+
+
+def run(*arguments: str) -> int:
+    try:
+        main(list(arguments))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    return f"random:{tmp_path / 'config.json'}"
+
+
+def test_a_request_without_room_is_recorded_and_the_run_goes_on(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scarce(engine: Engine, method: Method, request: Request, **options: Any) -> Measured:
+        if method.name == "full":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. More words.")
+        return measure(engine, method, request, **options)
+
+    monkeypatch.setattr("harness.answer.measure", scarce)
+    folder = tmp_path / "run"
+    speed = ["--model", model, "--tasks", "speed:lengths=192:new_tokens=4:repeats=2", "--methods", "full,slim"]
+    assert run("run", *speed, "--output", str(folder)) == 0
+    records = harness.load(folder)
+    full = records["method"] == "full"
+    assert records[full]["ttft_s"].isna().all() and records[~full]["ttft_s"].notna().all()
+    assert [extra["out_of_memory"] for extra in records[full]["extra"]] == ["CUDA out of memory"] * 2
+    assert "full: out of memory" in capsys.readouterr().err
+    assert "**Out of memory**, and so without numbers: full on" in (folder / "table.md").read_text()
+    assert run("report", str(folder)) == 0
+
+
+def test_a_limit_needs_a_device_that_can_be_limited(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert run("run", "--memory-limit", "2", "--device", "cpu") == 2
+    assert "--memory-limit needs a CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gib", ["0", "-1"])
+def test_a_limit_is_positive(gib: str) -> None:
+    assert run("run", "--memory-limit", gib) == 2
