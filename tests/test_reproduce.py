@@ -219,6 +219,11 @@ def test_a_tiny_model_takes_the_same_way_and_resumes(tmp_path: Path, capsys: pyt
     assert run(*command) == 0 and (folder / "samples.jsonl").read_bytes() == recorded
     lines = json.loads((folder / "reproduction.json").read_text())["lines"]
     assert len(lines) == 6 and all(line["ideal"] > 1.2 for line in lines if line["method"] != "full")
+    # Six layers, two heads of eight channels, keys and values in fp32; pruned layers (2, 4, 5) hold 128 tokens.
+    token = 2 * 2 * 8 * 4
+    for line in lines:
+        layers = 2 * line["length"] + 4 * 128 if line["method"] != "full" else 6 * line["length"]
+        assert line["kv_bytes"] == layers * token
 
 
 BAD = [
