@@ -6,6 +6,7 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -46,7 +47,8 @@ def axis_figure(axis: Axis, title: str) -> Figure | None:
 def _accuracy(reading: Reading) -> tuple[float, float, float]:
     """Score with the interval of its difference from full attention's, moved to it."""
     middle, low, high = reading.points
-    return reading.score, reading.score + low - middle, reading.score + high - middle
+    ends = np.clip([reading.score + low - middle, reading.score + high - middle], 0, 100)
+    return reading.score, float(ends[0]), float(ends[1])
 
 
 def _speed(reading: Reading) -> tuple[float, float, float]:
