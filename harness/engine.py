@@ -133,9 +133,7 @@ class Engine:
             token = _greedy(logits, request.suppressed(count))
             yield int(token)
         if count < request.max_new_tokens:
-            yield from self._graph(method).tokens(
-                method.cache, token, position, request.max_new_tokens - count, method.capture_key(), method.replayed
-            )
+            yield from self._graph(method).tokens(method, token, position, request.max_new_tokens - count)
 
     def _can_replay(self, method: Method, count: int) -> bool:
         return (

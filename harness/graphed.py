@@ -8,13 +8,16 @@ longer than running them and hides what a method saves. A method that promises t
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from harness.cache import LayerCache
 from harness.resident import ResidentCaches
+
+if TYPE_CHECKING:
+    from methods.base import Method
 
 
 class GraphedDecode:
@@ -35,28 +38,18 @@ class GraphedDecode:
         self._replay: Callable[[], None] | None = None
         self._key: Hashable = None
 
-    def tokens(
-        self,
-        caches: Sequence[LayerCache],
-        token: Tensor,
-        position: int,
-        count: int,
-        key: Hashable,
-        done: Callable[[int, int], None],
-    ) -> Iterator[int]:
+    def tokens(self, method: Method, token: Tensor, position: int, count: int) -> Iterator[int]:
         """Yields the `count` tokens that follow.
 
         The next step is under way before a token is handed out, so the device never waits for the host. What was begun
         and not asked for is forgotten.
 
         Args:
-            caches: of the method, with room for `count` tokens.
+            method: whose caches have room for `count` tokens.
             token: [1], the last one. position: its place in the sequence.
             count: tokens to come.
-            key: changes with whatever else the captured step depends on (addresses of the method's own tensors).
-            done: told in the end how many tokens the caches have taken in, and the first one's position.
         """
-        self._prepare(caches, token, position, key)
+        self._prepare(method, token, position)
         given, ahead = 0, self._step(0) if count else None
         try:
             while ahead is not None:
@@ -64,13 +57,15 @@ class GraphedDecode:
                 given += 1
                 yield arrived()
         finally:
-            done(given, position)
+            method.replayed(given, position)
 
-    def _prepare(self, caches: Sequence[LayerCache], token: Tensor, position: int, key: Hashable) -> None:
-        self._load(caches, token, position)
+    def _prepare(self, method: Method, token: Tensor, position: int) -> None:
+        key = method.capture_key()
+        self._load(method.cache, token, position)
         if self._replay is None or self._key != key:
             self._replay, self._key = self._capture(), key
-            self._load(caches, token, position)
+            self._load(method.cache, token, position)
+            method.rewind(self._resident)
 
     def _load(self, caches: Sequence[LayerCache], token: Tensor, position: int) -> None:
         self._resident.load(caches)
@@ -85,7 +80,7 @@ class GraphedDecode:
         self._resident.end_step()
 
     def _capture(self) -> Callable[[], None]:
-        """Runs the step once, so that all kernels are loaded, and records it; both leave state that `_load` resets."""
+        """Runs the step once, so that all kernels are loaded, and records it; what that left behind is taken back."""
         if not self._on_cuda:
             return self._body
         self._body()

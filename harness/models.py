@@ -121,7 +121,7 @@ def limit_memory(device: torch.device, gib: float | None) -> None:
     total = torch.cuda.get_device_properties(device).total_memory
     if gib is not None and gib * 2**30 > total:
         raise InputError(f"--memory-limit {gib:g} is more than the device's {total / 2**30:.1f} GiB")
-    torch.cuda.set_per_process_memory_fraction(1.0 if gib is None else gib * 2**30 / total, device)
+    torch.cuda.set_per_process_memory_fraction(1.0 if gib is None else gib * 2**30 / total)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

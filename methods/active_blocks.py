@@ -127,6 +127,14 @@ class ActiveBlocks:
         self.swaps += swap
         return source
 
+    def back_to(self, active: Tensor) -> Tensor:
+        """Forgets what was reselected since `park`, whose blocks these were; returns what `reselect` does."""
+        source = torch.where(self._active == active, -1, active)
+        self._active.copy_(active)
+        self.moved.zero_()
+        self.swaps.zero_()
+        return source
+
     def bring_in(self, source: Tensor, layer: int, resident: ResidentCaches | None) -> None:
         """Copies the blocks that `reselect` named into their slots."""
         if resident is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -23,6 +23,9 @@ from harness.cache import LayerCache
 from harness.options import OptionSet
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
+
+if TYPE_CHECKING:
+    from harness.resident import ResidentCaches
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,12 @@ class Method:
         """Takes note of `count` steps, from `position` on, that were replayed: kernels have filled the caches."""
         for cache in self.cache:
             cache.extended(count, position)
+
+    def rewind(self, resident: ResidentCaches) -> None:
+        """Takes back what one decode step did to the method's own memory: it ran only to be recorded.
+
+        Keys and values that it stored need no care, since the step runs again with the same token.
+        """
 
     def capture_key(self) -> Hashable:
         """Changes with the addresses of the method's own tensors that a recorded decode step uses."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +42,9 @@ from methods.active_blocks import ActiveBlocks, Offload, block_rows
 from methods.base import Method, ModelContext
 from methods.relevance import block_maxima, token_attention, unit_absdot, unit_attention, unit_sums
 from methods.schedule import budgets_in_tokens, check_schedule, requested_tokens, scaled_layers
+
+if TYPE_CHECKING:
+    from harness.resident import ResidentCaches
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -150,6 +153,11 @@ class Slim(Method):
         super().replayed(count, position)
         for active in self.active.values():
             active.settle()
+
+    def rewind(self, resident: ResidentCaches) -> None:
+        """Back to the blocks that the prefill chose."""
+        for layer, active in self.active.items():
+            active.bring_in(active.back_to(self.chosen[layer]), layer, resident)
 
     def capture_key(self) -> Hashable:
         """Changes with the memory that active blocks are managed in."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from harness.engine import Engine, Request
 from harness.tiny import random_ids, tiny_model, tiny_shape
+from methods.active_blocks import ActiveBlocks
 from methods.registry import parse_methods
 from methods.slim import Slim
 from tests.reference.interpreter import DEVICE, kernels
@@ -109,3 +111,37 @@ def test_requests_of_one_length_share_memory_and_others_do_not() -> None:
     assert method.active[0] is not first
     list(on.stream(method, Request(ids(20), 3)))
     assert method.active == {} and method.kv_bytes_host() == 0 and method.notes() == {}
+
+
+@torch.inference_mode()
+def test_a_step_that_ran_only_to_be_recorded_is_taken_back() -> None:
+    on = engine("graphed")
+    method, resident = build("gamma=1", on), on._resident
+    assert resident is not None
+    stream = on.stream(method, Request(ids(100), 4))
+    next(stream)
+    assert method.static_decode()
+    before = held(method)
+    resident.load(method.cache)
+    for layer, active in method.active.items():
+        source = active.reselect(torch.randn(1, 4, 16, device=DEVICE), _others(active), 1.0)
+        active.bring_in(source, layer, resident)
+        active.settle()
+    assert method.notes()["kv_bytes_moved"] > 0 and held(method)[0][0] != before[0][0]
+    method.rewind(resident)
+    for active in method.active.values():
+        active.settle()
+    for ours, theirs in zip(held(method), before, strict=True):
+        assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1])
+    assert method.notes()["kv_bytes_moved"] == 0
+
+
+def _others(active: ActiveBlocks) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Chooses the first blocks that are not active, and the last."""
+
+    def choose(scores: torch.Tensor) -> torch.Tensor:
+        known, last = set(active._active.tolist()), len(scores) - 1
+        first = sorted(range(last), key=lambda block: (block in known, block))[: active.slots - 1]
+        return torch.tensor([*sorted(first), last], device=DEVICE)
+
+    return choose

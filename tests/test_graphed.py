@@ -16,14 +16,14 @@ from harness.tiny import tiny_model, tiny_shape
 from methods.base import Method
 from methods.quest import Quest
 from methods.registry import parse_methods
-from tests.reference.interpreter import kernels
+from tests.reference.interpreter import DEVICE, kernels
 
 for name in ("rowwise", "gemv", "decode_attention", "page_select"):
     kernels(name)
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYERS = 3
-PROMPT = torch.randint(0, 60, (80,), generator=torch.Generator().manual_seed(3))
+PROMPT = torch.randint(0, 60, (80,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
 SCHEDULE = "layers=1/2:budgets=48/32:block=16"
 STATIC = (
     "full", f"slim:{SCHEDULE}:reselect=A", "lazyllm:layers=1/2:keep=48/32:revive=false", f"random:{SCHEDULE}",
@@ -34,7 +34,8 @@ QUEST = "quest:dense_layers=1:per="
 
 def engines(family: str) -> tuple[Engine, Engine]:
     model, shape = tiny_model(family, layers=LAYERS), tiny_shape(layers=LAYERS, family=family)
-    return Engine(model, shape), Engine(copy.deepcopy(model), shape, kind="graphed")
+    stock, fused = (copy.deepcopy(model).to(DEVICE) for _ in range(2))
+    return Engine(stock, shape), Engine(fused, shape, kind="graphed")
 
 
 def attention_alone() -> tuple[Engine, Engine]:
@@ -134,7 +135,7 @@ def test_quest_goes_on_eagerly_behind_replayed_steps() -> None:
     expected, method = quest(stock, "kv_head:budget=32"), quest(fused, "kv_head:budget=32")
     same_answer(method, expected, Request(PROMPT[:62], 5), fused, stock)
     # Of replayed steps the host has not seen a key.
-    step, token = Step("decode", 66, 1), torch.tensor([7])
+    step, token = Step("decode", 66, 1), torch.tensor([7], device=DEVICE)
     ours, theirs = fused.forward(method, token, step), stock.forward(expected, token, step)
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 

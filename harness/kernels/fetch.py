@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Few programs, each with 32 KiB under way: enough for the host link, and few enough to leave the multiprocessors to the
-# rest of the step. With a program for every chunk they fill up with loads that wait, and nothing is hidden.
-_PROGRAMS, _CHUNK = 32, 8192
+# 128 KiB under way at once: enough for the host link. More of it holds up the rest of the step, which then waits behind
+# it for memory; docs/performance.md has the readings.
+_PROGRAMS, _CHUNK = 16, 2048
 
 
 def fetch_blocks(source: Tensor, addresses: Tensor, like: Tensor, table: Tensor, layer: int, block: int) -> None:
