@@ -26,12 +26,17 @@ def token_attention(q: Tensor, k: Tensor) -> Tensor:
     Returns:
         [n] float32, summing to 1.
     """
+    return head_attention(q, k).mean(0)
+
+
+def head_attention(q: Tensor, k: Tensor) -> Tensor:
+    """The same for every head, [heads, n] float32, each row summing to 1."""
     w, n = q.shape[0], k.shape[0]
     logits = head_dots(q, k).float() * _scale(q)
     if w > 1:
         future = torch.ones(w, n, dtype=torch.bool, device=q.device).triu(n - w + 1)
         logits = logits.masked_fill(future, -torch.inf)
-    return logits.softmax(-1).mean((0, 1))
+    return logits.softmax(-1).mean(1)
 
 
 def unit_attention(q: Tensor, k: Tensor, unit: int) -> Tensor:

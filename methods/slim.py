@@ -7,7 +7,9 @@ the layer before, so its feed forward already runs on survivors only.
 
 Interpretations, where the paper leaves a choice:
 - `score`: the literal mean over heads of |q . k| lets a few loud heads decide and finds less than random blocks do, so
-  relevance is normalised: by default each token's attention from the last `w` queries, summed over a unit.
+  relevance is normalised: by default each token's attention from the last `w` queries, summed over a unit, mean over
+  heads. `token_peak` is this project's own: the same, but a unit counts as much as to the head that wants it most,
+  since few heads retrieve and a mean drowns them;
 - the last, partial block stays, inside the budget;
 - budgets may be shares of the prompt, so that short prompts are pruned at all;
 - `ff=all` runs the feed forward of the layer before on every row, as a reading of the paper's figure allows;
@@ -40,7 +42,7 @@ from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
 from methods.active_blocks import ActiveBlocks, Offload, block_rows
 from methods.base import Method, ModelContext
-from methods.relevance import block_maxima, token_attention, unit_absdot, unit_attention, unit_sums
+from methods.relevance import block_maxima, head_attention, token_attention, unit_absdot, unit_attention, unit_sums
 from methods.schedule import budgets_in_tokens, check_schedule, requested_tokens, scaled_layers
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ class Slim(Method):
         layers: tuple[int, ...] | None = Field(
             None, description="first layer to hold each pruned set; paper: 10/20/30 of 32"
         )
-        score: Literal["token_softmax", "softmax", "absdot"] = Field(
-            "token_softmax", description="relevance: token softmax, softmax over units, or literal |q.k|"
+        score: Literal["token_softmax", "token_peak", "softmax", "absdot"] = Field(
+            "token_softmax", description="relevance: token softmax (mean or best head), over units, or literal |q.k|"
         )
         w: Count = Field(32, description="last queries that rate the blocks; paper: 4")
         block: Count = Field(64, description="tokens a block")
@@ -205,6 +207,8 @@ class Slim(Method):
         unit = self.options.unit
         if self.options.score == "token_softmax":
             units = unit_sums(token_attention(q, k), unit)
+        elif self.options.score == "token_peak":
+            units = unit_sums(head_attention(q, k).T, unit).amax(1)
         else:
             units = (unit_attention if self.options.score == "softmax" else unit_absdot)(q, k, unit)
         return block_maxima(units, self.options.block // unit)

@@ -10,6 +10,7 @@ import torch
 from harness.errors import InputError
 from harness.rows import Heads, Rows, Step
 from methods.registry import parse_methods
+from methods.slim import Slim
 from tests.tiny import FAMILIES, HEADS, build, generate, random_ids, tiny_engine, tiny_shape
 
 NOTHING_TO_PRUNE = [
@@ -117,3 +118,21 @@ def test_options_that_do_not_fit_the_model_are_refused(text: str, words: str) ->
 def test_unknown_names_are_refused(text: str) -> None:
     with pytest.raises(InputError):
         parse_methods(text)
+
+
+def test_token_peak_is_what_the_keenest_head_pays_a_unit() -> None:
+    w, heads, kv_heads, n, d, unit = 3, 4, 2, 21, 8, 4
+    generator = torch.Generator().manual_seed(5)
+    q, k = torch.randn(w, heads, d, generator=generator), torch.randn(n, kv_heads, d, generator=generator)
+    (spec,) = parse_methods("slim:score=token_peak:block=8:unit=4")
+    method = spec.build(tiny_engine().context)
+    assert isinstance(method, Slim)
+    best = [0.0] * 6
+    for head in range(heads):
+        paid = torch.zeros(n)
+        for row in range(w):
+            seen = n - w + row + 1
+            paid[:seen] += torch.softmax(k[:seen, head // 2] @ q[row, head] / d**0.5, 0) / w
+        best = [max(old, float(paid[i * unit : i * unit + unit].sum())) for i, old in enumerate(best)]
+    expected = torch.tensor([max(best[:2]), max(best[2:4]), max(best[4:])])
+    assert torch.allclose(method.block_scores(q, k), expected, atol=1e-6)
