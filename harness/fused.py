@@ -14,12 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.errors import InputError
 from harness.resident import dependent_launch
 from harness.rows import Heads, Rows
 from harness.shape import ModelShape
 from harness.verbs import Verbs
 
 _MOST_GROUPED = 16
+
+
+def check_engine(kind: str, device: torch.device) -> None:
+    """Whether an engine can run on a device at all, before a model is loaded.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if kind in ("fused", "graphed") and device.type != "cuda":
+        raise InputError(f"--engine {kind} does not run here: it needs a CUDA device")
 
 
 def why_not_fused(model: Any, shape: ModelShape) -> str:

@@ -19,6 +19,7 @@ from harness.answer import Bench, Cell, Prompt, answer, let_go, read_prompts
 from harness.attention import check_attention
 from harness.engine import Engine, Request, build_engine
 from harness.errors import InputError
+from harness.fused import check_engine
 from harness.gpu_state import GpuMonitor
 from harness.models import describe, limit_memory, load, resolve_device
 from harness.noise import TWIN
@@ -62,6 +63,7 @@ def plan(spec: RunSpec) -> Plan:
         InputError: whatever is wrong, in one line.
     """
     check_attention(spec.attention, resolve_device(spec.device))
+    check_engine(spec.engine, resolve_device(spec.device))
     limit_memory(resolve_device(spec.device), spec.memory_limit)
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)

@@ -1,0 +1,66 @@
+"""Every attention kernel against attention written out in float32; CUDA's own where there is a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.attention import KERNELS, Attention, check_attention, pick_attention
+from harness.cli import main
+from harness.errors import InputError
+from harness.shape import ModelShape
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+SHAPE = ModelShape("llama", 1, 512, 512, 8, 2, 64, 100, 1024)
+SIZES = [(1, 1), (7, 7), (300, 300), (1, 200), (5, 200), (128, 333)]
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[n, heads * d] in float32; query i is the token of key m - n + i."""
+    n, m, group = q.shape[0], k.shape[0], q.shape[1] // k.shape[1]
+    q, k, v = (x.float().cpu() for x in (q, k, v))
+    out = torch.empty(n, q.shape[1], q.shape[2])
+    for row in range(n):
+        seen = m - n + row + 1
+        for head in range(q.shape[1]):
+            logits = k[:seen, head // group] @ q[row, head] / q.shape[2] ** 0.5
+            out[row, head] = torch.softmax(logits, 0) @ v[:seen, head // group]
+    return out.flatten(1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("n", "m"), SIZES)
+def test_a_kernel_computes_causal_attention(kernel: str, n: int, m: int) -> None:
+    try:
+        check_attention(kernel, DEVICE)
+        attention = pick_attention(kernel, SHAPE, DEVICE, DTYPE)
+    except InputError as error:
+        pytest.skip(str(error))
+    generator = torch.Generator().manual_seed(n * 1000 + m)
+    q = torch.randn(n, 8, 64, generator=generator).to(DEVICE, DTYPE)
+    k, v = (torch.randn(m, 2, 64, generator=generator).to(DEVICE, DTYPE) for _ in range(2))
+    expected, found = written_out(q, k, v), attention.causal(q, k, v).float().cpu()
+    tolerance = 1e-2 if CUDA else 1e-5
+    assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def test_auto_takes_what_works() -> None:
+    attention = pick_attention("auto", SHAPE, DEVICE, DTYPE)
+    assert isinstance(attention, Attention) and (CUDA or attention.kernel == "sdpa")
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "sdpa"])
+def test_a_kernel_of_another_device_is_one_line(kernel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--attention", kernel, "--device", "cpu"])
+    assert stop.value.code == 2 and f"--attention {kernel} needs a CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["fused", "graphed"])
+def test_an_engine_of_another_device_is_one_line(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--engine", kind, "--device", "cpu", "--limit", "1"])
+    assert stop.value.code == 2 and f"--engine {kind} does not run here" in capsys.readouterr().err
