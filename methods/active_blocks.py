@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.cache import LayerCache
+from harness.errors import InputError
 from methods.relevance import block_maxima, unit_attention_from_means, unit_means
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ class ActiveBlocks:
             block, unit: tokens of each.
             offload: "async" copies out beside the prefill and swaps beside the rest of a step; "sync" waits for both;
                 "none" keeps everything on the device and swaps from there.
+
+        Raises:
+            InputError: the host has no memory for what is to wait there.
         """
         self.rows, self.slots, self._block, self._unit, self._offload = cache.length, slots, block, unit, offload
         self.identity, device = object(), cache.keys.device
@@ -56,7 +60,11 @@ class ActiveBlocks:
     def _like(self, part: Tensor) -> Tensor:
         if self._offload == "none":
             return torch.empty_like(part)
-        return torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+        try:
+            return torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+        except RuntimeError:
+            needed = f"{part.nbytes / 2**30:.2f} GiB of host memory"
+            raise InputError(f"no {needed} for parked blocks; offload=none keeps them on the device") from None
 
     def copy_out(self, cache: LayerCache) -> None:
         """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention."""

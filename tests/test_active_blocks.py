@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from harness.engine import Engine, Request
+from harness.errors import InputError
 from harness.tiny import random_ids, tiny_model, tiny_shape
 from methods.active_blocks import ActiveBlocks
 from methods.registry import parse_methods
@@ -111,6 +114,39 @@ def test_requests_of_one_length_share_memory_and_others_do_not() -> None:
     assert method.active[0] is not first
     list(on.stream(method, Request(ids(20), 3)))
     assert method.active == {} and method.kv_bytes_host() == 0 and method.notes() == {}
+
+
+def test_two_hundred_requests_leave_nothing_behind() -> None:
+    on = engine()
+    method = build("gamma=1", on)
+
+    def serve(count: int) -> int:
+        for number in range(count):
+            list(on.stream(method, Request(ids(100 + 8 * (number % 3), seed=number), 3)))
+        gc.collect()
+        tensors = (thing for thing in gc.get_objects() if type(thing) is torch.Tensor)
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    assert serve(3) == serve(198)
+
+
+def test_a_host_without_memory_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    on = engine()
+    method = build("offload=async", on)
+
+    empty = torch.empty
+
+    def full(*shape: Any, **options: Any) -> torch.Tensor:
+        if "pin_memory" in options:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return empty(*shape, **options)
+
+    stream = on.stream(method, Request(ids(150), 2))
+    with monkeypatch.context() as patch:
+        patch.setattr("methods.active_blocks.torch.empty", full)
+        with pytest.raises(InputError, match="GiB of host memory for parked blocks; offload=none"):
+            next(stream)
+    assert len(list(on.stream(method, Request(ids(150), 2)))) == 2
 
 
 @torch.inference_mode()
