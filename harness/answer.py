@@ -140,6 +140,7 @@ def _answer(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     record = _record(bench, cell, prompt, measured) | {"device_state": state}
     if bench.spec.ledger and not cell.method.simulated:
         record["ledger"] = asdict(ledger(bench.engine, cell.method, prompt.request))
+    cell.method.end()
     return Record(**record)
 
 

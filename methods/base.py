@@ -101,6 +101,11 @@ class Method:
         self.prompt_len = prompt_len
         self.cache = [LayerCache(max_new_tokens) for _ in range(self.model.shape.layers)]
 
+    def end(self) -> None:
+        """Frees the request's keys and values, so that they do not count in another method's peak memory."""
+        for cache in self.cache:
+            cache.reset()
+
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Stores the rows' keys and values and attends.
 

@@ -83,6 +83,11 @@ class LazyLLM(Method):
         self._index: Tensor | None = None
         self._recomputed = 0
 
+    def end(self) -> None:
+        """Frees the Aux Caches too."""
+        super().end()
+        self.aux = {layer: AuxCache() for layer in self.layers}
+
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """In decode, attends to the selected tokens alone, in the order of their original positions."""
         if step.phase == "prefill" or not self.options.revive:

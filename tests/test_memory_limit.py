@@ -13,7 +13,9 @@ import harness
 from harness.cli import main
 from harness.engine import Engine, Request
 from harness.measure import Measured, measure
+from harness.tiny import random_ids, tiny_engine
 from methods.base import Method
+from methods.registry import parse_methods
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
@@ -66,3 +68,16 @@ def test_a_limit_needs_a_device_that_can_be_limited(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("gib", ["0", "-1"])
 def test_a_limit_is_positive(gib: str) -> None:
     assert run("run", "--memory-limit", gib) == 2
+
+
+@pytest.mark.parametrize("text", ["full", "slim", "lazyllm", "quest:budget=64"])
+def test_an_answered_request_holds_no_keys_while_the_next_method_runs(text: str) -> None:
+    engine = tiny_engine()
+    (spec,) = parse_methods(text)
+    method = spec.build(engine.context)
+    for length in (150, 150, 90):
+        request = Request(random_ids(length), 3)
+        first = list(engine.stream(method, request))
+        method.end()
+        assert sum(cache.nbytes for cache in method.cache) == 0
+        assert list(engine.stream(method, request)) == first
