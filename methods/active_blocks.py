@@ -149,22 +149,15 @@ class ActiveBlocks:
             resident.fetch(layer, source, self._addresses, self._units, self._block)
             return
         slots = (source >= 0).nonzero().squeeze(1)
-        into, come = (self._tokens(blocks) for blocks in (slots, source[slots]))
+        into, come = (_tokens(blocks, self._block) for blocks in (slots, source[slots]))
         for store, everything in zip((self._cache.keys, self._cache.values), self._all, strict=True):
             store[into] = everything[come.to(everything.device)].to(store.device)
         self.settle()
 
     def settle(self) -> None:
         """Brings the cache's original positions up to date with its slots."""
-        index = self._tokens(self._active)[: self.rows - (self._blocks - self.slots) * self._block]
+        index = block_rows(self._active, self._block, self.rows)
         self._cache.positions[: len(index)] = self._origin[index]
-
-    @property
-    def _blocks(self) -> int:
-        return -(-self.rows // self._block)
-
-    def _tokens(self, blocks: Tensor) -> Tensor:
-        return (blocks.unsqueeze(1) * self._block + torch.arange(self._block, device=blocks.device)).flatten()
 
     @property
     def waiting_bytes(self) -> int:
@@ -181,10 +174,6 @@ class ActiveBlocks:
         """Bytes of the units' mean keys."""
         return self._units.nbytes
 
-    def fits(self, cache: LayerCache, slots: int) -> bool:
-        """Whether a request that has come so far can be served in the same memory."""
-        return self.rows == cache.length and self.slots == slots
-
 
 def _rank(mask: Tensor) -> Tensor:
     """How many are true before each one that is: [n] bool -> [n] int64."""
@@ -192,13 +181,17 @@ def _rank(mask: Tensor) -> Tensor:
 
 
 def block_rows(blocks: Tensor, block: int, rows: int) -> Tensor:
-    """Tokens of the given blocks of `rows` tokens, ascending.
+    """Tokens of the given blocks of `rows` tokens, in the order of the blocks.
 
     Args:
-        blocks: [m] ascending, the last block among them, so that only the last one can be short and the number of
-            tokens is known without asking the device.
+        blocks: [m], the last block in the last place, so that only that one can be short and the number of tokens is
+            known without asking the device; ascending where the tokens are to be.
         block: tokens a block.
         rows: tokens of all blocks.
     """
-    index = (blocks.unsqueeze(1) * block + torch.arange(block, device=blocks.device)).flatten()
+    index = _tokens(blocks, block)
     return index[: index.shape[0] - (-rows % block)]
+
+
+def _tokens(blocks: Tensor, block: int) -> Tensor:
+    return (blocks.unsqueeze(1) * block + torch.arange(block, device=blocks.device)).flatten()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +9,16 @@ import pytest
 import torch
 
 import harness
-from harness.cli import main
 from harness.engine import Engine, Request
 from harness.measure import Measured, measure
 from harness.tiny import random_ids, tiny_engine
 from methods.base import Method
 from methods.registry import parse_methods
-
-CONFIG = {
-    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-}  # fmt: skip
-
-
-def run(*arguments: str) -> int:
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    return f"random:{tmp_path / 'config.json'}"
+from tests.test_cli import random_model, run
 
 
 def test_a_request_without_room_is_recorded_and_the_run_goes_on(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def scarce(engine: Engine, method: Method, request: Request, **options: Any) -> Measured:
         if method.name == "full":
@@ -47,8 +27,15 @@ def test_a_request_without_room_is_recorded_and_the_run_goes_on(
 
     monkeypatch.setattr("harness.answer.measure", scarce)
     folder = tmp_path / "run"
-    speed = ["--model", model, "--tasks", "speed:lengths=192:new_tokens=4:repeats=2", "--methods", "full,slim"]
-    assert run("run", *speed, "--output", str(folder)) == 0
+    speed = [
+        "--model",
+        random_model(tmp_path),
+        "--tasks",
+        "speed:lengths=192:new_tokens=4:repeats=2",
+        "--methods",
+        "full,slim",
+    ]
+    assert run("run", *speed, "--methods", "full,slim", "--output", str(folder)) == 0
     records = harness.load(folder)
     full = records["method"] == "full"
     assert records[full]["ttft_s"].isna().all() and records[~full]["ttft_s"].notna().all()
