@@ -4,13 +4,16 @@
     results/<name>/samples.jsonl   one record a line, only ever appended to, on the disk before the next sample starts
 
 `kill -9` loses at most the sample in flight: the half-written line it leaves is dropped when the run is opened again.
+A run that is kept for later may be packed, `gzip samples.jsonl`: it is read as it is, and unpacked if it goes on.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,7 +28,7 @@ from harness.errors import InputError
 from harness.record import Record
 
 MANIFEST_VERSION = 1
-MANIFEST, SAMPLES, LOCK = "manifest.json", "samples.jsonl", ".lock"
+MANIFEST, SAMPLES, PACKED, LOCK = "manifest.json", "samples.jsonl", "samples.jsonl.gz", ".lock"
 
 _FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s")
 _INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
@@ -85,6 +88,7 @@ class RunStore:
         self._lock = _lock(self.folder)
         try:
             self.manifest = _resumed(self.folder, manifest)
+            _unpack(self.folder)
             self.repaired = _drop_torn_line(self.folder / SAMPLES)
             records = _read_samples(self.folder)
             self.done = {(record.cell, record.sample) for record in records}
@@ -170,7 +174,7 @@ class RunStore:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         changes |= {"updated": now, "started": self.manifest.started or now}
         changed = self.manifest.model_copy(update=changes)
-        _replace(self.folder / MANIFEST, changed.model_dump_json(indent=2) + "\n")
+        _replace(self.folder / MANIFEST, (changed.model_dump_json(indent=2) + "\n").encode())
         self.manifest = changed
 
 
@@ -264,16 +268,38 @@ def _drop_torn_line(path: Path) -> int:
 
 def _read_samples(folder: Path) -> list[Record]:
     """The records of all whole lines; a line without its newline is still being written."""
-    path = folder / SAMPLES
+    path = folder / (SAMPLES if (folder / SAMPLES).exists() else PACKED)
     if not path.exists():
         return []
-    *lines, _ = path.read_bytes().split(b"\n")
+    *lines, _ = _content(path).split(b"\n")
     records: dict[tuple[str, str], Record] = {}
     for number, line in enumerate(lines, start=1):
         record = _record(path, number, line)
         if records.setdefault((record.cell, record.sample), record) is not record:
             raise InputError(f"{path} line {number} repeats a sample that an earlier line holds")
     return list(records.values())
+
+
+def _content(path: Path) -> bytes:
+    if path.name != PACKED:
+        return path.read_bytes()
+    packed = path.read_bytes()
+    try:
+        content = gzip.decompress(packed)
+    except (EOFError, OSError, zlib.error):
+        packed = b""
+    if not packed:
+        raise InputError(f"{path} is corrupt: it cannot be unpacked")
+    return content
+
+
+def _unpack(folder: Path) -> None:
+    """Makes a packed run one that can be appended to; killed in between, it is still whole."""
+    packed = folder / PACKED
+    if packed.exists():
+        if not (folder / SAMPLES).exists():
+            _replace(folder / SAMPLES, _content(packed))
+        packed.unlink()
 
 
 def _record(path: Path, number: int, line: bytes) -> Record:
@@ -290,12 +316,12 @@ def _first_line(error: ValueError) -> str:
     return str(error).partition("\n")[0]
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     """Replaces a file in one step: a reader sees the old one or the new one, never half of either."""
     scratch = path.with_name(path.name + ".tmp")
     try:
-        with scratch.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with scratch.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)

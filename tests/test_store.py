@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import signal
@@ -171,6 +172,29 @@ def test_a_corrupt_line_is_refused_with_its_number(
             opened()
         assert "\n" not in str(caught.value)
     assert samples.read_bytes() == damaged
+
+
+def test_a_packed_run_is_read_as_it_is_and_unpacked_when_it_goes_on(tmp_path: Path) -> None:
+    write(tmp_path, "0", "1")
+    plain, packed = tmp_path / "samples.jsonl", tmp_path / "samples.jsonl.gz"
+    content, frame = plain.read_bytes(), load(tmp_path)
+    packed.write_bytes(gzip.compress(content))
+    plain.unlink()
+    pd.testing.assert_frame_equal(load(tmp_path), frame)
+    write(tmp_path, "2")
+    assert not packed.exists() and plain.read_bytes().startswith(content) and len(load(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"{}\n" * 99)[:-9]])
+def test_a_packed_run_that_is_damaged_is_one_line(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, "0")
+    (tmp_path / "samples.jsonl").unlink()
+    (tmp_path / "samples.jsonl.gz").write_bytes(content)
+    for opened in (lambda: load(tmp_path), lambda: RunStore(tmp_path, manifest())):
+        with pytest.raises(InputError, match="gz is corrupt") as caught:
+            opened()
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "samples.jsonl.gz").read_bytes() == content
 
 
 def test_a_repeated_sample_is_refused(tmp_path: Path) -> None:
