@@ -85,6 +85,15 @@ class LayerCache:
         self.length = self._start = 0
         self._keys = self._values = self._positions = torch.empty(0)
 
+    def move(self, keys: Tensor, values: Tensor) -> None:
+        """Keys and values lie in other memory from now on, which already holds them; theirs so far is given back.
+
+        Args:
+            keys, values: [length + room, kv_heads, head_dim], contiguous; the device's memory, or pinned host memory.
+        """
+        self._keys, self._values, self._positions = keys, values, self._positions[self._start :]
+        self._start = 0
+
     def slide(self, sinks: int, count: int) -> None:
         """Forgets the `count` oldest tokens behind the first `sinks`.
 

@@ -26,16 +26,12 @@ from harness.models import resolve_device, resolve_dtype
 from harness.provenance import cpu_model
 from harness.shape import ModelShape
 from harness.user_cache import cache_dir, write_note
+from methods.base import causal_pairs
 
 FOLDER = "ceilings"
 _SECONDS = 1.0
 _LEAST_RUNS = 4
 _QUIET = 0.8
-
-
-def causal_pairs(n: int) -> int:
-    """Query-key pairs of causal attention over n tokens: n (n + 1) / 2."""
-    return n * (n + 1) // 2
 
 
 def prefill_flops(shape: ModelShape, projected: Sequence[int], fed: Sequence[int], pairs: Sequence[int]) -> int:

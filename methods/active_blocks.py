@@ -4,175 +4,196 @@ All keys and values of the layer are copied out once, while the prefill goes on,
 blocks only ever come in, over blocks that are no longer wanted. Which ones is decided on the device, after a step's
 attention, for the steps that follow: the transfer has the rest of the step to hide behind. A slot keeps its block until
 another one is wanted there, so a swap moves what is missing and nothing else.
-
-On a CPU "host" and "device" are the same memory; what is counted as host memory is what a GPU would not hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from harness.cache import LayerCache
-from harness.errors import InputError
-from methods.relevance import block_maxima, unit_attention_from_means, unit_means
+from methods.capacity import capacity
+from methods.host_store import HostStore, Offload
+from methods.relevance import block_maxima, head_dots, unit_means
 
 if TYPE_CHECKING:
     from harness.resident import ResidentCaches
 
-Offload = Literal["async", "sync", "none"]
+NONE = torch.iinfo(torch.int64).max
+"""Block in a slot that the request does not have: behind all others, in ascending order."""
 
 
 class ActiveBlocks:
-    """The active set of one layer. Serves requests of one shape, one after the other, in the same memory.
+    """The active set of one layer. Serves requests one after the other; memory is kept as `capacity` says.
+
+    A recorded decode step works on all of that memory. What tells it how much of it is this request's (scores that are
+    never best, slots with no block) is on the device as well, so one recording serves prompts of all lengths that fit.
 
     Attributes:
-        rows: prompt tokens that entered the layer. slots: blocks that are active at once.
-        identity: of this object's memory; unlike an address it never comes back.
-        moved, swaps: blocks that came in, and steps in which some did, of this request; [1] int64 each.
+        memory: identity of what a recorded step has the addresses of; unlike an address it never comes back.
     """
 
-    def __init__(self, cache: LayerCache, slots: int, block: int, unit: int, offload: Offload) -> None:
+    def __init__(self, block: int, unit: int, offload: Offload) -> None:
         """
         Args:
-            cache: of the layer, holding all prompt tokens that entered it and nothing else.
-            slots: blocks in the active set.
             block, unit: tokens of each.
-            offload: "async" copies out beside the prefill and swaps beside the rest of a step; "sync" waits for both;
-                "none" keeps everything on the device and swaps from there.
+            offload: where the prompt waits, see `HostStore`.
+        """
+        self._block, self._unit = block, unit
+        self._store = HostStore(offload)
+        self.memory = object()
+        self._lift = self._unit_lift = self._units = torch.empty(0)
+        self._state = self._before = torch.zeros(2, dtype=torch.int64)
+        self.forget()
+
+    @property
+    def active(self) -> Tensor:
+        """The block in each slot, [room for slots] int64; `NONE` behind the request's own slots. A view."""
+        return self._state[:-2]
+
+    @property
+    def moved(self) -> Tensor:
+        """Blocks that came in, [1] int64. A view, as `swaps`, the steps in which some did."""
+        return self._state[-2:-1]
+
+    @property
+    def swaps(self) -> Tensor:
+        """Steps in which blocks came in, [1] int64. A view."""
+        return self._state[-1:]
+
+    def copy_out(self, cache: LayerCache, chosen: Tensor, lift: Tensor) -> None:
+        """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention.
+
+        Args:
+            cache: of the layer, holding all prompt tokens that entered it and nothing else.
+            chosen: the blocks that are active first, [slots] ascending, the last block among them.
+            lift: what every step adds to the blocks' scores, [blocks] float32: infinity for those that always stay.
 
         Raises:
             InputError: the host has no memory for what is to wait there.
         """
-        self.rows, self.slots, self._block, self._unit, self._offload = cache.length, slots, block, unit, offload
-        self.identity, device = object(), cache.keys.device
-        self._units = cache.keys.new_empty((-(-self.rows // unit), *cache.keys.shape[1:]))
-        self._active = torch.empty(slots, dtype=torch.int64, device=device)
-        self._addresses = torch.empty(2, dtype=torch.int64, device=device)
-        self.moved, self.swaps = torch.zeros((2, 1), dtype=torch.int64, device=device)
-        self._all = [self._like(part) for part in (cache.keys, cache.values)]
-        self._copied: Any = None
-        self.forget()
+        self._store.copy_out(cache)
+        self._cache, self._origin, self._chosen = cache, cache.positions, chosen
+        self._make_room(len(lift), len(chosen), cache.keys)
+        means = unit_means(cache.keys, self._unit)
+        _overwrite(self._units, means, 0)
+        _overwrite(self._unit_lift, lift.new_zeros(len(means)), -torch.inf)
+        _overwrite(self._lift, lift, -torch.inf)
+        self._state.zero_()
+        _overwrite(self.active, chosen, NONE)
+        self._before.copy_(self._state)
 
-    def _like(self, part: Tensor) -> Tensor:
-        if self._offload == "none":
-            return torch.empty_like(part)
-        try:
-            return torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
-        except RuntimeError:
-            needed = f"{part.nbytes / 2**30:.2f} GiB of host memory"
-            raise InputError(f"no {needed} for parked blocks; offload=none keeps them on the device") from None
-
-    def copy_out(self, cache: LayerCache) -> None:
-        """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention."""
-        self._finish_copy()
-        self._cache, self._origin = cache, cache.positions
-        self.moved.zero_()
-        self.swaps.zero_()
-        self._addresses.copy_(torch.tensor([part.data_ptr() for part in self._all]))
-        self._units.copy_(unit_means(cache.keys, self._unit))
-        if not cache.keys.is_cuda:
-            self._copy()
+    def _make_room(self, blocks: int, slots: int, like: Tensor) -> None:
+        held = len(self._lift), len(self.active)
+        room = capacity(blocks, held[0])
+        # There are never more slots than blocks to choose from.
+        slot_room = capacity(slots, min(held[1], room))
+        if (room, slot_room) == held:
             return
-        cuda: Any = torch.cuda
-        stream = cuda.Stream() if self._offload == "async" else cuda.current_stream()
-        stream.wait_stream(cuda.current_stream())
-        with cuda.stream(stream):
-            self._copy()
-            self._copied = stream.record_event()
-
-    def _copy(self) -> None:
-        for everything, part in zip(self._all, (self._cache.keys, self._cache.values), strict=True):
-            everything.copy_(part, non_blocking=True)
+        self.memory, units = object(), room * (self._block // self._unit)
+        self._lift, self._unit_lift = (like.new_empty(size, dtype=torch.float32) for size in (room, units))
+        self._units = like.new_empty((units, *like.shape[1:]))
+        self._state, self._before = like.new_empty((2, slot_room + 2), dtype=torch.int64)
 
     def forget(self) -> None:
         """Lets go of the request's cache."""
-        self._finish_copy()
-        self._cache, self._origin = LayerCache(0), torch.empty(0)
+        self._store.forget()
+        self._cache, self._origin, self._chosen = LayerCache(0), torch.empty(0), torch.empty(0)
 
-    def _finish_copy(self) -> None:
-        if self._copied is not None:
-            torch.cuda.current_stream().wait_event(self._copied)
-            self._copied = None
-
-    def park(self, active: Tensor) -> None:
-        """Leaves in the cache only the active blocks, before the first decode step.
-
-        Args:
-            active: numbers of the blocks, [slots] ascending, the last block among them.
-        """
-        self._finish_copy()
-        cache, index = self._cache, block_rows(active, self._block, self.rows)
+    def park(self) -> None:
+        """Leaves in the cache only the active blocks, before the first decode step."""
+        self._store.wait()
+        cache, index = self._cache, block_rows(self._chosen, self._block, len(self._origin))
         keys, values, positions = cache.keys[index], cache.values[index], cache.positions[index]
-        self._active.copy_(active)
         cache.reset()
         cache.append(keys, values, positions)
 
-    def reselect(self, q: Tensor, choose: Callable[[Tensor], Tensor], gamma: float) -> Tensor:
+    def wanted(self, q: Tensor) -> Tensor:
+        """The best blocks for a step, as many as the request has slots, ascending, then `NONE`: [room for slots] int64.
+
+        Relevance of a unit is the softmax over units of the query against their mean keys, mean over heads.
+
+        Args:
+            q: the step's query, [1, heads, head_dim].
+        """
+        logits = head_dots(q, self._units).float() / math.sqrt(q.shape[-1]) + self._unit_lift
+        units = logits.softmax(-1).mean((0, 1))
+        scores = block_maxima(units, self._block // self._unit) + self._lift
+        best = scores.topk(len(self.active)).indices
+        return best.masked_fill(self.active == NONE, NONE).sort().values
+
+    def reselect(self, wanted: Tensor, gamma: float) -> Tensor:
         """Decides what the next steps attend to; the caller brings it in.
 
         Args:
-            q: queries of the step's last row, [1, heads, head_dim].
-            choose: (scores of all blocks) -> the wanted blocks, [slots] ascending, the last block among them.
+            wanted: as `wanted` returns it; the last block is among them.
             gamma: least share of the wanted blocks that must be active for the set to stay.
 
         Returns:
-            The block that comes into each slot, [slots] int64; -1 where none does.
+            The block that comes into each slot, [room for slots] int64; -1 where none does.
         """
-        scores = block_maxima(unit_attention_from_means(q, self._units), self._block // self._unit)
-        wanted = choose(scores)
-        same = wanted.unsqueeze(1) == self._active
+        self._before.copy_(self._state)
+        active = self.active
+        same = wanted.unsqueeze(1) == active
         fresh, leaving = ~same.any(1), ~same.any(0)
-        swap = (~fresh).float().mean() < gamma
+        slots = (active != NONE).sum()
+        swap = (slots - fresh.sum()) / slots < gamma
         # The n-th fresh block goes where the n-th leaving one was; there are as many of the one as of the other.
         arrivals = torch.zeros_like(wanted).scatter_add_(0, _rank(fresh), wanted * fresh)
         source = torch.where(leaving & swap, arrivals[_rank(leaving)], -1)
-        self._active.copy_(torch.where(source < 0, self._active, source))
-        self.moved += (source >= 0).sum()
-        self.swaps += swap
+        active.copy_(torch.where(source < 0, active, source))
+        self.moved.add_((source >= 0).sum())
+        self.swaps.add_(swap)
         return source
 
-    def back_to(self, active: Tensor) -> Tensor:
-        """Forgets what was reselected since `park`, whose blocks these were; returns what `reselect` does."""
-        source = torch.where(self._active == active, -1, active)
-        self._active.copy_(active)
-        self.moved.zero_()
-        self.swaps.zero_()
-        return source
+    def take_back(self) -> Tensor:
+        """Undoes the last `reselect`, unless its step ran for good; returns what that does."""
+        now = self.active.clone()
+        self._state.copy_(self._before)
+        return torch.where(now == self.active, -1, self.active)
 
     def bring_in(self, source: Tensor, layer: int, resident: ResidentCaches | None) -> None:
         """Copies the blocks that `reselect` named into their slots."""
         if resident is not None:
-            resident.fetch(layer, source, self._addresses, self._units, self._block)
+            resident.fetch(layer, source, self._store.addresses, self._units, self._block)
             return
         slots = (source >= 0).nonzero().squeeze(1)
         into, come = (_tokens(blocks, self._block) for blocks in (slots, source[slots]))
-        for store, everything in zip((self._cache.keys, self._cache.values), self._all, strict=True):
-            store[into] = everything[come.to(everything.device)].to(store.device)
+        for here, there in ((self._cache.keys, self._store.keys), (self._cache.values, self._store.values)):
+            here[into] = there[come.to(there.device)].to(here.device)
         self.settle()
+        # Only a step that is recorded may have run for nothing.
+        self._before.copy_(self._state)
 
     def settle(self) -> None:
         """Brings the cache's original positions up to date with its slots."""
-        index = block_rows(self._active, self._block, self.rows)
+        index = block_rows(self.active[: len(self._chosen)], self._block, len(self._origin))
         self._cache.positions[: len(index)] = self._origin[index]
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes of all keys and values of the layer's prompt, wherever they wait."""
-        return sum(part.nbytes for part in self._all)
+        return self._store.nbytes
 
     @property
-    def block_bytes(self) -> int:
-        """Bytes of a block's keys and values."""
-        return self.waiting_bytes // self.rows * self._block
+    def moved_bytes(self) -> int:
+        """Bytes of the keys and values that came in."""
+        return int(self.moved) * self._block * 2 * self._units[0].nbytes
 
     @property
-    def unit_bytes(self) -> int:
-        """Bytes of the units' mean keys."""
-        return self._units.nbytes
+    def extra_bytes(self) -> int:
+        """Bytes held on the device beside keys and values, room for longer requests included."""
+        own = (self._units, self._unit_lift, self._lift, self._state, self._before)
+        return self._store.spare_nbytes + sum(tensor.nbytes for tensor in own)
+
+
+def _overwrite(memory: Tensor, content: Tensor, beyond: float) -> None:
+    """Puts `content` at the beginning and fills what lies beyond it."""
+    memory[: len(content)] = content
+    memory[len(content) :] = beyond
 
 
 def _rank(mask: Tensor) -> Tensor:

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from harness.resident import ResidentCaches
 
 
+def causal_pairs(n: int) -> int:
+    """Query-key pairs of causal attention over n tokens: n (n + 1) / 2."""
+    return n * (n + 1) // 2
+
+
 @dataclass(frozen=True)
 class ModelContext:
     """What a method may know of the model it works in.
@@ -169,8 +174,8 @@ class Method:
         return sum(cache.resident_nbytes for cache in self.cache)
 
     def prefill_pairs(self, rows: int) -> int:
-        """Query-key pairs that a layer's prefill of `rows` rows attends to: causal attention's n (n + 1) / 2."""
-        return rows * (rows + 1) // 2
+        """Query-key pairs that a layer's prefill of `rows` rows attends to: all that causal attention has."""
+        return causal_pairs(rows)
 
     def kv_bytes_host(self) -> int:
         """Bytes of keys and values kept in host memory apart from the device."""

@@ -35,7 +35,7 @@ from harness.shape import ModelShape
 from methods.aux_cache import AuxCache
 from methods.base import Method, ModelContext
 from methods.relevance import token_attention
-from methods.schedule import check_schedule, requested_tokens, scaled_layers
+from methods.schedule import check_schedule, pruning_layers, requested_tokens
 
 
 class LazyLLM(Method):
@@ -62,17 +62,13 @@ class LazyLLM(Method):
 
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
-        self.layers = self._layers(self.options, model.shape)
+        self.layers = pruning_layers(self.options.layers, model.shape.layers)
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` for layers the model lacks."""
         assert isinstance(options, cls.Options)
-        check_schedule(cls.name, cls._layers(options, shape), options.keep, shape)
-
-    @classmethod
-    def _layers(cls, options: Options, shape: ModelShape) -> tuple[int, ...]:
-        return options.layers if options.layers is not None else scaled_layers((10, 20, 30), 32, shape.layers)
+        check_schedule(cls.name, pruning_layers(options.layers, shape.layers), options.keep, shape)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Empties the Aux Caches."""

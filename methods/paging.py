@@ -19,7 +19,7 @@ class PageBounds:
         """
         Args:
             size: tokens a page.
-            room: most pages the layer will hold.
+            room: pages to have memory for; the layer may hold fewer.
         """
         self._size, self.room = size, room
         self.low = self.high = torch.empty(0)

@@ -14,7 +14,11 @@ Interpretations, where the authors' two implementations differ:
   group are the union of its heads' choices; `per=kv_head` rates a page by its best query head of the group;
 - nothing is skipped while the cache fits the budget;
 - `question=decode` is the paper's protocol: the prompt's question is fed token by token as decode steps, so that pages
-  are already chosen while it is read.
+  are already chosen while it is read;
+- `offload=host` is this project's addition, the paper keeps everything on the GPU: keys and values of the layers that
+  read pages move to pinned host memory during the prefill, and only the bounds of their pages stay on the device. What
+  is attended to is the same. Kernels read the chosen pages over the bus where they lie and store the new token there;
+  without kernels the host gathers the chosen pages and sends those.
 """
 
 from __future__ import annotations
@@ -32,8 +36,10 @@ from harness.options import Budget, OptionSet, window_tokens
 from harness.parts import part
 from harness.resident import ResidentCaches
 from harness.resident_pages import MOST_PAGES, ResidentPages
-from harness.rows import Heads, Step
+from harness.rows import Heads, Rows, Step
 from methods.base import Method, ModelContext
+from methods.capacity import capacity
+from methods.host_store import HostStore
 from methods.paging import PageBounds
 
 
@@ -53,6 +59,7 @@ class Quest(Method):
         per: Literal["query_head", "kv_head"] = Field("query_head", description="who chooses pages")
         question: Literal["prefill", "decode"] = Field("prefill", description="how the question comes in")
         question_tokens: Annotated[int, Field(ge=1)] = Field(32, description="its length where the task does not tell")
+        offload: Literal["none", "host"] = Field("none", description="where keys and values that pages choose from lie")
 
     options: Options
 
@@ -60,7 +67,10 @@ class Quest(Method):
         super().__init__(options, model)
         self.pages: list[PageBounds] = []
         self._chooser: ResidentPages | None = None
-        self._memory = object()
+        self._memory, self._tokens = object(), 0
+        paged = range(self.options.dense_layers, model.shape.layers) if self.options.offload == "host" else ()
+        self._stores = {layer: HostStore("async") for layer in paged}
+        self._leaving: list[int] = []
 
     def question_tokens(self, prompt_len: int, question: int) -> int:
         """The question, with `question=decode`."""
@@ -73,12 +83,21 @@ class Quest(Method):
         super().begin(prompt_len, max_new_tokens)
         total, page = prompt_len + max_new_tokens, self.options.page
         self.budget = window_tokens(self.options.budget, prompt_len, total)
-        self.count, room = max(1, self.budget // page), -(-total // page)
-        self._fits = total <= self.budget or room <= self.count
-        if self._chooser is None or room != self.pages[0].room:
+        self.count, needed = max(1, self.budget // page), -(-total // page)
+        self._fits = total <= self.budget or needed <= self.count
+        self._hold(total)
+        self._leaving.clear()
+        for store in self._stores.values():
+            store.forget()
+
+    def _hold(self, total: int) -> None:
+        """Has bounds for that many tokens, in the last request's memory if that will do: recorded steps write to it."""
+        page, self._tokens = self.options.page, capacity(total, self._tokens)
+        # More than a recorded step can choose from only where they are needed.
+        room = max(-(-total // page), min(-(-self._tokens // page), MOST_PAGES))
+        if not self.pages or room != self.pages[0].room:
             self.pages, self._chooser = [PageBounds(page, room) for _ in self.cache], None
             self._memory = object()
-        # Else a recorded decode step writes to this memory, and may be replayed.
         for pages in self.pages:
             pages.forget()
 
@@ -89,17 +108,41 @@ class Quest(Method):
         if step.resident is not None:
             return self._decode_resident(layer, heads, step.resident)
         if step.phase == "prefill":
+            self._leave(but=1)
             out = super().attend(layer, heads, step)
             self.pages[layer].update(self.cache[layer].keys)
+            self._copy_out(layer)
             return out
         return torch.cat([self._decode(layer, row) for row in heads.single()])
+
+    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """Changes no row; at the end of the prefill the last keys and values leave the device."""
+        if step.phase == "prefill" and layer == len(self.cache) - 1:
+            self._leave(but=0)
+        return rows
+
+    def _copy_out(self, layer: int) -> None:
+        if layer in self._stores:
+            self._stores[layer].copy_out(self.cache[layer], self.cache[layer].room)
+            self._leaving.append(layer)
+
+    def _leave(self, but: int) -> None:
+        """Gives back the device's copies of what went to the host, except in the last `but` layers.
+
+        Those are still being copied beside the prefill, which waits for the older ones on the device alone.
+        """
+        while len(self._leaving) > but:
+            layer = self._leaving.pop(0)
+            store = self._stores[layer]
+            store.wait()
+            self.cache[layer].move(store.keys, store.values)
 
     def _decode(self, layer: int, row: Heads) -> Tensor:
         cache, pages = self.cache[layer], self.pages[layer]
         cache.append(row.k, row.v, row.positions)
         pages.update(cache.keys)
         if cache.length <= max(self.budget, self.count * self.options.page):
-            return self.model.attention.causal(row.q, cache.keys, cache.values)
+            return self.model.attention.causal(row.q, cache.keys.to(row.q.device), cache.values.to(row.q.device))
         kv_heads, head_dim = row.k.shape[1:]
         groups = row.q.view(kv_heads, -1, head_dim)
         with part("score"):
@@ -128,11 +171,26 @@ class Quest(Method):
         return self.pages[0].room <= MOST_PAGES and (whole or self.cache[0].length >= self.budget)
 
     def capture_key(self) -> Hashable:
-        """Changes with the memory of the pages' bounds and the number of pages; dense decode knows neither."""
+        """Changes with the memory of the pages' bounds and the number of chosen pages; dense decode knows neither.
+
+        Prompts of different lengths share both, unless the budget is a share of the prompt. Keys and values may lie
+        anywhere.
+        """
         return None if self._fits else (self.count, self._memory)
 
+    def kv_bytes(self) -> int:
+        """Bytes of the caches that are on the device when the prefill is over."""
+        return sum(cache.nbytes for layer, cache in enumerate(self.cache) if layer not in self._stores)
+
+    def kv_bytes_host(self) -> int:
+        """Bytes of the others, with `offload=host`."""
+        return sum(store.nbytes for store in self._stores.values())
+
     def decode_bytes(self) -> int:
-        """Chosen pages and all bounds; everything in dense layers or while it fits the budget."""
+        """Chosen pages and all bounds; everything in dense layers or while it fits the budget.
+
+        Wherever they lie: with `offload=host` the chosen pages come over the bus, which is slower than device memory.
+        """
         return sum(self._read_bytes(layer) for layer in range(len(self.cache)))
 
     def _read_bytes(self, layer: int) -> int:
@@ -144,12 +202,13 @@ class Quest(Method):
         return cache.resident_nbytes * chosen // cache.length + self.pages[layer].read_bytes(cache.length)
 
     def extra_bytes(self) -> int:
-        """Bytes of the pages' bounds, and of what replayed steps choose in.
+        """Bytes held for the pages' bounds, room for longer requests included, and of what replayed steps choose in.
 
         The bounds are an eighth of the keys' bytes at 16 tokens a page.
         """
         choosing = 0 if self._chooser is None else self._chooser.nbytes
-        return sum(pages.nbytes for pages in self.pages) + choosing
+        spare = sum(store.spare_nbytes for store in self._stores.values())
+        return sum(pages.nbytes for pages in self.pages) + choosing + spare
 
 
 def _best_pages(scores: Tensor, count: int) -> Tensor:
@@ -164,7 +223,7 @@ def _attend_pages(groups: Tensor, keys: Tensor, values: Tensor, pages: Tensor, s
 
     Args:
         groups: queries, [kv_heads, group, d].
-        keys, values: [n, kv_heads, d].
+        keys, values: [n, kv_heads, d], on the host perhaps.
         pages: [kv_heads, choosers, m], choosers being 1 (the group shares its pages) or group.
         size: tokens a page.
 
@@ -175,9 +234,22 @@ def _attend_pages(groups: Tensor, keys: Tensor, values: Tensor, pages: Tensor, s
     choosers = pages.shape[1]
     tokens = (pages.unsqueeze(-1) * size + torch.arange(size, device=pages.device)).flatten(2)
     beyond = (tokens >= keys.shape[0]).unsqueeze(2)
-    tokens = tokens.clamp(max=keys.shape[0] - 1)
-    head = torch.arange(kv_heads, device=pages.device).view(-1, 1, 1)
+    read_keys, read_values = (_gather(store, tokens.clamp(max=keys.shape[0] - 1)) for store in (keys, values))
     queries = groups.reshape(kv_heads, choosers, group // choosers, d)
-    logits = (queries @ keys[tokens, head].transpose(-1, -2)).float() / math.sqrt(d)
+    logits = (queries @ read_keys.transpose(-1, -2)).float() / math.sqrt(d)
     weights = logits.masked_fill(beyond, -torch.inf).softmax(-1).to(values.dtype)
-    return (weights @ values[tokens, head]).reshape(1, -1)
+    return (weights @ read_values).reshape(1, -1)
+
+
+def _gather(store: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of each KV head, gathered where they lie and brought to where the numbers of the tokens are.
+
+    Args:
+        store: [n, kv_heads, d].
+        tokens: [kv_heads, choosers, m].
+
+    Returns:
+        [kv_heads, choosers, m, d].
+    """
+    head = torch.arange(store.shape[1], device=store.device).view(-1, 1, 1)
+    return store[tokens.to(store.device), head].to(tokens.device)

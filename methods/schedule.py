@@ -14,6 +14,11 @@ def scaled_layers(points: Sequence[int], depth_there: int, depth: int) -> tuple[
     return tuple(min(round(point * depth / depth_there), depth - 1) for point in points)
 
 
+def pruning_layers(given: tuple[int, ...] | None, depth: int) -> tuple[int, ...]:
+    """The layers that the options name, or SlimInfer's 10, 20 and 30 of 32 moved to a model of `depth` layers."""
+    return given if given is not None else scaled_layers((10, 20, 30), 32, depth)
+
+
 def check_schedule(owner: str, layers: Sequence[int], budgets: Sequence[float], shape: ModelShape) -> None:
     """Raises `InputError` unless every pruning layer exists, they ascend, and each has its budget."""
     if len(layers) != len(budgets):

@@ -40,10 +40,11 @@ from harness.options import Budget, OptionSet
 from harness.parts import part
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
-from methods.active_blocks import ActiveBlocks, Offload, block_rows
+from methods.active_blocks import ActiveBlocks, block_rows
 from methods.base import Method, ModelContext
+from methods.host_store import Offload
 from methods.relevance import block_maxima, head_attention, token_attention, unit_absdot, unit_attention, unit_sums
-from methods.schedule import budgets_in_tokens, check_schedule, requested_tokens, scaled_layers
+from methods.schedule import budgets_in_tokens, check_schedule, pruning_layers, requested_tokens
 
 if TYPE_CHECKING:
     from harness.resident import ResidentCaches
@@ -87,7 +88,6 @@ class Slim(Method):
         super().__init__(options, model)
         self.layers = self._layers(self.options, model.shape)
         self.active: dict[int, ActiveBlocks] = {}
-        self.prompt_len = 0
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -103,19 +103,25 @@ class Slim(Method):
 
     @classmethod
     def _layers(cls, options: Options, shape: ModelShape) -> tuple[int, ...]:
-        return options.layers if options.layers is not None else scaled_layers((10, 20, 30), 32, shape.layers)
+        return pruning_layers(options.layers, shape.layers)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns the budgets into tokens of this prompt; sink and tail always fit."""
-        # Prompts of one length are served in the same memory, so that a recorded decode step stays valid.
-        self.active = self.active if prompt_len == self.prompt_len else {}
-        for active in self.active.values():
-            active.forget()
+        self._forget()
         super().begin(prompt_len, max_new_tokens)
         least = (self.options.sink + self.options.tail) * self.options.block
         self.budgets = [max(least, tokens) for tokens in budgets_in_tokens(self.options.budgets, prompt_len)]
-        self.chosen: dict[int, Tensor] = {}
         self.parked = False
+
+    def end(self) -> None:
+        """Lets go of what waits, too."""
+        self._forget()
+        super().end()
+
+    def _forget(self) -> None:
+        # The objects stay, so that a decode step that was recorded in their memory stays valid.
+        for active in self.active.values():
+            active.forget()
 
     def tokens_requested(self) -> list[int]:
         """The budgets, in tokens."""
@@ -137,17 +143,15 @@ class Slim(Method):
 
     def _park(self) -> None:
         if not self.parked:
-            for layer, active in self.active.items():
-                active.park(self.chosen[layer])
+            for active in self.active.values():
+                active.park()
         self.parked = True
 
     def _reselect(self, layer: int, heads: Heads, step: Step) -> None:
-        active, budget = self.active[layer], self.budgets[self.layers.index(layer + 1)]
+        active = self.active[layer]
         beside = step.resident is not None and self.options.offload != "sync"
         with step.resident.aside(heads.q) if step.resident is not None and beside else nullcontext():
-            source = active.reselect(
-                heads.q[-1:], lambda scores: self.choose(scores, budget, active.rows), self.options.gamma
-            )
+            source = active.reselect(active.wanted(heads.q[-1:]), self.options.gamma)
             active.bring_in(source, layer, step.resident)
 
     def replayed(self, count: int, position: int) -> None:
@@ -157,13 +161,13 @@ class Slim(Method):
             active.settle()
 
     def rewind(self, resident: ResidentCaches) -> None:
-        """Back to the blocks that the prefill chose."""
+        """Brings back the blocks that were active before the step."""
         for layer, active in self.active.items():
-            active.bring_in(active.back_to(self.chosen[layer]), layer, resident)
+            active.bring_in(active.take_back(), layer, resident)
 
     def capture_key(self) -> Hashable:
-        """Changes with the memory that active blocks are managed in."""
-        return tuple((layer, active.identity) for layer, active in self.active.items())
+        """Changes with the memory that active blocks are managed in, not with how much of it a prompt uses."""
+        return tuple((layer, active.memory) for layer, active in self.active.items())
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
@@ -178,25 +182,24 @@ class Slim(Method):
             return rows
         budget = self.budgets[self.layers.index(layer + 1)]
         if budget >= len(rows):
+            self.active.pop(layer, None)  # nothing is parked here, so no memory is kept for it either
             return rows
         with part("score"):
             scores = self.block_scores(heads.q[-self.options.w :], heads.k)
         with part("select"):
-            chosen = self.choose(scores, budget, len(rows))
+            lift = self._lift(scores)
+            chosen = self.choose(scores + lift, budget, len(rows))
             index = block_rows(chosen, self.options.block, len(rows))
         if self.options.reselect == "C":
-            self._copy_out(layer, chosen)
+            self._copy_out(layer, chosen, lift)
         with part("gather"):
             return rows.select(index)
 
-    def _copy_out(self, layer: int, chosen: Tensor) -> None:
-        self.chosen[layer] = chosen
+    def _copy_out(self, layer: int, chosen: Tensor, lift: Tensor) -> None:
+        options = self.options
         if layer not in self.active:
-            options = self.options
-            self.active[layer] = ActiveBlocks(
-                self.cache[layer], len(chosen), options.block, options.unit, options.offload
-            )
-        self.active[layer].copy_out(self.cache[layer])
+            self.active[layer] = ActiveBlocks(options.block, options.unit, options.offload)
+        self.active[layer].copy_out(self.cache[layer], chosen, lift)
 
     def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
         """Relevance of each block, [ceil(n / block)].
@@ -213,12 +216,16 @@ class Slim(Method):
             units = (unit_attention if self.options.score == "softmax" else unit_absdot)(q, k, unit)
         return block_maxima(units, self.options.block // unit)
 
+    def _lift(self, scores: Tensor) -> Tensor:
+        """What makes sink and tail the best blocks: infinity there, else 0, [blocks]."""
+        lift = torch.zeros_like(scores)
+        lift[: self.options.sink] = torch.inf
+        lift[-self.options.tail :] = torch.inf
+        return lift
+
     def choose(self, scores: Tensor, budget: int, rows: int) -> Tensor:
-        """The best blocks that fit into `budget` of the `rows` tokens, sink and tail among them, [m] ascending."""
+        """The best blocks that fit into `budget` of the `rows` tokens, [m] ascending; all but the last one are full."""
         missing = scores.shape[0] * self.options.block - rows
-        scores = scores.clone()
-        scores[: self.options.sink] = torch.inf
-        scores[-self.options.tail :] = torch.inf
         return scores.topk((budget + missing) // self.options.block).indices.sort().values
 
     def kv_bytes(self) -> int:
@@ -233,8 +240,8 @@ class Slim(Method):
         return sum(active.waiting_bytes for active in self.active.values())
 
     def extra_bytes(self) -> int:
-        """Bytes of the units' mean keys that decode rates."""
-        return sum(active.unit_bytes for active in self.active.values())
+        """Bytes of the units' mean keys that decode rates, and of what else it chooses with."""
+        return sum(active.extra_bytes for active in self.active.values())
 
     def notes(self) -> dict[str, Any]:
         """How many steps changed a layer's active set, and the bytes that came in for it."""
@@ -242,5 +249,5 @@ class Slim(Method):
             return {}
         return {
             "kv_swaps": {str(layer): int(active.swaps) for layer, active in self.active.items()},
-            "kv_bytes_moved": sum(int(active.moved) * active.block_bytes for active in self.active.values()),
+            "kv_bytes_moved": sum(active.moved_bytes for active in self.active.values()),
         }

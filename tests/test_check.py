@@ -20,10 +20,10 @@ import pytest
 from harness.baseline import Baseline, as_text, digest, read_baseline, write_baseline
 from harness.bounds import Bounds, parse_bounds
 from harness.check import Report, check
-from harness.cli import main
 from harness.errors import InputError
 from harness.record import Record
 from harness.store import Manifest, RunStore
+from tests.command import run
 
 TASKS = ("needle", "longbench/trec_e")
 SPEEDUP = {"full": 1.0, "slim": 1.5, "lazyllm": 1.2, "full#aa": 1.0}
@@ -431,14 +431,6 @@ def saved(folder: Path, records: list[Record], **changes: Any) -> Path:
             store.append(one)
         store.finish()
     return folder
-
-
-def run(*arguments: object) -> int:
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

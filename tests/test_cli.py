@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 import harness
-from harness.cli import main
 from harness.store import load_manifest
+from tests.command import run
 
 SMALL = ["--tasks", "needle:lengths=192:depths=0.5:repeats=2"]
 COLUMNS = [
@@ -42,15 +42,6 @@ def random_model(folder: Path) -> str:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
     return f"random:{folder / 'config.json'}"
-
-
-def run(*arguments: str) -> int:
-    """Exit code of `harness ARGUMENTS`."""
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_one_command_gives_records_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

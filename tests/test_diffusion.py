@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import harness
-from harness.cli import main
 from harness.engine import Request
 from harness.reproduce.diffusion_run import ARMS, probe_spec, rate
 from harness.reproduce.diffusion_task import DiffusionNeedle
@@ -21,6 +20,7 @@ from harness.reproduce.diffusion_words import verdict
 from harness.reproduce.probe import SINK, Places, Probe
 from methods.registry import METHODS
 from tasks.base import TaskContext
+from tests.command import run
 from tests.tiny import build, random_ids, tiny_engine
 
 LAYERS, PROMPT = 6, 64
@@ -184,15 +184,6 @@ def test_a_model_that_cannot_do_it_says_nothing() -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str) -> int:
-    """Exit code of `harness reproduce diffusion ARGUMENTS`."""
-    try:
-        main(["reproduce", "diffusion", *arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 def tiny(folder: Path) -> str:
     config = {
         "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS,
@@ -206,7 +197,7 @@ def test_a_tiny_model_is_probed_recorded_and_resumed(tmp_path: Path, capsys: pyt
     folder = tmp_path / "run"
     command = ["--model", tiny(tmp_path), "--lengths", "400/500", "--depths", "0.2/0.8", "--repeats", "1"]
     command += ["--layers", "2/4", "--arms", "needle/random", "--device", "cpu", "--output", str(folder)]
-    assert run(*command) == 0
+    assert run("reproduce", "diffusion", *command) == 0
     records = harness.load(folder)
     assert len(records) == 2 * 2 * (1 + 2 * 3) and records["ttft_s"].isna().all()
     assert all(sum(extra["answer_logprobs"]) < 0 for extra in records["extra"])
@@ -216,10 +207,10 @@ def test_a_tiny_model_is_probed_recorded_and_resumed(tmp_path: Path, capsys: pyt
     assert (folder / "diffusion-500.png").read_bytes().startswith(b"\x89PNG")
     lines = (folder / "samples.jsonl").read_text().splitlines(keepends=True)
     (folder / "samples.jsonl").write_text("".join(lines[:-3]))
-    assert run(*command) == 0
+    assert run("reproduce", "diffusion", *command) == 0
     kept = [without_clock(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert kept == [without_clock(line) for line in lines]
-    assert run("--from", str(folder)) == 0 and (folder / "diffusion.md").read_text() == page
+    assert run("reproduce", "diffusion", "--from", str(folder)) == 0 and (folder / "diffusion.md").read_text() == page
 
 
 def without_clock(line: str) -> str:
@@ -244,7 +235,7 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("--output", str(tmp_path / "run"), *arguments) == 2
+    assert run("reproduce", "diffusion", "--output", str(tmp_path / "run"), *arguments) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 

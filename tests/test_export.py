@@ -11,11 +11,11 @@ import pytest
 
 import harness
 from harness import roofline
-from harness.cli import main
 from harness.errors import InputError
 from harness.export import export
 from harness.record import Record
 from harness.store import Manifest, RunStore
+from tests.command import run as command
 
 
 def record(sample: str) -> Record:
@@ -37,15 +37,6 @@ def run(tmp_path: Path) -> Path:
         store.append(record("1"))
         store.finish()
     return tmp_path / "run"
-
-
-def command(*arguments: str) -> int:
-    """Exit code of `harness ARGUMENTS`."""
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_parquet_holds_what_load_gives(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

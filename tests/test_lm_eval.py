@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import harness
-from harness.cli import main
 from harness.engine import Engine
 from harness.errors import InputError
 from harness.loglikelihood import encode_pair, loglikelihoods, rate_choices
@@ -23,6 +22,7 @@ from tasks.base import LogLikelihood, Sample, Task, TaskContext
 from tasks.lm_eval_bridge import cut_at, new_tokens, stop_texts
 from tasks.registry import build_tasks
 from tests.checkpoint import save_checkpoint
+from tests.command import run
 from tests.tiny import build, generate, random_ids, tiny_engine, tiny_model
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -124,14 +124,6 @@ def theirs(folder: Path, name: str, model: Any, limit: int | None = None) -> lis
 
 def harness_model(**arguments: Any) -> Any:
     return importlib.import_module("harness.lm_eval_model").HarnessLM(**arguments)
-
-
-def run(*arguments: str) -> int:
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_a_generation_task_gives_the_same_from_both_sides(folder: Path, model: str, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from harness.measure import Measured, measure
 from harness.tiny import random_ids, tiny_engine
 from methods.base import Method
 from methods.registry import parse_methods
-from tests.test_cli import random_model, run
+from tests.command import run
+from tests.test_cli import random_model
 
 
 def test_a_request_without_room_is_recorded_and_the_run_goes_on(

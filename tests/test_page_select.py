@@ -29,13 +29,20 @@ class Layer:
     """The keys of a layer, the last of them new, and bounds that know all but that one."""
 
     def __init__(
-        self, kv_heads: int, group: int, d: int, page: int, length: int, dtype: torch.dtype = torch.float32
+        self,
+        kv_heads: int,
+        group: int,
+        d: int,
+        page: int,
+        length: int,
+        dtype: torch.dtype = torch.float32,
+        spare: int = 3,
     ) -> None:
         torch.manual_seed(length)
         self.q = torch.randn(kv_heads * group, 2 * d).to(DEVICE, dtype)[:, :d]
         self.keys = torch.randn(length + 1, kv_heads, d).to(DEVICE, dtype)
         self.k = torch.stack([self.keys[-1], self.keys[-1]], 1)[:, 0]
-        self.page, self.length, self.room = page, length, length // page + 4
+        self.page, self.length, self.room = page, length, length // page + 1 + spare
         self.low, self.high = torch.full((2, self.room, kv_heads, d), torch.nan, device=DEVICE, dtype=dtype)
         if length:
             low, high = decode.bounds(self.keys[:-1], page)
@@ -73,6 +80,21 @@ def test_half_precision_scores_are_those_of_its_values() -> None:
     expected = decode.scores(layer.q.cpu(), layer.keys.cpu(), 16, "kv_head")
     torch.testing.assert_close(scores[:, : expected.shape[1]].cpu().double(), expected, atol=1e-4, rtol=1e-5)
     layer.check_bounds()
+
+
+@pytest.mark.parametrize("per", ["kv_head", "query_head"])
+@pytest.mark.parametrize("length", [0, 31, 160, 333])
+def test_room_for_a_longer_cache_changes_no_choice(length: int, per: str) -> None:
+    pages, chosen = length // 16 + 1, []
+    for spare in (0, 3 * pages):
+        layer = Layer(2, 4, 16, 16, length, spare=spare)
+        select = layer.select(per)
+        scores = select.page_scores(layer.q, layer.k, layer.low, layer.high, layer.table, 1)
+        chosen.append([select.best_pages(scores, count).tolist() for count in {1, (pages + 1) // 2, pages}])
+    assert chosen[0] == chosen[1]
+    # More than there are: every one, and some that hold nothing.
+    more = select.best_pages(scores, pages + 2)
+    assert (more[:, :pages].cpu() == torch.arange(pages)).all() and (more[:, pages:] >= pages).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES[:5], ids=str)

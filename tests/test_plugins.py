@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.cli import main
 from harness.errors import InputError
 from harness.registry import Registry
 from methods.base import Method
 from methods.registry import METHODS
+from tests.command import run
 
 CODE = """
 from methods.base import Method
@@ -44,15 +44,6 @@ def distribution(folder: Path, target: str, name: str = "elsewhere") -> None:
 
 def registry() -> Registry[Method]:
     return Registry("method", "methods", Method)
-
-
-def run(*arguments: str) -> int:
-    """Exit code of `harness ARGUMENTS`."""
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture

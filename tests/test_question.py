@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.cli import main
 from harness.engine import Request
 from harness.models import load
 from harness.prompts import encode, encode_with_question
 from tasks.base import Sample, TaskContext
 from tasks.registry import build_tasks
+from tests.command import run
 from tests.tiny import END, build, random_ids, tiny_engine
 
 METHODS = ["full", "slim", "lazyllm", "lazyllm:revive=false", "streaming:window=32", "streaming:mode=evict:window=32",
@@ -60,10 +60,7 @@ def test_every_longbench_prompt_ends_in_its_question(longbench_dir: Path) -> Non
 def test_the_protocol_is_recorded_and_part_of_the_run(tmp_path: Path) -> None:
     arguments = ["run", "--methods", "full,slim", "--tasks", "needle:lengths=256:depths=0.5:repeats=1"]
     for protocol in ("prompt", "after"):
-        try:
-            main([*arguments, "--question", protocol, "--output", str(tmp_path / protocol)])
-        except SystemExit as stop:
-            assert not stop.code
+        assert run(*arguments, "--question", protocol, "--output", tmp_path / protocol) == 0
         records = harness.load(tmp_path / protocol)
         assert set(records.question) == {protocol}
         assert (records.context_tokens < records.prompt_tokens).all() == (protocol == "after")

@@ -62,6 +62,7 @@ QUEST: list[Options] = [
     {"budget": 20, "page": 4, "dense_layers": 0, "per": "kv_head"},
     {"budget": 0.5, "page": 7, "dense_layers": 1},
     {"budget": 10, "page": 16, "dense_layers": 0},
+    {"budget": 20, "page": 4, "dense_layers": 1, "offload": "host"},
 ]
 RECENT: list[Options] = [
     {"block": 16, "unit": 4, "reselect": "A"},

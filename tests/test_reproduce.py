@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main
 from harness.record import Record
 from harness.reproduce.claims import Claim, Measured, at_least, exit_code, near, not_applicable
 from harness.reproduce.sliminfer import LLAMA, QWEN, Setting, numbers, run_options, setting_for
 from harness.reproduce.sliminfer_records import read
 from harness.reproduce.sliminfer_verdict import differences, judge
-from harness.roofline import causal_pairs, dense_prefill_flops, prefill_flops
+from harness.roofline import dense_prefill_flops, prefill_flops
 from harness.shape import ModelShape
 from harness.store import Manifest, RunStore
+from methods.base import causal_pairs
 from methods.schedule import requested_tokens
+from tests.command import run
 
 CLAIM = Claim("speed", 2.53, "x")
 
@@ -176,15 +177,6 @@ def test_differences_name_gpu_weights_kernel_and_settings(tmp_path: Path) -> Non
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str) -> int:
-    """Exit code of `harness reproduce ARGUMENTS`."""
-    try:
-        main(["reproduce", *arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
 @pytest.mark.parametrize(
     ("speedup", "extra", "code"), [(2.6, [], 0), (2.4, [], 1), (2.53, [], 1), (2.53, ["--undecided", "pass"], 0)]
 )
@@ -192,7 +184,7 @@ def test_a_recorded_run_is_judged_without_a_model(
     speedup: float, extra: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = made_up(tmp_path / "run", speedup=speedup)
-    assert run("sliminfer", "--from", str(folder), *extra) == code
+    assert run("reproduce", "sliminfer", "--from", str(folder), *extra) == code
     page = (folder / "reproduction.md").read_text()
     assert page in capsys.readouterr().out and "2.53x" in page and "1.73 GiB" in page
     verdict = json.loads((folder / "reproduction.json").read_text())
@@ -212,11 +204,11 @@ def test_a_tiny_model_takes_the_same_way_and_resumes(tmp_path: Path, capsys: pyt
     folder = tmp_path / "run"
     command = ["sliminfer", "--model", tiny(tmp_path), "--lengths", "256/512", "--new-tokens", "1,3", "--repeats", "2"]
     command += ["--output", str(folder), "--device", "cpu"]
-    assert run(*command) == 0
+    assert run("reproduce", *command) == 0
     recorded = (folder / "samples.jsonl").read_bytes()
     assert recorded.count(b"\n") == 2 * 2 * 2 * 3
     assert "not applicable: the model has another shape" in capsys.readouterr().out
-    assert run(*command) == 0 and (folder / "samples.jsonl").read_bytes() == recorded
+    assert run("reproduce", *command) == 0 and (folder / "samples.jsonl").read_bytes() == recorded
     lines = json.loads((folder / "reproduction.json").read_text())["lines"]
     assert len(lines) == 6 and all(line["ideal"] > 1.2 for line in lines if line["method"] != "full")
     # Six layers, two heads of eight channels, keys and values in fp32; pruned layers (2, 4, 5) hold 128 tokens.
@@ -241,7 +233,7 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("sliminfer", "--output", str(tmp_path / "run"), *arguments) == 2
+    assert run("reproduce", "sliminfer", "--output", str(tmp_path / "run"), *arguments) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
 
@@ -252,7 +244,7 @@ def test_a_run_without_full_attention_is_refused(tmp_path: Path, capsys: pytest.
     with RunStore(folder, manifest) as store:
         store.append(record_of(LLAMA, "full", 8192, 1, 0, 1.0, 0))
         store.finish()
-    assert run("sliminfer", "--from", str(folder)) == 2
+    assert run("reproduce", "sliminfer", "--from", str(folder)) == 2
     assert "'slim'" in capsys.readouterr().err
 
 
@@ -273,5 +265,5 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
 
     monkeypatch.setattr("harness.carry_out.run", interrupted)
     command = ["--model", tiny(tmp_path), "--lengths", "256", "--output", str(tmp_path / "run"), "--device", "cpu"]
-    assert run("sliminfer", *command) == 130
+    assert run("reproduce", "sliminfer", *command) == 130
     assert "the same command goes on" in capsys.readouterr().err

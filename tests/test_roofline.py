@@ -13,7 +13,6 @@ from harness.engine import Request
 from harness.memory import model_bytes
 from harness.roofline import (
     Ceilings,
-    causal_pairs,
     ceilings,
     decode_bytes,
     dense_prefill_flops,
@@ -23,6 +22,7 @@ from harness.roofline import (
     remembered_ceilings,
 )
 from harness.shape import ModelShape
+from methods.base import causal_pairs
 from tests.tiny import build, random_ids, tiny_engine, tiny_model, tiny_shape
 
 LLAMA = ModelShape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import main
 from harness.registry import Registry
 from tasks.base import Task
 from tasks.registry import TASKS
 from tests.checkpoint import save_checkpoint
+from tests.command import run
 
 CODE = '''
 from tasks.base import Sample, Task
@@ -32,14 +32,6 @@ class Echo(Task):
     def score(self, sample, prediction):
         return float(prediction.strip() in sample.answers)
 '''
-
-
-def run(*arguments: str) -> int:
-    try:
-        main(list(arguments))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 @pytest.fixture

@@ -31,10 +31,10 @@ def fetch_blocks(source: Tensor, addresses: Tensor, like: Tensor, table: Tensor,
     _fetch[(_PROGRAMS,)](source, addresses, like, table, layer, source.shape[0], size, _PROGRAMS, _CHUNK)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit(do_not_specialize=["layer", "slots"])
 def _fetch(
-    source, addresses, like, table, layer,
-    slots: tl.constexpr, size: tl.constexpr, PROGRAMS: tl.constexpr, CHUNK: tl.constexpr,
+    source, addresses, like, table, layer, slots,
+    size: tl.constexpr, PROGRAMS: tl.constexpr, CHUNK: tl.constexpr,
 ) -> Any:  # fmt: skip
     pointer = tl.pointer_type(like.dtype.element_ty)
     all_keys = tl.multiple_of(tl.load(addresses).to(pointer), 16)

@@ -224,9 +224,7 @@ def _store_chosen(pages, page, key, prefix, known, need, above_so_far, equal_so_
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _best(
-    scores, pages, room, count, MAIN: tl.constexpr, REST: tl.constexpr, PDL: tl.constexpr
-) -> Any:
+def _best(scores, pages, room, count, MAIN: tl.constexpr, REST: tl.constexpr, PDL: tl.constexpr) -> Any:
     """Radix search for the key of the last page that is chosen, from the highest bits down."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()

@@ -19,6 +19,7 @@ VARIANTS = [
     "streaming:mode=ashape:window=64",
     "quest:budget=64:per=kv_head",
     "quest:budget=0.1:question=decode:page=7:dense_layers=0",
+    "quest:budget=64:offload=host",
 ]
 EVERY = METHODS.names() + VARIANTS
 

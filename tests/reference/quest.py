@@ -19,6 +19,7 @@ class QuestOptions:
     page: int = 16
     dense_layers: int = 2
     per: str = "query_head"
+    offload: str = "none"
 
 
 class QuestTwin(Twin):
