@@ -170,7 +170,7 @@ def _identity(bench: Bench, cell: Cell, prompt: Prompt, extra: dict[str, Any]) -
 
 def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:
     method = cell.method
-    identity = _identity(bench, cell, prompt, {"kept_spans": measured.spans} | method.notes())
+    identity = _identity(bench, cell, prompt, {"kept_spans": measured.spans} | _notes(bench.engine, method))
     tokens = {
         "new_tokens": len(measured.tokens),
         "tokens_requested": method.tokens_requested(),
@@ -179,6 +179,11 @@ def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dic
     }
     times = _times(bench, method, measured) if not method.simulated else {}
     return identity | tokens | _score(bench, cell, prompt, measured) | dict.fromkeys(_TIMES) | times
+
+
+def _notes(engine: Engine, method: Method) -> dict[str, Any]:
+    overlap = engine.overlap()
+    return method.notes() if overlap is None else method.notes() | {"decode_overlap": overlap}
 
 
 def _score(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:

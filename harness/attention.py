@@ -35,10 +35,30 @@ class Attention:
             [n, heads * d].
         """
         n, m = q.shape[0], k.shape[0]
+        if m == 1:  # which cuDNN refuses, and which needs no kernel
+            return v.repeat_interleave(q.shape[1] // v.shape[1], 1).flatten(1)
         if n not in (1, m):
             return self.masked(q, k, v, _lower_right(n, m, q.device))
         with type(self).backend():
             return _sdpa(q, k, v, None, is_causal=n > 1)
+
+    def normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Causal attention in each of b texts by itself, with what it takes to join it with attention to other keys.
+
+        Args:
+            q: [b, n, heads, d]. k, v: [b, n, kv_heads, d].
+
+        Returns:
+            [b, n, heads, d], and the log of each softmax's denominator, [b, n, heads] float32.
+        """
+        # The public function keeps the denominators to itself; the operators behind it hand them out.
+        group, n = q.shape[2] // k.shape[2], q.shape[1]
+        q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
+        if q.is_cuda:
+            out, norm, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, is_causal=True)
+        else:
+            out, norm, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=True)
+        return out.transpose(1, 2), norm[:, :, :n].transpose(1, 2)
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention where `mask` ([n, m] or [heads, n, m] bool) is true; None is everywhere.
@@ -79,6 +99,11 @@ class Flash2Attention(Attention):
         # Some versions also return the log-sum-exp.
         attended: Tensor = out[0] if isinstance(out, tuple) else out
         return attended.view(q.shape[0], -1)
+
+    def normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Attention`."""
+        out, norm, *_ = self._attend(q, k, v, causal=True, return_attn_probs=True)
+        return out, norm.transpose(1, 2)
 
 
 class Flash3Attention(Flash2Attention):

@@ -104,6 +104,7 @@ class Engine:
         weight = self.embed.weight
         self._resident = ResidentCaches(shape, weight.dtype, weight.device) if kind == "graphed" else None
         self._graphs: WeakKeyDictionary[Method, GraphedDecode] = WeakKeyDictionary()
+        self._replays: GraphedDecode | None = None
 
     @torch.inference_mode()
     def stream(self, method: Method, request: Request, *, eager: bool = False) -> Iterator[int]:
@@ -123,6 +124,7 @@ class Engine:
                     return
 
     def _tokens(self, method: Method, request: Request, eager: bool) -> Generator[int]:
+        self._replays = None
         logits, position = self.read(method, request)
         token = _greedy(logits, request.suppressed(1))
         yield int(token)
@@ -133,7 +135,8 @@ class Engine:
             token = _greedy(logits, request.suppressed(count))
             yield int(token)
         if count < request.max_new_tokens:
-            yield from self._graph(method).tokens(method, token, position, request.max_new_tokens - count)
+            self._replays = self._graph(method)
+            yield from self._replays.tokens(method, token, position, request.max_new_tokens - count)
 
     def _can_replay(self, method: Method, count: int) -> bool:
         return (
@@ -141,6 +144,10 @@ class Engine:
             and method.static_decode()
             and all(cache.length > 0 and cache.room >= count - 1 for cache in method.cache)
         )
+
+    def overlap(self) -> dict[str, float] | None:
+        """`harness.overlap.Overlap.read` of the last request's last decode step; None if nothing ran beside it."""
+        return self._replays.overlap.read() if self._replays is not None and self._replays.overlap is not None else None
 
     def _graph(self, method: Method) -> GraphedDecode:
         if method not in self._graphs:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.cache import LayerCache
+from harness.overlap import Overlap
 from harness.resident import ResidentCaches
 
 if TYPE_CHECKING:
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 
 class GraphedDecode:
-    """Replays one method's decode step. Where there is no CUDA the step runs as it is, so tests need no GPU."""
+    """Replays one method's decode step. Where there is no CUDA the step runs as it is, so tests need no GPU.
+
+    Attributes:
+        overlap: of the last step with what runs beside it; None where nothing does.
+    """
 
     def __init__(self, forward: Callable[[Tensor, Tensor], Tensor], resident: ResidentCaches) -> None:
         """
@@ -36,6 +41,7 @@ class GraphedDecode:
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self._host = torch.zeros((2, 1), dtype=torch.int64, pin_memory=self._on_cuda)
         self._replay: Callable[[], None] | None = None
+        self.overlap: Overlap | None = None
         self._key: Hashable = None
 
     def tokens(self, method: Method, token: Tensor, position: int, count: int) -> Iterator[int]:
@@ -77,7 +83,7 @@ class GraphedDecode:
         logits = self._forward(self._token, self._position.view(1))
         self._token.copy_(logits.argmax())
         self._position += 1
-        self._resident.end_step()
+        self.overlap = self._resident.end_step()
 
     def _capture(self) -> Callable[[], None]:
         """Runs the step once, so that all kernels are loaded, and records it; what that left behind is taken back."""

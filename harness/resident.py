@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.cache import LayerCache
+from harness.overlap import Overlap
 from harness.rows import Heads
 from harness.shape import ModelShape
 
@@ -33,6 +34,7 @@ class ResidentCaches:
 
     Attributes:
         table: [layers, 3] int64, a row a layer: address of its keys, of its values, tokens it holds before this step.
+        overlap: marks of the step that is being launched, if something runs beside it.
     """
 
     def __init__(self, shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
@@ -51,7 +53,7 @@ class ResidentCaches:
 
         cuda: Any = torch.cuda
         self._side = cuda.Stream(device) if device.type == "cuda" else None
-        self._busy = False
+        self.overlap: Overlap | None = None
 
     def load(self, caches: Sequence[LayerCache]) -> None:
         """From now on the kernels work on these caches, which have room for the tokens to come."""
@@ -93,16 +95,15 @@ class ResidentCaches:
         """
         if self._side is None:
             return nullcontext()
-        self._side.wait_stream(torch.cuda.current_stream())
         for tensor in inputs:
             tensor.record_stream(self._side)
-        self._busy = True
-        context: AbstractContextManager[Any] = torch.cuda.stream(self._side)
-        return context
+        self.overlap = self.overlap or Overlap(self._side)
+        return self.overlap.beside()
 
-    def end_step(self) -> None:
-        """Waits for what runs aside; every layer holds one token more."""
-        if self._side is not None and self._busy:
-            torch.cuda.current_stream().wait_stream(self._side)
-            self._busy = False
+    def end_step(self) -> Overlap | None:
+        """Waits for what runs aside, and returns its marks; every layer holds one token more."""
+        overlap, self.overlap = self.overlap, None
+        if overlap is not None:
+            overlap.join()
         self.table[:, _LENGTH] += 1
+        return overlap

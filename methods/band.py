@@ -1,7 +1,9 @@
 """Attention of a band: each query sees the first tokens and a window of the last ones before it.
 
-Queries are taken in chunks, and a chunk meets only the keys that some query of it sees, so work and memory grow with
-n * (sinks + window), never with n * n.
+Cut the text into blocks as long as the window. A query sees its own block up to itself, which is causal attention, and
+of the block before it what is less than a window away, which is causal attention read backwards. Both go through the
+kernel that full attention uses, and are joined by their normalisers with the few sinks, as flash-decoding joins its
+shares (Dao et al., 2023). So work and memory grow with n * (sinks + window), never with n * n.
 """
 
 from __future__ import annotations
@@ -13,63 +15,66 @@ from torch import Tensor
 
 from harness.attention import Attention
 
-CHUNK = 512
 
-
-def band_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor, sinks: int, window: int) -> Tensor:
+def band_attention(
+    attention: Attention, q: Tensor, q_sink: Tensor, k: Tensor, k_sink: Tensor, v: Tensor, window: int
+) -> Tensor:
     """Token i attends to tokens j <= i with j < sinks or j > i - window.
 
     Args:
         attention: the kernel.
-        q: [n, heads, d]. k, v: [n, kv_heads, d].
-        sinks: first tokens that all see.
-        window: last tokens that each sees, itself included, >= 1.
+        q, q_sink: [n, heads, d], the same queries rotated for the window and for the sinks that lie before it.
+        k, v: [n, kv_heads, d]. k_sink: [sinks, kv_heads, d], the first keys rotated for `q_sink`.
+        window: last tokens that each query sees, itself included, >= 1; sinks inside it count once.
 
     Returns:
         [n, heads * d].
     """
-    out = []
-    for rows, low, high, mask in _chunks(q, sinks, window):
-        keys, values = (torch.cat((x[:low], x[high : rows.stop])) for x in (k, v))
-        out.append(attention.masked(q[rows], keys, values, mask))
-    return torch.cat(out)
+    n = q.shape[0]
+    parts = [_own_block(attention, *(_blocks(x, window) for x in (q, k, v)))]
+    if n > window > 1:
+        parts.append(_block_before(attention, *(_blocks(x, window) for x in (q, k, v))))
+    if k_sink.shape[0] and n > window:
+        parts.append(_sinks(q_sink, k_sink, v[: len(k_sink)], window))
+    return _joined([(out[:n], norm[:n]) for out, norm in parts]).to(q.dtype).flatten(1)
 
 
-def shifted_band_attention(q: Tensor, q_sink: Tensor, k: Tensor, k_sink: Tensor, v: Tensor, window: int) -> Tensor:
-    """The same band where sinks are rotated apart: `q_sink` meets `k_sink`, `q` meets the window.
-
-    Args:
-        q, q_sink: [n, heads, d], the same queries rotated for the window and for the sinks.
-        k, v: [n, kv_heads, d]. k_sink: [s, kv_heads, d], the first s keys rotated for the sinks.
-        window: last tokens that each query sees, itself included; sinks inside it count once.
-
-    Returns:
-        [n, heads * d].
-    """
-    sinks, out = k_sink.shape[0], []
-    for rows, low, high, mask in _chunks(q, sinks, window):
-        logits = torch.cat((_dots(q_sink[rows], k_sink[:low]), _dots(q[rows], k[high : rows.stop])), -1)
-        weights = logits.float().masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype)
-        values = torch.cat((v[:low], v[high : rows.stop])).repeat_interleave(q.shape[1] // v.shape[1], dim=1)
-        out.append((weights @ values.transpose(0, 1)).transpose(0, 1).flatten(1))
-    return torch.cat(out)
+def _blocks(x: Tensor, window: int) -> Tensor:
+    """[n, h, d] -> [blocks, window, h, d]; what the last block lacks is behind every query that counts."""
+    missing = -x.shape[0] % window
+    return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)).view(-1, window, *x.shape[1:])
 
 
-def _chunks(q: Tensor, sinks: int, window: int) -> list[tuple[slice, int, int, Tensor]]:
-    """For each chunk of queries: its rows, the keys [0, low) and [high, rows.stop) it meets, and who sees whom."""
-    chunks = []
-    for start in range(0, q.shape[0], CHUNK):
-        stop = min(start + CHUNK, q.shape[0])
-        high = max(min(sinks, stop), start - window + 1)
-        low = min(sinks, high)
-        rows = torch.arange(start, stop, device=q.device).unsqueeze(1)
-        keys = torch.cat((torch.arange(low, device=q.device), torch.arange(high, stop, device=q.device)))
-        mask = (keys <= rows) & ((keys < sinks) | (keys > rows - window))
-        chunks.append((slice(start, stop), low, high, mask))
-    return chunks
+def _own_block(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    out, norm = attention.normalised(q, k, v)
+    return out.flatten(0, 1), norm.flatten(0, 1)
 
 
-def _dots(q: Tensor, k: Tensor) -> Tensor:
-    """Scaled logits, [n, heads, d] x [m, kv_heads, d] -> [heads, n, m]."""
-    keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return (q.transpose(0, 1) @ keys.permute(1, 2, 0)) / math.sqrt(q.shape[-1])
+def _block_before(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Query r of a block sees key c of the one before it where c > r; from the end, that is c' <= r' - 1."""
+    out = torch.zeros_like(q)
+    norm = torch.full(q.shape[:3], -torch.inf, device=q.device)
+    found, weight = attention.normalised(q[1:, :-1].flip(1), k[:-1, 1:].flip(1), v[:-1, 1:].flip(1))
+    out[1:, :-1], norm[1:, :-1] = found.flip(1), weight.flip(1)
+    return out.flatten(0, 1), norm.flatten(0, 1)
+
+
+def _sinks(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Attention to the sinks that are behind the window."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
+    logits = torch.einsum("nhd,shd->nhs", q, keys).float() / math.sqrt(q.shape[2])
+    place = torch.arange(q.shape[0], device=q.device) - window
+    behind = torch.arange(len(k), device=q.device) <= place.unsqueeze(1)
+    norm = logits.masked_fill_(~behind.unsqueeze(1), -torch.inf).logsumexp(-1)
+    weights = (logits - norm.clamp(min=torch.finfo(norm.dtype).min).unsqueeze(-1)).exp_().to(v.dtype)
+    return torch.einsum("nhs,shd->nhd", weights, values), norm
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """One softmax over all parts: results [n, heads, d] and their normalisers, [n, heads] log-sum-exp -> float32."""
+    shares = torch.stack([norm for _, norm in parts]).softmax(0).unsqueeze(-1)
+    whole = parts[0][0] * shares[0]
+    for (out, _), share in zip(parts[1:], shares[1:], strict=True):
+        whole.addcmul_(out, share)
+    return whole

@@ -13,10 +13,14 @@ Three variants circulate under the name; `mode` says which one runs:
 Rotary attention depends on distances alone. Within the window, distances in the cache equal those in the text, so
 window keys keep their original rotation; only the few sink keys are rotated anew for each query, at the distance they
 have in the cache. This gives the paper's re-indexed positions without rotating the whole cache at every step.
+
+A cache that is full slides through the memory reserved for new tokens: it begins one token later with every step, and
+the sinks are written anew in front of the window. So a replayed step moves addresses on the device and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -24,10 +28,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.cache import LayerCache
 from harness.options import Budget, OptionSet, window_tokens
+from harness.resident import ResidentCaches
 from harness.rows import Heads, Step
-from methods.band import band_attention, shifted_band_attention
-from methods.base import Method
+from methods.band import band_attention
+from methods.base import Method, ModelContext
 
 
 class Streaming(Method):
@@ -47,11 +53,16 @@ class Streaming(Method):
 
     options: Options
 
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        super().__init__(options, model)
+        # In the same memory for every request, so that a recorded decode step stays valid.
+        self._plain = torch.empty(0)
+        self._front: Front | None = None
+
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
-        """Turns the window into tokens of this prompt and forgets the sinks."""
+        """Turns the window into tokens of this prompt."""
         super().begin(prompt_len, max_new_tokens)
         self.window = window_tokens(self.options.window, prompt_len, prompt_len + max_new_tokens)
-        self._sink_keys: dict[int, Tensor] = {}
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Rotates, stores what stays, and attends as the mode says."""
@@ -60,6 +71,8 @@ class Streaming(Method):
             return self._prefill(layer, heads, rotated)
         if self.options.mode == "ashape":
             return super().attend(layer, rotated, step)
+        if step.resident is not None:
+            return self._decode_resident(layer, rotated, step.resident)
         rows = zip(heads.single(), rotated.single(), strict=True)
         return torch.cat([self._decode(layer, plain, turned) for plain, turned in rows])
 
@@ -73,44 +86,96 @@ class Streaming(Method):
             self.cache[layer].append(k, v, heads.positions)
             if len(q) <= self.window:
                 return attention.causal(q, k, v)
-            return band_attention(attention, q, k, v, sinks, self.window)
+            return band_attention(attention, q, q, k, k[:sinks], v, self.window)
         self._store(layer, heads, rotated)
         if self.options.mode == "evict" or len(q) <= sinks + self.window:
             return attention.causal(q, k, v)
         at_sinks = heads.positions.clamp(max=sinks + self.window - 1)
         q_sink = self.model.rotate(heads.q, at_sinks)
-        return shifted_band_attention(q, q_sink, k, k[:sinks], v, self.window)
+        return band_attention(attention, q, q_sink, k, k[:sinks], v, self.window)
 
     def _store(self, layer: int, heads: Heads, rotated: Heads) -> None:
-        """Puts sinks and window into the cache, and the sinks' keys aside without rotation."""
+        """Puts sinks and window into the cache."""
         sinks, n = self.options.sinks, len(heads.positions)
         index = torch.arange(n, device=heads.positions.device)
         index = index[(index < sinks) | (index >= n - self.window)]
         self.cache[layer].append(rotated.k[index], rotated.v[index], heads.positions[index])
-        self._sink_keys[layer] = heads.k[:sinks].clone()
+        if self.options.mode == "faithful":
+            self._keep_plain(layer, heads.k[:sinks], 0)
+
+    def _keep_plain(self, layer: int, keys: Tensor, start: int) -> None:
+        """Puts keys of sinks, from the one at `start` on, aside without rotation."""
+        if not len(self._plain):
+            self._plain = keys.new_empty((self.model.shape.layers, self.options.sinks, *keys.shape[1:]))
+        self._plain[layer, start : start + len(keys)] = keys
 
     def _decode(self, layer: int, heads: Heads, rotated: Heads) -> Tensor:
         """One token: it comes in, the oldest recent one goes."""
         cache, sinks = self.cache[layer], self.options.sinks
+        if self.options.mode == "faithful" and cache.length < sinks:
+            self._keep_plain(layer, heads.k, cache.length)
         cache.append(rotated.k, rotated.v, heads.positions)
-        if len(self._sink_keys[layer]) < sinks:
-            self._sink_keys[layer] = torch.cat((self._sink_keys[layer], heads.k))
-        surplus = cache.length - sinks - self.window
-        if surplus > 0:
-            cache.slide(sinks, surplus)
+        self._slide(cache)
         if self.options.mode == "faithful" and sinks:
-            self._shift_sinks(layer, heads.positions)
+            keys = self._plain[layer, : cache.length]
+            cache.keys[: len(keys)] = self.model.rotate(keys, self._sink_places(heads.positions)[: len(keys)])
         return self.model.attention.causal(rotated.q, cache.keys, cache.values)
 
-    def _shift_sinks(self, layer: int, position: Tensor) -> None:
-        """Rotates the sinks' keys to where they lie in the cache, seen from the query at `position` ([1])."""
-        keys, cache = self._sink_keys[layer], self.cache[layer]
+    def _slide(self, cache: LayerCache) -> None:
+        surplus = cache.length - self.options.sinks - self.window
+        if surplus > 0:
+            cache.slide(self.options.sinks, surplus)
+
+    def _sink_places(self, position: Tensor) -> Tensor:
+        """Where the sinks lie in the cache, seen from the query at `position` ([1]): [sinks]."""
         gap = position - position.clamp(max=self.options.sinks + self.window - 1)
-        cache.keys[: len(keys)] = self.model.rotate(keys, torch.arange(len(keys), device=keys.device) + gap)
+        return torch.arange(self.options.sinks, device=position.device) + gap
 
     def static_decode(self) -> bool:
-        """Mode `ashape`: there decode is full attention. Elsewhere every token moves the window on the host."""
-        return self.options.mode == "ashape"
+        """As soon as all sinks are there; whether a cache is full, and slides, is decided on the device."""
+        if self.options.mode == "ashape":
+            return True
+        if self.cache[0].length < self.options.sinks:
+            return False
+        if self._front is None:
+            self._front = Front(self.cache, self.options.sinks)
+        self._front.take(self.cache)
+        return True
+
+    def _decode_resident(self, layer: int, heads: Heads, resident: ResidentCaches) -> Tensor:
+        """One token: full caches begin one token later, sinks come in front of the window, the token behind it."""
+        assert self._front is not None
+        if layer == 0:
+            full = (resident.table[:, 2:] >= self.options.sinks + self.window).long()
+            resident.table[:, :2] += full * heads.k.nbytes
+            resident.table[:, 2:] -= full
+            self._turn_front(heads.positions)
+        self._front.put(layer, resident)
+        return resident.attend(layer, heads)
+
+    def _turn_front(self, position: Tensor) -> None:
+        """Rotates all layers' sinks for the query at `position` ([1]); in mode `evict` they stay as they are."""
+        if self._front is not None and self.options.mode == "faithful" and self.options.sinks:
+            places = self._sink_places(position).repeat(len(self._plain))
+            turned = self.model.rotate(self._plain.flatten(0, 1), places)
+            self._front.keys.copy_(turned.view_as(self._plain))
+
+    def replayed(self, count: int, position: int) -> None:
+        """Slides the caches as the device did, and mends the sinks.
+
+        A step that was begun and not asked for has overwritten the oldest recent token, which no later step sees.
+        """
+        super().replayed(count, position)
+        if self._front is None:
+            return
+        self._turn_front(torch.full((1,), position + count - 1, device=self._front.keys.device))
+        for layer, cache in enumerate(self.cache):
+            self._slide(cache)
+            self._front.copy_into(cache, layer)
+
+    def capture_key(self) -> Hashable:
+        """Changes with the window, which may be a share of the prompt; mode `ashape` decodes without one."""
+        return None if self.options.mode == "ashape" else self.window
 
     def tokens_requested(self) -> list[int]:
         """Sinks and window; everything in mode `ashape`, which saves work, not memory."""
@@ -126,5 +191,42 @@ class Streaming(Method):
         return super().prefill_pairs(min(rows, seen)) + max(0, rows - seen) * seen
 
     def extra_bytes(self) -> int:
-        """Bytes of the sinks' keys without rotation."""
-        return sum(keys.nbytes for keys in self._sink_keys.values())
+        """Bytes of the sinks' keys without rotation, and of the sinks that replayed steps take from."""
+        replays = [] if self._front is None else [self._front.keys, self._front.values]
+        return sum(keys.nbytes for keys in (self._plain, *replays))
+
+
+class Front:
+    """The sinks of all layers, from where every replayed step copies them in front of the window.
+
+    Attributes:
+        keys, values: [layers, sinks, kv_heads, head_dim], the keys as the next token meets them.
+    """
+
+    def __init__(self, caches: Sequence[LayerCache], sinks: int) -> None:
+        """
+        Args:
+            caches: a layer each, not empty. sinks: tokens to hold of each.
+        """
+        like = caches[0].keys
+        self.keys, self.values = like.new_empty((2, len(caches), sinks, *like.shape[1:]))
+        pairs = zip(self.keys, self.values, strict=True)
+        self._addresses = torch.tensor([[part.data_ptr() for part in pair] for pair in pairs], device=like.device)
+        self._block = torch.zeros(1, dtype=torch.int64, device=like.device)
+
+    @torch.inference_mode()
+    def take(self, caches: Sequence[LayerCache]) -> None:
+        """Copies the sinks out of a request's caches."""
+        sinks = self.keys.shape[1]
+        self.keys.copy_(torch.stack([cache.keys[:sinks] for cache in caches]))
+        self.values.copy_(torch.stack([cache.values[:sinks] for cache in caches]))
+
+    def put(self, layer: int, resident: ResidentCaches) -> None:
+        """Copies the sinks to where the layer's cache begins now."""
+        if sinks := self.keys.shape[1]:
+            resident.fetch(layer, self._block, self._addresses[layer], self.keys, sinks)
+
+    def copy_into(self, cache: LayerCache, layer: int) -> None:
+        """The same from the host."""
+        sinks = self.keys.shape[1]
+        cache.keys[:sinks], cache.values[:sinks] = self.keys[layer], self.values[layer]

@@ -10,6 +10,7 @@ from harness.attention import KERNELS, Attention, check_attention, pick_attentio
 from harness.cli import main
 from harness.errors import InputError
 from harness.shape import ModelShape
+from methods.band import band_attention
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -18,33 +19,53 @@ SHAPE = ModelShape("llama", 1, 512, 512, 8, 2, 64, 100, 1024)
 SIZES = [(1, 1), (7, 7), (300, 300), (1, 200), (5, 200), (128, 333)]
 
 
-def written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[n, heads * d] in float32; query i is the token of key m - n + i."""
+def written_out(q: Tensor, k: Tensor, v: Tensor, sinks: int = 0, window: int = 1 << 30) -> Tensor:
+    """[n, heads * d] in float32; query i is the token of key m - n + i and sees sinks and window."""
     n, m, group = q.shape[0], k.shape[0], q.shape[1] // k.shape[1]
     q, k, v = (x.float().cpu() for x in (q, k, v))
-    out = torch.empty(n, q.shape[1], q.shape[2])
+    out, key = torch.empty(n, q.shape[1], q.shape[2]), torch.arange(m)
     for row in range(n):
-        seen = m - n + row + 1
+        last = m - n + row
+        seen = (key <= last) & ((key < sinks) | (key > last - window))
         for head in range(q.shape[1]):
-            logits = k[:seen, head // group] @ q[row, head] / q.shape[2] ** 0.5
-            out[row, head] = torch.softmax(logits, 0) @ v[:seen, head // group]
+            logits = k[seen, head // group] @ q[row, head] / q.shape[2] ** 0.5
+            out[row, head] = torch.softmax(logits, 0) @ v[seen, head // group]
     return out.flatten(1)
+
+
+def kernel_here(name: str) -> Attention:
+    try:
+        check_attention(name, DEVICE)
+        return pick_attention(name, SHAPE, DEVICE, DTYPE)
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def random_heads(n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n * 1000 + m)
+    q = torch.randn(n, 8, 64, generator=generator).to(DEVICE, DTYPE)
+    k, v = (torch.randn(m, 2, 64, generator=generator).to(DEVICE, DTYPE) for _ in range(2))
+    return q, k, v
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-2 if CUDA else 1e-5
+    return bool((found.float().cpu() - expected).norm() <= tolerance * expected.norm())
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_a_kernel_computes_causal_attention(kernel: str, n: int, m: int) -> None:
-    try:
-        check_attention(kernel, DEVICE)
-        attention = pick_attention(kernel, SHAPE, DEVICE, DTYPE)
-    except InputError as error:
-        pytest.skip(str(error))
-    generator = torch.Generator().manual_seed(n * 1000 + m)
-    q = torch.randn(n, 8, 64, generator=generator).to(DEVICE, DTYPE)
-    k, v = (torch.randn(m, 2, 64, generator=generator).to(DEVICE, DTYPE) for _ in range(2))
-    expected, found = written_out(q, k, v), attention.causal(q, k, v).float().cpu()
-    tolerance = 1e-2 if CUDA else 1e-5
-    assert (found - expected).norm() <= tolerance * expected.norm()
+    q, k, v = random_heads(n, m)
+    assert agree(kernel_here(kernel).causal(q, k, v), written_out(q, k, v))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("n", "sinks", "window"), [(70, 4, 16), (64, 0, 16), (33, 4, 40), (50, 20, 7), (20, 3, 1)])
+def test_a_band_is_joined_from_causal_attention(kernel: str, n: int, sinks: int, window: int) -> None:
+    q, k, v = random_heads(n, n)
+    found = band_attention(kernel_here(kernel), q, q, k, k[:sinks], v, window)
+    assert agree(found, written_out(q, k, v, sinks, window))
 
 
 def test_auto_takes_what_works() -> None:
