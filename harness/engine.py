@@ -100,7 +100,7 @@ class Engine:
         self.work = Work([], [])
         tied = model.lm_head.weight is body.embed_tokens.weight
         self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
-        self.context = ModelContext(shape, attention or Attention(), self.verbs.rotary)
+        self.context = ModelContext(shape, attention or Attention(), self.verbs.rotary.move)
         weight = self.embed.weight
         self._resident = ResidentCaches(shape, weight.dtype, weight.device) if kind == "graphed" else None
         self._graphs: WeakKeyDictionary[Method, GraphedDecode] = WeakKeyDictionary()
@@ -196,7 +196,7 @@ class Engine:
         for layer in range(len(self.layers)):
             work.projected.append(len(rows))
             with part("project"):
-                heads = self.verbs.project(layer, rows, rotated=method.rotated)
+                heads = self.verbs.project(layer, rows)
             with part("attention"):
                 rows = rows.with_attended(method.attend(layer, heads, step))
             rows = method.after_attention(layer, rows, heads, step)

@@ -67,18 +67,17 @@ class FusedVerbs(Verbs):
         self._gate_up = [_join(mlp.gate_proj, mlp.up_proj) for _, mlp in blocks]
         self._head_norms = hasattr(self.layers[0].self_attn, "q_norm")
 
-    def project(self, layer: int, rows: Rows, *, rotated: bool) -> Heads:
+    def project(self, layer: int, rows: Rows) -> Heads:
         """One product; queries, keys and values are views of its result."""
-        turn = rotated and not self._head_norms
+        turn = not self._head_norms
         qkv = self._project_row(layer, rows, turn) if len(rows) == 1 else self._project_rows(layer, rows, turn)
         keys = self.shape.heads + self.shape.kv_heads
         q, k, v = qkv.tensor_split((self.shape.heads, keys), 1)
         if self._head_norms:
             attention = self.layers[layer].self_attn
             q, k = attention.q_norm(q), attention.k_norm(k)
-            if rotated:
-                cos, sin = self.rotary.angles(q, rows.positions)
-                q, k = self._rowwise.rotate_(q, cos, sin), self._rowwise.rotate_(k, cos, sin)
+            cos, sin = self.rotary.angles(q, rows.positions)
+            q, k = self._rowwise.rotate_(q, cos, sin), self._rowwise.rotate_(k, cos, sin)
         return Heads(q, k, v, rows.positions)
 
     def _project_rows(self, layer: int, rows: Rows, turn: bool) -> Tensor:

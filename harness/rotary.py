@@ -33,8 +33,18 @@ class Rotary:
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotates x, [n, heads, d], to `positions`, [n] int64."""
-        cos, sin = (angle.unsqueeze(1) for angle in self.angles(x, positions))
-        return (x * cos) + (_half_turn(x) * sin)
+        return _rotated(x, *self.angles(x, positions))
+
+    def move(self, x: Tensor, by: Tensor) -> Tensor:
+        """Rotates x, [n, heads, d], which is rotated already, further by so many positions, [n] int64, or back."""
+        cos, sin = self._module(x, by.unsqueeze(0))
+        # Some variants (yarn) scale queries and keys with the angles, which was done once.
+        scale = getattr(self._module, "attention_scaling", 1.0)
+        return _rotated(x, cos[0] / scale, sin[0] / scale)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos.unsqueeze(1)) + (_half_turn(x) * sin.unsqueeze(1))
 
 
 def _half_turn(x: Tensor) -> Tensor:

@@ -30,15 +30,14 @@ class Verbs:
         self.rotary = Rotary(model.model.rotary_emb)
         self.shape = shape
 
-    def project(self, layer: int, rows: Rows, *, rotated: bool) -> Heads:
+    def project(self, layer: int, rows: Rows) -> Heads:
         """Queries, keys and values: norm, projections, the family's head norms, rotary positions."""
         block = self.layers[layer]
         attention, hidden = block.self_attn, block.input_layernorm(rows.hidden)
         q, k, v = (self._split(linear(hidden)) for linear in (attention.q_proj, attention.k_proj, attention.v_proj))
         if hasattr(attention, "q_norm"):
             q, k = attention.q_norm(q), attention.k_norm(k)
-        if rotated:
-            q, k = self.rotary(q, rows.positions), self.rotary(k, rows.positions)
+        q, k = self.rotary(q, rows.positions), self.rotary(k, rows.positions)
         return Heads(q, k, v, rows.positions)
 
     def feed_forward(self, layer: int, rows: Rows) -> Rows:

@@ -40,12 +40,12 @@ class ModelContext:
     Attributes:
         shape: the model's numbers.
         attention: the attention kernel that every method of a run shares.
-        rotate: (x [n, heads, d], positions [n]) -> x rotated to those positions.
+        move: (x [n, heads, d], by [n]) -> queries or keys x as if so many positions further on, or back.
     """
 
     shape: ModelShape
     attention: Attention
-    rotate: Callable[[Tensor, Tensor], Tensor]
+    move: Callable[[Tensor, Tensor], Tensor]
 
 
 class Method:
@@ -53,7 +53,6 @@ class Method:
 
     Attributes:
         name, summary: how the command line lists the method.
-        rotated: whether `attend` receives queries and keys with rotary positions applied.
         simulated: it masks instead of skipping work, so its latency and memory mean nothing and are not reported.
         reorders: its caches need not hold tokens at ascending original positions.
         nothing: options with which it prunes nothing, so that it must equal full attention.
@@ -63,7 +62,6 @@ class Method:
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    rotated: ClassVar[bool] = True
     simulated: ClassVar[bool] = False
     reorders: ClassVar[bool] = False
     nothing: ClassVar[Mapping[str, str]] = {}

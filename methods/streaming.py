@@ -11,7 +11,7 @@ Three variants circulate under the name; `mode` says which one runs:
   stay, decode attends to everything.
 
 Rotary attention depends on distances alone. Within the window, distances in the cache equal those in the text, so
-window keys keep their original rotation; only the few sink keys are rotated anew for each query, at the distance they
+window keys keep their original rotation; only the few sink keys are rotated on for each query, to the distance they
 have in the cache. This gives the paper's re-indexed positions without rotating the whole cache at every step.
 
 A cache that is full slides through the memory reserved for new tokens: it begins one token later with every step, and
@@ -41,7 +41,6 @@ class Streaming(Method):
 
     name = "streaming"
     summary = "StreamingLLM: attention sinks and recent tokens; modes faithful, evict, ashape"
-    rotated = False
     nothing = MappingProxyType({"window": "1"})
 
     class Options(OptionSet):
@@ -56,7 +55,7 @@ class Streaming(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         # In the same memory for every request, so that a recorded decode step stays valid.
-        self._plain = torch.empty(0)
+        self._sinks = torch.empty(0)
         self._front: Front | None = None
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
@@ -65,71 +64,64 @@ class Streaming(Method):
         self.window = window_tokens(self.options.window, prompt_len, prompt_len + max_new_tokens)
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
-        """Rotates, stores what stays, and attends as the mode says."""
-        rotated = Heads(self._rotate(heads.q, heads), self._rotate(heads.k, heads), heads.v, heads.positions)
+        """Stores what stays, and attends as the mode says."""
         if step.phase == "prefill":
-            return self._prefill(layer, heads, rotated)
+            return self._prefill(layer, heads)
         if self.options.mode == "ashape":
-            return super().attend(layer, rotated, step)
+            return super().attend(layer, heads, step)
         if step.resident is not None:
-            return self._decode_resident(layer, rotated, step.resident)
-        rows = zip(heads.single(), rotated.single(), strict=True)
-        return torch.cat([self._decode(layer, plain, turned) for plain, turned in rows])
+            return self._decode_resident(layer, heads, step.resident)
+        return torch.cat([self._decode(layer, row) for row in heads.single()])
 
-    def _rotate(self, x: Tensor, heads: Heads) -> Tensor:
-        return self.model.rotate(x, heads.positions)
-
-    def _prefill(self, layer: int, heads: Heads, rotated: Heads) -> Tensor:
+    def _prefill(self, layer: int, heads: Heads) -> Tensor:
         attention, sinks = self.model.attention, self.options.sinks
-        q, k, v = rotated.q, rotated.k, rotated.v
+        q, k, v = heads.q, heads.k, heads.v
         if self.options.mode == "ashape":
             self.cache[layer].append(k, v, heads.positions)
             if len(q) <= self.window:
                 return attention.causal(q, k, v)
             return band_attention(attention, q, q, k, k[:sinks], v, self.window)
-        self._store(layer, heads, rotated)
+        self._store(layer, heads)
         if self.options.mode == "evict" or len(q) <= sinks + self.window:
             return attention.causal(q, k, v)
-        at_sinks = heads.positions.clamp(max=sinks + self.window - 1)
-        q_sink = self.model.rotate(heads.q, at_sinks)
+        q_sink = self.model.move(q, -self._gap(heads.positions))
         return band_attention(attention, q, q_sink, k, k[:sinks], v, self.window)
 
-    def _store(self, layer: int, heads: Heads, rotated: Heads) -> None:
+    def _store(self, layer: int, heads: Heads) -> None:
         """Puts sinks and window into the cache."""
         sinks, n = self.options.sinks, len(heads.positions)
         index = torch.arange(n, device=heads.positions.device)
         index = index[(index < sinks) | (index >= n - self.window)]
-        self.cache[layer].append(rotated.k[index], rotated.v[index], heads.positions[index])
+        self.cache[layer].append(heads.k[index], heads.v[index], heads.positions[index])
         if self.options.mode == "faithful":
-            self._keep_plain(layer, heads.k[:sinks], 0)
+            self._put_aside(layer, heads.k[:sinks], 0)
 
-    def _keep_plain(self, layer: int, keys: Tensor, start: int) -> None:
-        """Puts keys of sinks, from the one at `start` on, aside without rotation."""
-        if not len(self._plain):
-            self._plain = keys.new_empty((self.model.shape.layers, self.options.sinks, *keys.shape[1:]))
-        self._plain[layer, start : start + len(keys)] = keys
+    def _put_aside(self, layer: int, keys: Tensor, start: int) -> None:
+        """Keeps keys of sinks, from the one at `start` on, as they are at their original positions."""
+        if not len(self._sinks):
+            self._sinks = keys.new_empty((self.model.shape.layers, self.options.sinks, *keys.shape[1:]))
+        self._sinks[layer, start : start + len(keys)] = keys
 
-    def _decode(self, layer: int, heads: Heads, rotated: Heads) -> Tensor:
+    def _decode(self, layer: int, heads: Heads) -> Tensor:
         """One token: it comes in, the oldest recent one goes."""
         cache, sinks = self.cache[layer], self.options.sinks
         if self.options.mode == "faithful" and cache.length < sinks:
-            self._keep_plain(layer, heads.k, cache.length)
-        cache.append(rotated.k, rotated.v, heads.positions)
+            self._put_aside(layer, heads.k, cache.length)
+        cache.append(heads.k, heads.v, heads.positions)
         self._slide(cache)
         if self.options.mode == "faithful" and sinks:
-            keys = self._plain[layer, : cache.length]
-            cache.keys[: len(keys)] = self.model.rotate(keys, self._sink_places(heads.positions)[: len(keys)])
-        return self.model.attention.causal(rotated.q, cache.keys, cache.values)
+            keys = self._sinks[layer, : cache.length]
+            cache.keys[: len(keys)] = self.model.move(keys, self._gap(heads.positions).expand(len(keys)))
+        return self.model.attention.causal(heads.q, cache.keys, cache.values)
 
     def _slide(self, cache: LayerCache) -> None:
         surplus = cache.length - self.options.sinks - self.window
         if surplus > 0:
             cache.slide(self.options.sinks, surplus)
 
-    def _sink_places(self, position: Tensor) -> Tensor:
-        """Where the sinks lie in the cache, seen from the query at `position` ([1]): [sinks]."""
-        gap = position - position.clamp(max=self.options.sinks + self.window - 1)
-        return torch.arange(self.options.sinks, device=position.device) + gap
+    def _gap(self, positions: Tensor) -> Tensor:
+        """How many positions nearer the sinks are in the cache than in the text, seen from each position: [n]."""
+        return positions - positions.clamp(max=self.options.sinks + self.window - 1)
 
     def static_decode(self) -> bool:
         """As soon as all sinks are there; whether a cache is full, and slides, is decided on the device."""
@@ -154,11 +146,11 @@ class Streaming(Method):
         return resident.attend(layer, heads)
 
     def _turn_front(self, position: Tensor) -> None:
-        """Rotates all layers' sinks for the query at `position` ([1]); in mode `evict` they stay as they are."""
+        """Moves all layers' sinks to where the query at `position` ([1]) sees them; in mode `evict` they stay."""
         if self._front is not None and self.options.mode == "faithful" and self.options.sinks:
-            places = self._sink_places(position).repeat(len(self._plain))
-            turned = self.model.rotate(self._plain.flatten(0, 1), places)
-            self._front.keys.copy_(turned.view_as(self._plain))
+            keys = self._sinks.flatten(0, 1)
+            moved = self.model.move(keys, self._gap(position).expand(len(keys)))
+            self._front.keys.copy_(moved.view_as(self._sinks))
 
     def replayed(self, count: int, position: int) -> None:
         """Slides the caches as the device did, and mends the sinks.
@@ -191,9 +183,9 @@ class Streaming(Method):
         return super().prefill_pairs(min(rows, seen)) + max(0, rows - seen) * seen
 
     def extra_bytes(self) -> int:
-        """Bytes of the sinks' keys without rotation, and of the sinks that replayed steps take from."""
+        """Bytes of the sinks' keys at their original positions, and of the sinks that replayed steps take from."""
         replays = [] if self._front is None else [self._front.keys, self._front.values]
-        return sum(keys.nbytes for keys in (self._plain, *replays))
+        return sum(keys.nbytes for keys in (self._sinks, *replays))
 
 
 class Front:

@@ -130,7 +130,7 @@ def test_a_recorded_step_finds_its_memory_again(mode: str) -> None:
         same_answer(plain, (engine, method), Request(PROMPT[:length], new))
         keys.append(method.capture_key())
         assert method._front is not None
-        addresses.append([part.data_ptr() for part in (method._plain, method._front.keys, method._front.values)])
+        addresses.append([part.data_ptr() for part in (method._sinks, method._front.keys, method._front.values)])
     assert keys[0] == keys[1] == keys[3] != keys[2]
     assert addresses[0] == addresses[1] == addresses[2] == addresses[3]
 
