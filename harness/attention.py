@@ -21,6 +21,9 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from harness.errors import InputError
 from harness.shape import ModelShape
 
+_UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN, which takes tens of milliseconds to plan for a new shape, and every decode step brings one."""
+
 
 class Attention:
     """PyTorch's scaled dot product attention, with the backend that it picks itself."""
@@ -35,12 +38,10 @@ class Attention:
             [n, heads * d].
         """
         n, m = q.shape[0], k.shape[0]
-        if m == 1:  # which cuDNN refuses, and which needs no kernel
-            return v.repeat_interleave(q.shape[1] // v.shape[1], 1).flatten(1)
-        if n not in (1, m):
-            return self.masked(q, k, v, _lower_right(n, m, q.device))
+        if n == 1 or n != m:
+            return self.masked(q, k, v, None if n == 1 else _lower_right(n, m, q.device))
         with type(self).backend():
-            return _sdpa(q, k, v, None, is_causal=n > 1)
+            return _sdpa(q, k, v, None, is_causal=True)
 
     def normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Causal attention in each of b texts by itself, with what it takes to join it with attention to other keys.
@@ -66,7 +67,10 @@ class Attention:
         Returns:
             [n, heads * d].
         """
-        return _sdpa(q, k, v, mask, is_causal=False)
+        if mask is not None and mask.is_cuda:  # where the fused kernels take a mask or grouped heads, not both
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+        with sdpa_kernel(_UNPLANNED):
+            return _sdpa(q, k, v, mask, is_causal=False)
 
 
 class CudnnAttention(Attention):

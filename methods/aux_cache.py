@@ -8,6 +8,11 @@ from torch import Tensor
 from harness.rows import Rows
 
 
+def true_at(mask: Tensor, count: int) -> Tensor:
+    """Indices, ascending, of the `count` places where `mask`, [n] bool, is true; asks the device nothing."""
+    return mask.nonzero_static(size=count).squeeze(1)
+
+
 class AuxCache:
     """Rows on hold before one layer."""
 
@@ -27,13 +32,12 @@ class AuxCache:
         """
         if self._rows is None:
             return None
-        wanted = selected[self._rows.positions]
-        index = wanted.nonzero().squeeze(1)
-        if not len(index):
+        rows, wanted = self._rows, selected[self._rows.positions]
+        count = int(wanted.sum())  # the one place where decode waits for the device
+        if not count:
             return None
-        taken = self._rows.select(index)
-        self._rows = self._rows.select((~wanted).nonzero().squeeze(1))
-        return taken
+        self._rows = rows.select(true_at(~wanted, len(rows) - count))
+        return rows.select(true_at(wanted, count))
 
     @property
     def positions(self) -> Tensor:

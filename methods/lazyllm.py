@@ -32,7 +32,7 @@ from harness.options import Budget, OptionSet, budget_tokens
 from harness.parts import part
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
-from methods.aux_cache import AuxCache
+from methods.aux_cache import AuxCache, true_at
 from methods.base import Method, ModelContext
 from methods.relevance import token_attention
 from methods.schedule import check_schedule, pruning_layers, requested_tokens
@@ -75,7 +75,6 @@ class LazyLLM(Method):
         super().begin(prompt_len, max_new_tokens)
         self.aux = {layer: AuxCache() for layer in self.layers}
         self._total = prompt_len + max_new_tokens
-        self._selected: Tensor | None = None
         self._index: Tensor | None = None
         self._recomputed = 0
 
@@ -85,17 +84,18 @@ class LazyLLM(Method):
         self.aux = {layer: AuxCache() for layer in self.layers}
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
-        """In decode, attends to the selected tokens alone, in the order of their original positions."""
+        """In decode, attends to the selected tokens alone, by their original positions."""
         if step.phase == "prefill" or not self.options.revive:
             return super().attend(layer, heads, step)
+        if layer == 0:
+            self._index = None
         cache = self.cache[layer]
         cache.append(heads.k, heads.v, heads.positions)
-        self._recomputed += len(heads.positions) - step.count
-        if layer == 0:
-            self._selected = self._index = None
-        keys, values, positions = self._visible(layer)
-        mask = positions.unsqueeze(0) <= heads.positions.unsqueeze(1)
-        return self.model.attention.masked(heads.q, keys, values, None if len(mask) == 1 else mask)
+        self._recomputed += len(heads) - step.count
+        keys, values, mask = self._visible(cache.keys), self._visible(cache.values), None
+        if len(heads) > 1:
+            mask = self._visible(cache.positions) <= heads.positions.unsqueeze(1)
+        return self.model.attention.masked(heads.q, keys, values, mask)
 
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """At a pruning point: selects, puts dropped rows aside and, in decode, fetches missing ones."""
@@ -114,23 +114,35 @@ class LazyLLM(Method):
         if chosen is None:
             return rows
         if self.options.revive:
-            dropped = torch.ones(len(rows), dtype=torch.bool, device=chosen.device)
-            dropped[chosen] = False
-            self.aux[layer + 1].put(rows.select(dropped.nonzero().squeeze(1)))
+            dropped = torch.ones(len(rows), dtype=torch.bool, device=chosen.device).index_fill_(0, chosen, False)
+            self.aux[layer + 1].put(rows.select(true_at(dropped, len(rows) - len(chosen))))
         with part("gather"):
             return rows.select(chosen)
 
     def _reselect(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Selects among the tokens visible in `layer`; returns the rows that layer + 1 has to compute."""
-        keys, _, positions = self._visible(layer)
-        chosen = self._choose(layer, heads.q[-1:], keys, step.start + step.count)
-        selected = torch.zeros(self._total, dtype=torch.bool, device=positions.device)
-        selected[positions if chosen is None else positions[chosen]] = True
-        selected[step.start : step.start + step.count] = True
-        self._selected, self._index, aux = selected, None, self.aux[layer + 1]
-        stays = selected[rows.positions]
-        aux.put(rows.select((~stays).nonzero().squeeze(1)))
-        return rows.select(stays.nonzero().squeeze(1)).merged(aux.take(selected))
+        cache, behind, seen = self.cache[layer], self.cache[layer + 1], step.start + step.count
+        positions = self._visible(cache.positions)
+        chosen = self._choose(layer, heads.q[-1:], self._visible(cache.keys), seen)
+        if chosen is not None:
+            positions = positions[chosen]
+        selected = torch.zeros(self._total, dtype=torch.bool, device=positions.device).index_fill_(0, positions, True)
+        selected[step.start : seen] = True
+        # A lone new token is always among the chosen, so the device need not be asked how many there are.
+        count = len(positions) if step.count == 1 else int(selected.sum())
+        rows = self._exchange(self.aux[layer + 1], rows, selected, step)
+        present = torch.cat((behind.positions, rows.positions))
+        self._index = None if count == len(present) else true_at(selected[present], count)
+        return rows
+
+    def _exchange(self, aux: AuxCache, rows: Rows, selected: Tensor, step: Step) -> Rows:
+        """Rows come to a pruning point; those selected go on, with those selected that were on hold."""
+        if len(rows) == step.count:  # new tokens alone, which always go on
+            return rows.merged(aux.take(selected))
+        aux.put(rows)
+        taken = aux.take(selected)
+        assert taken is not None
+        return taken
 
     def _choose(self, layer: int, q: Tensor, keys: Tensor, seen: int) -> Tensor | None:
         """Indices of the keys that the query attends to most; None if all may stay.
@@ -151,17 +163,12 @@ class LazyLLM(Method):
             scores[-1] = torch.inf
             return scores.topk(count).indices.sort().values
 
-    def _visible(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and positions of the tokens that are selected at this layer, the newest last.
+    def _visible(self, cached: Tensor) -> Tensor:
+        """Those of a layer's cached keys, values or positions whose tokens are selected, the newest last.
 
         Between two pruning points all caches hold the same tokens in the same order, so one index serves them all.
         """
-        cache = self.cache[layer]
-        if self._selected is not None and self._index is None:
-            self._index = self._selected[cache.positions].nonzero().squeeze(1)
-        if self._index is None or len(self._index) == cache.length:
-            return cache.keys, cache.values, cache.positions
-        return cache.keys[self._index], cache.values[self._index], cache.positions[self._index]
+        return cached if self._index is None else cached.index_select(0, self._index)
 
     def tokens_requested(self) -> list[int]:
         """The keep ratios in tokens of the prompt."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.backends.cuda import cudnn_sdp_enabled
+from torch.nn.functional import scaled_dot_product_attention
 
 from harness.attention import KERNELS, Attention, check_attention, pick_attention
 from harness.cli import main
@@ -68,9 +72,23 @@ def test_a_band_is_joined_from_causal_attention(kernel: str, n: int, sinks: int,
     assert agree(found, written_out(q, k, v, sinks, window))
 
 
+@pytest.mark.parametrize(("n", "m"), [(1, 9), (3, 9)])
+def test_cudnn_plans_for_prefills_alone(n: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def spy(*args: Any, **options: Any) -> Tensor:
+        seen.append(cudnn_sdp_enabled())  # type: ignore[no-untyped-call]
+        return scaled_dot_product_attention(*args, **options)
+
+    monkeypatch.setattr("harness.attention.sdpa", spy)
+    Attention().causal(*random_heads(n, m))
+    Attention().causal(*random_heads(m, m))
+    assert seen == [False, True]
+
+
 def test_auto_takes_what_works() -> None:
-    attention = pick_attention("auto", SHAPE, DEVICE, DTYPE)
-    assert isinstance(attention, Attention) and (CUDA or attention.kernel == "sdpa")
+    found = pick_attention("auto", SHAPE, DEVICE, DTYPE)
+    assert isinstance(found, Attention) and (CUDA or found.kernel == "sdpa")
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "sdpa"])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import InputError
 from harness.rows import Heads, Rows, Step
+from methods.base import Method
 from methods.registry import parse_methods
 from methods.slim import Slim
 from tests.tiny import FAMILIES, HEADS, build, generate, random_ids, tiny_engine, tiny_shape
@@ -94,6 +98,40 @@ def test_lazyllm_keeps_the_tokens_that_the_last_token_attends_to() -> None:
     attention = torch.stack([(k[:, head] @ q[head] / 4).softmax(0) for head in range(4)]).mean(0)
     best = set(attention[:-1].topk(9).indices.tolist()) | {39}
     assert set(method.cache[2].positions.tolist()) == best
+
+
+def decoding(text: str, length: int, steps: int) -> tuple[Method, Callable[[], None]]:
+    """A method behind the prefill of a random prompt, and what runs its next `steps` decode steps."""
+    engine, ids = tiny_engine(), random_ids(length + steps)
+    method = build(text, engine)
+    method.begin(length, steps)
+    engine.forward(method, ids[:length], Step("prefill", 0, length))
+
+    def decode() -> None:
+        for position in range(length, length + steps):
+            engine.forward(method, ids[position : position + 1], Step("decode", position, 1))
+
+    return method, decode
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operators for which the host would wait for a device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name == "index" and any(at is not None and at.dtype == torch.bool for at in args[1])
+        self.count += by_mask or name in ("_local_scalar_dense", "item", "nonzero", "_unique2", "equal")
+        return func(*args, **kwargs or {})
+
+
+def test_lazyllm_waits_for_the_device_once_a_pruning_point() -> None:
+    method, decode = decoding("lazyllm:keep=0.5/0.25/0.125:layers=1/3/5", 200, 6)
+    with Waits() as waits:  # type: ignore[no-untyped-call]
+        decode()
+    assert waits.count == 6 * 3
+    assert method.tokens_recomputed() > 100  # with rows that come back, and are dropped again
 
 
 @pytest.mark.parametrize(
