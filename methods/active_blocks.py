@@ -8,7 +8,6 @@ another one is wanted there, so a swap moves what is missing and nothing else.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from harness.cache import LayerCache
 from methods.capacity import capacity
 from methods.host_store import HostStore, Offload
-from methods.relevance import block_maxima, head_dots, unit_means
+from methods.relevance import block_maxima, unit_attention_from_means, unit_means
 
 if TYPE_CHECKING:
     from harness.resident import ResidentCaches
@@ -119,8 +118,7 @@ class ActiveBlocks:
         Args:
             q: the step's query, [1, heads, head_dim].
         """
-        logits = head_dots(q, self._units).float() / math.sqrt(q.shape[-1]) + self._unit_lift
-        units = logits.softmax(-1).mean((0, 1))
+        units = unit_attention_from_means(q, self._units, self._unit_lift)
         scores = block_maxima(units, self._block // self._unit) + self._lift
         best = scores.topk(len(self.active)).indices
         return best.masked_fill(self.active == NONE, NONE).sort().values

@@ -51,9 +51,9 @@ def unit_attention(q: Tensor, k: Tensor, unit: int) -> Tensor:
     return unit_attention_from_means(q, unit_means(k, unit))
 
 
-def unit_attention_from_means(q: Tensor, units: Tensor) -> Tensor:
-    """The same from the units' mean keys, [units, kv_heads, d]."""
-    logits = head_dots(q.mean(0, keepdim=True), units).float() * _scale(q)
+def unit_attention_from_means(q: Tensor, units: Tensor, lift: Tensor | float = 0.0) -> Tensor:
+    """The same from the units' mean keys, [units, kv_heads, d], with `lift`, [units], added to their logits."""
+    logits = head_dots(q.mean(0, keepdim=True), units).float() * _scale(q) + lift
     return logits.softmax(-1).mean((0, 1))
 
 
