@@ -52,7 +52,7 @@ def warnings(run: Recorded) -> Iterator[str]:
         yield "No noise floor: full attention was not run against itself (--noise-floor)."
     counts = run.summary["n"]
     if len(counts) and int(counts.min()) < _FEW:
-        yield f"Some tasks have only {int(counts.min())} samples: only large differences of accuracy would show."
+        yield f"Some tasks have only {int(counts.min())} samples: only large differences would show."
 
 
 def _fastest(faster: list[tuple[str, dict[str, Any]]]) -> str:
