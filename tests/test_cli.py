@@ -168,9 +168,11 @@ def test_ctrl_c_leaves_a_valid_folder_that_says_it_is_incomplete(tmp_path: Path)
     folder = tmp_path / "run"
     command = [sys.executable, "-c", "from harness.cli import main; main()", "run", "--methods", "full"]
     tasks = ["--tasks", "needle:lengths=192:repeats=40"]
+    # What runs the tests in the background may ignore the signal, and children inherit that.
     process = subprocess.Popen(
-        [*command, *tasks, "--output", str(folder)], stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+        [*command, *tasks, "--output", str(folder)], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not _has_records(folder):
         time.sleep(0.1)
