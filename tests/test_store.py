@@ -185,7 +185,9 @@ def test_a_packed_run_is_read_as_it_is_and_unpacked_when_it_goes_on(tmp_path: Pa
     assert not packed.exists() and plain.read_bytes().startswith(content) and len(load(tmp_path)) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"{}\n" * 99)[:-9]])
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"{}\n" * 99)[:-9]], ids=["empty", "not packed", "cut off"]
+)
 def test_a_packed_run_that_is_damaged_is_one_line(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, "0")
     (tmp_path / "samples.jsonl").unlink()
