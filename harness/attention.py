@@ -53,8 +53,8 @@ class Attention:
             [b, n, heads, d], and the log of each softmax's denominator, [b, n, heads] float32.
         """
         # The public function keeps the denominators to itself; the operators behind it hand them out.
-        group, n = q.shape[2] // k.shape[2], q.shape[1]
-        q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
+        n, heads = q.shape[1:3]
+        q, k, v = (x.transpose(1, 2) for x in (q, repeated_heads(k, heads), repeated_heads(v, heads)))
         if q.is_cuda:
             out, norm, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, is_causal=True)
         else:
@@ -68,7 +68,7 @@ class Attention:
             [n, heads * d].
         """
         if mask is not None and mask.is_cuda:  # where the fused kernels take a mask or grouped heads, not both
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+            k, v = repeated_heads(k, q.shape[1]), repeated_heads(v, q.shape[1])
         with sdpa_kernel(_UNPLANNED):
             return _sdpa(q, k, v, mask, is_causal=False)
 
@@ -162,6 +162,11 @@ def _working(kind: type[Attention], shape: ModelShape, device: torch.device, dty
     except (ImportError, AttributeError, RuntimeError, ValueError, AssertionError, NotImplementedError):
         return None
     return attention
+
+
+def repeated_heads(x: Tensor, heads: int) -> Tensor:
+    """Keys or values with each KV head repeated for every query head that reads it: [..., kv, d] -> [..., heads, d]."""
+    return x.repeat_interleave(heads // x.shape[-2], -2)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:

@@ -69,8 +69,7 @@ class FusedVerbs(Verbs):
 
     def project(self, layer: int, rows: Rows) -> Heads:
         """One product; queries, keys and values are views of its result."""
-        turn = not self._head_norms
-        qkv = self._project_row(layer, rows, turn) if len(rows) == 1 else self._project_rows(layer, rows, turn)
+        qkv = self._project_row(layer, rows) if len(rows) == 1 else self._project_rows(layer, rows)
         keys = self.shape.heads + self.shape.kv_heads
         q, k, v = qkv.tensor_split((self.shape.heads, keys), 1)
         if self._head_norms:
@@ -80,17 +79,17 @@ class FusedVerbs(Verbs):
             q, k = self._rowwise.rotate_(q, cos, sin), self._rowwise.rotate_(k, cos, sin)
         return Heads(q, k, v, rows.positions)
 
-    def _project_rows(self, layer: int, rows: Rows, turn: bool) -> Tensor:
+    def _project_rows(self, layer: int, rows: Rows) -> Tensor:
         norm, (weight, bias) = self.layers[layer].input_layernorm, self._qkv[layer]
         hidden = self._rowwise.rms_norm(rows.hidden, norm.weight, norm.variance_epsilon)
         qkv = self._split(nn.functional.linear(hidden, weight, bias))
-        if turn:
+        if not self._head_norms:
             self._rowwise.rotate_(qkv[:, : -self.shape.kv_heads], *self.rotary.angles(qkv, rows.positions))
         return qkv
 
-    def _project_row(self, layer: int, rows: Rows, turn: bool) -> Tensor:
+    def _project_row(self, layer: int, rows: Rows) -> Tensor:
         norm, (weight, bias) = self.layers[layer].input_layernorm, self._qkv[layer]
-        angles = self.rotary.angles(rows.hidden, rows.positions) if turn else None
+        angles = None if self._head_norms else self.rotary.angles(rows.hidden, rows.positions)
         rotated = weight.shape[0] - self.shape.kv_heads * self.shape.head_dim
         return self._split(
             self._gemv.qkv_gemv(

@@ -281,16 +281,15 @@ def _read_samples(folder: Path) -> list[Record]:
 
 
 def _content(path: Path) -> bytes:
+    content = path.read_bytes()
     if path.name != PACKED:
-        return path.read_bytes()
-    packed = path.read_bytes()
+        return content
     try:
-        content = gzip.decompress(packed)
+        if not content:  # which would unpack to no record at all
+            raise EOFError
+        return gzip.decompress(content)
     except (EOFError, OSError, zlib.error):
-        packed = b""
-    if not packed:
-        raise InputError(f"{path} is corrupt: it cannot be unpacked")
-    return content
+        raise InputError(f"{path} is corrupt: it cannot be unpacked") from None
 
 
 def _unpack(folder: Path) -> None:

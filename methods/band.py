@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from harness.attention import Attention
+from harness.attention import Attention, repeated_heads
 
 
 def band_attention(
@@ -61,8 +61,7 @@ def _block_before(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> tupl
 
 def _sinks(q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
     """Attention to the sinks that are behind the window."""
-    group = q.shape[1] // k.shape[1]
-    keys, values = (x.repeat_interleave(group, 1) for x in (k, v))
+    keys, values = repeated_heads(k, q.shape[1]), repeated_heads(v, q.shape[1])
     logits = torch.einsum("nhd,shd->nhs", q, keys).float() / math.sqrt(q.shape[2])
     place = torch.arange(q.shape[0], device=q.device) - window
     behind = torch.arange(len(k), device=q.device) <= place.unsqueeze(1)

@@ -86,24 +86,20 @@ class Slim(Method):
 
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
-        self.layers = self._layers(self.options, model.shape)
+        self.layers = pruning_layers(self.options.layers, model.shape.layers)
         self.active: dict[int, ActiveBlocks] = {}
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` for layers the model lacks and token budgets that cannot hold sink and tail."""
         assert isinstance(options, cls.Options)
-        check_schedule(cls.name, cls._layers(options, shape), options.budgets, shape)
+        check_schedule(cls.name, pruning_layers(options.layers, shape.layers), options.budgets, shape)
         if options.block % options.unit:
             raise InputError(f"{cls.name}: block={options.block} is not a multiple of unit={options.unit}")
         least = (options.sink + options.tail) * options.block
         for budget in options.budgets:
             if isinstance(budget, int) and budget < least:
                 raise InputError(f"{cls.name}: a budget of {budget} keeps nothing; sink and tail need {least}")
-
-    @classmethod
-    def _layers(cls, options: Options, shape: ModelShape) -> tuple[int, ...]:
-        return pruning_layers(options.layers, shape.layers)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns the budgets into tokens of this prompt; sink and tail always fit."""
