@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -24,8 +24,6 @@ class Case:
     d: int = 16
     length: int = 65
     splits: int = 3
-    fused: bool = True
-    block: int = 32
     page: int = 16
     dtype: torch.dtype = torch.float32
 
@@ -39,12 +37,11 @@ CASES = [
     Case(2, 3, 32, 64, 5),
     Case(1, 16, 16, 65, 9),
     Case(1, 4, 64, 500, 9),
-    Case(8, 1, 16, 300, 1, block=64),
+    Case(8, 1, 16, 300, 1),
     Case(1, 5, 16, 130, 3, page=7),
     Case(1, 4, 16, 130, 2, page=40),
     Case(2, 2, 32, 100, 4, dtype=torch.float16),
 ]
-CASES += [replace(case, fused=False) for case in CASES[2:8:3]]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3}
 
 
@@ -74,10 +71,7 @@ class Step:
 
     def kernel(self) -> Any:
         case = self.case
-        attention = DecodeAttention(
-            case.kv_heads * case.group, case.kv_heads, case.d, case.dtype, DEVICE, case.splits,
-            fused=case.fused, block=case.block, stages=2,
-        )  # fmt: skip
+        attention = DecodeAttention(case.kv_heads * case.group, case.kv_heads, case.d, case.dtype, DEVICE, case.splits)
         for buffer in (attention._sums, attention._tops, attention._totals):
             buffer.fill_(torch.nan)
         return attention
@@ -146,9 +140,8 @@ def test_the_new_token_is_stored_and_nothing_else_changes(paged: bool) -> None:
     assert torch.equal(table, step.table)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_one_object_serves_layers_and_steps_of_all_lengths(fused: bool) -> None:
-    step = Step(Case(kv_heads=1, fused=fused, splits=4), [70, 0, 14])
+def test_one_object_serves_layers_and_steps_of_all_lengths() -> None:
+    step = Step(Case(kv_heads=1, splits=4), [70, 0, 14])
     kernel = step.kernel()
     for _ in range(SPARE):
         for layer in range(len(step.lengths)):

@@ -24,11 +24,21 @@ def kernels(name: str) -> ModuleType:
     try:
         _mend()
         module = importlib.import_module(f"harness.kernels.{name}")
-        return importlib.reload(module) if _compiled(module) else module
+        return _interpreted(module)
     finally:
         os.environ.pop("TRITON_INTERPRET")
         if before is not None:
             os.environ["TRITON_INTERPRET"] = before
+
+
+def _interpreted(module: ModuleType) -> ModuleType:
+    """The module, and those that its kernels call into, decorated anew if need be."""
+    compiled = _compiled(module)
+    if not compiled:
+        return module
+    for name in {function.fn.__module__ for function in compiled.values()} - {module.__name__}:
+        _interpreted(importlib.import_module(name))
+    return importlib.reload(module)
 
 
 def _mend() -> None:

@@ -1,0 +1,100 @@
+"""Attention of one token's queries in pieces: what a piece leaves behind, and how pieces are joined.
+
+The state of a piece is, for every query, the highest logit so far (base 2), the sum of the weights relative to it, and
+the sum of the weighted values (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Programs that share a list of
+tokens each leave a state in device memory, and the last of them joins all (flash-decoding: Dao et al., 2023).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+# Rows of a tile of queries: the least that tensor cores multiply.
+ROWS = tl.constexpr(16)
+# Logit of nothing: finite, so that nothing minus nothing is 0 and not NaN.
+NOTHING = tl.constexpr(-1.0e30)
+
+
+@triton.jit
+def begin(DIM: tl.constexpr) -> Any:
+    """The state before the first token."""
+    return tl.full((ROWS,), NOTHING, tl.float32), tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, DIM), tl.float32)
+
+
+@triton.jit
+def take_in_tile(query, keys, values, offset, inside, top, total, acc, DIM: tl.constexpr, SCALE: tl.constexpr) -> Any:
+    """Attends to a tile of cached tokens: those at `offset` elements from `keys` and `values` that are `inside`."""
+    at = tl.arange(0, DIM)
+    key = tl.load(keys + offset[None, :] + at[:, None], mask=inside[None, :], other=0.0)
+    value = tl.load(values + offset[:, None] + at[None, :], mask=inside[:, None], other=0.0)
+    logit = tl.dot(query, key, input_precision="ieee") * SCALE
+    logit = tl.where(inside[None, :], logit, float("-inf"))
+    higher = tl.maximum(top, tl.max(logit, 1))
+    weight = tl.exp2(logit - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
+    return higher, total * shrink + tl.sum(weight, 1), acc
+
+
+@triton.jit
+def take_in_new(query, key, value, attended, top, total, acc, SCALE: tl.constexpr) -> Any:
+    """Attends to one token whose key and value are at hand, if `attended`."""
+    logit = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * SCALE
+    logit = tl.where(attended, logit, NOTHING)
+    higher = tl.maximum(top, logit)
+    weight, shrink = tl.exp2(logit - higher), tl.exp2(top - higher)
+    acc = acc * shrink[:, None] + weight[:, None] * value.to(tl.float32)[None, :]
+    return higher, total * shrink + weight, acc
+
+
+@triton.jit
+def leave(sums, tops, totals, place, top, total, acc, mine, DIM: tl.constexpr) -> Any:
+    """Stores the state of the rows that are `mine`, each at its `place`."""
+    at = tl.arange(0, DIM)
+    tl.store(sums + place[:, None] * DIM + at[None, :], acc, mask=mine[:, None])
+    tl.store(tops + place, top, mask=mine)
+    tl.store(totals + place, total, mask=mine)
+
+
+@triton.jit
+def is_last(counter, programs) -> Any:
+    """Whether this program is the last of so many to come here. It sees what the others stored before."""
+    # All threads have stored before one of them counts.
+    tl.debug_barrier()
+    done = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
+    if done == programs - 1:
+        tl.store(counter, 0)
+    return done == programs - 1
+
+
+@triton.jit
+def join(
+    sums, tops, totals, out, this, start, used,
+    COUNT: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    GROUP: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr,
+) -> Any:  # fmt: skip
+    """Joins `used` states of COUNT query heads, from head `start` of the group on, and stores their result."""
+    row, at = start + tl.arange(0, COUNT), tl.arange(0, DIM)
+    mine = row < GROUP
+    every = tl.arange(0, WIDTH)
+    at_all = (this * SPLITS + every)[:, None] * GROUP + row[None, :]
+    used_all = (every < used)[:, None] & mine[None, :]
+    # Other multiprocessors wrote these: past the first level of cache.
+    tops_all = tl.load(tops + at_all, mask=used_all, other=NOTHING, cache_modifier=".cg")
+    totals_all = tl.load(totals + at_all, mask=used_all, other=0.0, cache_modifier=".cg")
+    best = tl.max(tops_all, 0)
+    total = tl.sum(tl.exp2(tops_all - best[None, :]) * totals_all, 0)
+    acc = tl.zeros((CHUNK, COUNT, DIM), tl.float32)
+    for first in tl.range(0, used, CHUNK, num_stages=1):
+        split = first + tl.arange(0, CHUNK)
+        place = (this * SPLITS + split)[:, None] * GROUP + row[None, :]
+        there = (split < used)[:, None] & mine[None, :]
+        weight = tl.exp2(tl.load(tops + place, mask=there, other=NOTHING, cache_modifier=".cg") - best[None, :])
+        part = sums + place[:, :, None] * DIM + at[None, None, :]
+        acc += weight[:, :, None] * tl.load(part, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
+    head = this * GROUP + row
+    result = tl.sum(acc, 0) / tl.where(mine, total, 1.0)[:, None]
+    tl.store(out + head[:, None] * DIM + at[None, :], result, mask=mine[:, None])
