@@ -203,7 +203,8 @@ def _score(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict
 
 _TIMES = (
     "ttft_s", "tpot_s", "token_s", "e2e_s", "parts_s", "peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes",
-    "ledger", "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s", "decode_floor_s",
+    "ledger", "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s",
+    "prefill_lasting_floor_s", "decode_floor_s",
 )  # fmt: skip
 """What is null for a method that only simulates pruning."""
 
@@ -228,5 +229,6 @@ def _times(bench: Bench, method: Method, measured: Measured) -> dict[str, Any]:
         "dense_flops": dense_prefill_flops(shape, method.prompt_len),
         "decode_read_bytes": weights + read,
         "prefill_floor_s": near.prefill_floor_s,
+        "prefill_lasting_floor_s": near.prefill_lasting_floor_s,
         "decode_floor_s": near.decode_floor_s,
     }

@@ -72,6 +72,9 @@ class Record(BaseModel):
         description="prefill_flops over the device's measured matrix-product rate, or the time to read the weights "
         "once if that is longer: no prefill is much faster"
     )
+    prefill_lasting_floor_s: float | None = Field(
+        default=None, description="the same at the rate that the device keeps up for a second of nothing but products"
+    )
     decode_floor_s: float | None = Field(
         description="decode_read_bytes over the device's measured copy rate: no decode step is much faster"
     )

@@ -73,7 +73,7 @@ class ResidentCaches:
         """Attention to chosen pages; one object serves all layers, one after the other.
 
         Args:
-            room: pages that a layer's bounds have room for, 1 to `harness.resident_pages.MOST_PAGES`.
+            room: pages to choose from, at most, 1 to `harness.resident_pages.MOST_PAGES`.
             page: tokens a page.
             per: who chooses: every query head, or all query heads of a KV head together, by the best of them.
         """

@@ -49,20 +49,20 @@ class ResidentPages:
         )
         self.nbytes: int = self._select.nbytes
 
-    def attend(self, layer: int, heads: Heads, low: Tensor, high: Tensor, count: int) -> Tensor:
+    def attend(self, layer: int, heads: Heads, bounds: Tensor, count: int) -> Tensor:
         """Stores one token's key and value, takes the key into its page's bounds and attends to the best pages.
 
         Args:
             layer: whose cache.
             heads: of the token.
-            low, high: bounds of the layer's pages, [room, kv_heads, head_dim]; the new token's page is written.
+            bounds: [layers, 2] int64, addresses of all layers' bounds, see `PageSelect.page_scores`.
             count: pages to attend to, the new token's among them, 1 to room; all of them where there are fewer.
 
         Returns:
             [1, heads * head_dim].
         """
         q, k, v = heads.q[0], heads.k[0], heads.v[0]
-        scores = self._select.page_scores(q, k, low, high, self._table, layer)
+        scores = self._select.page_scores(q, k, bounds, self._table, layer)
         pages = self._select.best_pages(scores, count)
         out: Tensor = self._attention.paged(q, k, v, self._table, layer, pages, self._page)
         return out

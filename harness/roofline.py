@@ -103,10 +103,13 @@ class Ceilings:
 class Fractions:
     """Floor times in seconds, and floor over measured time: 1 is perfect, null where nothing was measured.
 
+    `prefill_lasting_floor_s` is the prefill's at the rate that products keep up (`Ceilings.gemm_flops_sustained`).
+
     A fraction above 1 says that the ceilings were measured on a busy machine; `measure_ceilings` raises them.
     """
 
     prefill_floor_s: float
+    prefill_lasting_floor_s: float | None
     prefill: float | None
     decode_floor_s: float
     decode: float | None
@@ -129,9 +132,12 @@ def fractions(
         ttft_s, tpot_s: measured seconds; None where there are none.
     """
     # A prefill of few rows is bound by reading the weights, too.
-    prefill = max(flops / ceilings.gemm_flops, weights_bytes / ceilings.copy_bytes_per_s)
+    read = weights_bytes / ceilings.copy_bytes_per_s
+    prefill = max(flops / ceilings.gemm_flops, read)
+    sustained = ceilings.gemm_flops_sustained
+    lasting = max(flops / sustained, read) if sustained else None
     decode = decode_bytes(weights_bytes, kv_read_bytes) / ceilings.copy_bytes_per_s
-    return Fractions(prefill, _share(prefill, ttft_s), decode, _share(decode, tpot_s))
+    return Fractions(prefill, lasting, _share(prefill, ttft_s), decode, _share(decode, tpot_s))
 
 
 def _share(floor: float, measured: float | None) -> float | None:

@@ -10,9 +10,8 @@ class PageBounds:
     """Channel-wise minimum and maximum of the keys of each page of one layer.
 
     Attributes:
-        room: pages there is memory for, once there are keys.
-        low, high: the bounds, [room, kv_heads, head_dim]; empty before the first keys, afterwards always at the same
-            addresses, so that a recorded decode step may write to them. What stands behind the layer's keys is noise.
+        low, high: the bounds, [room, kv_heads, head_dim]; empty before the first keys, afterwards at the same
+            addresses, so that kernels may write to them. What stands behind the layer's keys is noise.
     """
 
     def __init__(self, size: int, room: int) -> None:
@@ -21,13 +20,8 @@ class PageBounds:
             size: tokens a page.
             room: pages to have memory for; the layer may hold fewer.
         """
-        self._size, self.room = size, room
+        self._size, self._room, self._seen = size, room, 0
         self.low = self.high = torch.empty(0)
-        self.forget()
-
-    def forget(self) -> None:
-        """Begins anew with no token, in the memory that is there."""
-        self._seen = 0
 
     def update(self, keys: Tensor) -> None:
         """Takes in the tokens that came since the last call.
@@ -36,7 +30,7 @@ class PageBounds:
             keys: all keys of the layer, [n, kv_heads, d]; those seen before have not changed.
         """
         if not self.low.numel():
-            self.low = keys.new_empty((self.room, *keys.shape[1:]))
+            self.low = keys.new_empty((self._room, *keys.shape[1:]))
             self.high = torch.empty_like(self.low)
         first, whole = self._seen // self._size, len(keys) // self._size
         if whole > first:

@@ -66,8 +66,10 @@ class Quest(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.pages: list[PageBounds] = []
+        # Recorded steps find the bounds of the request by their addresses.
+        self._addresses = torch.zeros((model.shape.layers, 2), dtype=torch.int64)
         self._chooser: ResidentPages | None = None
-        self._memory, self._tokens = object(), 0
+        self._memory, self._tokens, self._room = object(), 0, 0
         paged = range(self.options.dense_layers, model.shape.layers) if self.options.offload == "host" else ()
         self._stores = {layer: HostStore("async") for layer in paged}
         self._leaving: list[int] = []
@@ -85,21 +87,24 @@ class Quest(Method):
         self.budget = window_tokens(self.options.budget, prompt_len, total)
         self.count, needed = max(1, self.budget // page), -(-total // page)
         self._fits = total <= self.budget or needed <= self.count
-        self._hold(total)
+        self.pages = [PageBounds(page, needed) for _ in self.cache]
+        self._make_room(total)
         self._leaving.clear()
         for store in self._stores.values():
             store.forget()
 
-    def _hold(self, total: int) -> None:
-        """Has bounds for that many tokens, in the last request's memory if that will do: recorded steps write to it."""
+    def end(self) -> None:
+        """Frees the bounds too."""
+        super().end()
+        self.pages = []
+
+    def _make_room(self, total: int) -> None:
+        """Has recorded steps choose among the pages of that many tokens, in the last request's memory if it will do."""
         page, self._tokens = self.options.page, capacity(total, self._tokens)
         # More than a recorded step can choose from only where they are needed.
         room = max(-(-total // page), min(-(-self._tokens // page), MOST_PAGES))
-        if not self.pages or room != self.pages[0].room:
-            self.pages, self._chooser = [PageBounds(page, room) for _ in self.cache], None
-            self._memory = object()
-        for pages in self.pages:
-            pages.forget()
+        if room != self._room:
+            self._room, self._chooser, self._memory = room, None, object()
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Dense in the prefill and in the first layers; pages elsewhere, chosen anew for every token."""
@@ -154,10 +159,9 @@ class Quest(Method):
         return _attend_pages(groups, cache.keys, cache.values, chosen, self.options.page)
 
     def _decode_resident(self, layer: int, heads: Heads, resident: ResidentCaches) -> Tensor:
-        pages = self.pages[layer]
         if self._chooser is None:
-            self._chooser = resident.pages(pages.room, self.options.page, self.options.per)
-        return self._chooser.attend(layer, heads, pages.low, pages.high, self.count)
+            self._chooser = resident.pages(self._room, self.options.page, self.options.per)
+        return self._chooser.attend(layer, heads, self._addresses, self.count)
 
     def static_decode(self) -> bool:
         """Where every step reads the same number of pages.
@@ -167,14 +171,21 @@ class Quest(Method):
         """
         if self._fits:
             return True
+        self._point_to_bounds()
         whole = self.budget <= self.count * self.options.page
-        return self.pages[0].room <= MOST_PAGES and (whole or self.cache[0].length >= self.budget)
+        return self._room <= MOST_PAGES and (whole or self.cache[0].length >= self.budget)
+
+    @torch.inference_mode()
+    def _point_to_bounds(self) -> None:
+        addresses = torch.tensor([[pages.low.data_ptr(), pages.high.data_ptr()] for pages in self.pages])
+        self._addresses = self._addresses.to(self.cache[0].keys.device)
+        self._addresses.copy_(addresses)
 
     def capture_key(self) -> Hashable:
-        """Changes with the memory of the pages' bounds and the number of chosen pages; dense decode knows neither.
+        """Changes with the memory to choose in and the number of chosen pages; dense decode knows neither.
 
-        Prompts of different lengths share both, unless the budget is a share of the prompt. Keys and values may lie
-        anywhere.
+        Prompts of different lengths share both, unless the budget is a share of the prompt. Keys, values and bounds may
+        lie anywhere.
         """
         return None if self._fits else (self.count, self._memory)
 
@@ -202,7 +213,7 @@ class Quest(Method):
         return cache.resident_nbytes * chosen // cache.length + self.pages[layer].read_bytes(cache.length)
 
     def extra_bytes(self) -> int:
-        """Bytes held for the pages' bounds, room for longer requests included, and of what replayed steps choose in.
+        """Bytes of the pages' bounds, and of what replayed steps choose in, room for longer requests included.
 
         The bounds are an eighth of the keys' bytes at 16 tokens a page.
         """

@@ -25,6 +25,11 @@ SHAPES = [
 ]
 
 
+def addresses(low: Tensor, high: Tensor) -> Tensor:
+    """Of the second of two layers."""
+    return torch.tensor([[0, 0], [low.data_ptr(), high.data_ptr()]], device=DEVICE)
+
+
 class Layer:
     """The keys of a layer, the last of them new, and bounds that know all but that one."""
 
@@ -48,6 +53,7 @@ class Layer:
             low, high = decode.bounds(self.keys[:-1], page)
             self.low[: len(low)], self.high[: len(high)] = low, high
         self.table = torch.tensor([[0, 0, 10**6], [0, 0, length]], device=DEVICE)
+        self.bounds = addresses(self.low, self.high)
 
     def select(self, per: str = "kv_head") -> Any:
         heads, d = self.q.shape
@@ -65,7 +71,7 @@ class Layer:
 @pytest.mark.parametrize("per", ["kv_head", "query_head"])
 def test_scores_and_bounds(shape: tuple[int, int, int, int, int], per: str) -> None:
     layer = Layer(*shape)
-    scores = layer.select(per).page_scores(layer.q, layer.k, layer.low, layer.high, layer.table, 1)
+    scores = layer.select(per).page_scores(layer.q, layer.k, layer.bounds, layer.table, 1)
     expected = decode.scores(layer.q.cpu(), layer.keys.cpu(), layer.page, per)
     pages = expected.shape[1]
     assert scores.shape == (expected.shape[0], layer.room) and scores.dtype == torch.float32
@@ -76,7 +82,7 @@ def test_scores_and_bounds(shape: tuple[int, int, int, int, int], per: str) -> N
 
 def test_half_precision_scores_are_those_of_its_values() -> None:
     layer = Layer(2, 4, 64, 16, 200, dtype=torch.float16)
-    scores = layer.select().page_scores(layer.q, layer.k, layer.low, layer.high, layer.table, 1)
+    scores = layer.select().page_scores(layer.q, layer.k, layer.bounds, layer.table, 1)
     expected = decode.scores(layer.q.cpu(), layer.keys.cpu(), 16, "kv_head")
     torch.testing.assert_close(scores[:, : expected.shape[1]].cpu().double(), expected, atol=1e-4, rtol=1e-5)
     layer.check_bounds()
@@ -89,19 +95,12 @@ def test_room_for_a_longer_cache_changes_no_choice(length: int, per: str) -> Non
     for spare in (0, 3 * pages):
         layer = Layer(2, 4, 16, 16, length, spare=spare)
         select = layer.select(per)
-        scores = select.page_scores(layer.q, layer.k, layer.low, layer.high, layer.table, 1)
+        scores = select.page_scores(layer.q, layer.k, layer.bounds, layer.table, 1)
         chosen.append([select.best_pages(scores, count).tolist() for count in {1, (pages + 1) // 2, pages}])
     assert chosen[0] == chosen[1]
     # More than there are: every one, and some that hold nothing.
     more = select.best_pages(scores, pages + 2)
     assert (more[:, :pages].cpu() == torch.arange(pages)).all() and (more[:, pages:] >= pages).all()
-
-
-@pytest.mark.parametrize("shape", SHAPES[:5], ids=str)
-def test_bounds_alone(shape: tuple[int, int, int, int, int]) -> None:
-    layer = Layer(*shape)
-    layer.select().update_bounds(layer.k, layer.low, layer.high, layer.table, 1)
-    layer.check_bounds()
 
 
 def rows(kind: str, pages: int) -> Tensor:
@@ -144,10 +143,10 @@ def test_a_decode_that_grows_page_by_page() -> None:
     select = PageSelect(4, 2, 16, room, page, per, DEVICE, block=16)
     low, high = torch.full((2, room, 2, 16), torch.nan, device=DEVICE)
     q, keys = torch.randn(4, 16).to(DEVICE), torch.randn(room * page, 2, 16).to(DEVICE)
-    table = torch.zeros(1, 3, dtype=torch.int64, device=DEVICE)
+    table = torch.zeros(2, 3, dtype=torch.int64, device=DEVICE)
     for length in range(room * page):
-        table[0, 2] = length
-        scores = select.page_scores(q, keys[length], low, high, table, 0)
+        table[1, 2] = length
+        scores = select.page_scores(q, keys[length], addresses(low, high), table, 1)
         expected = decode.scores(q.cpu(), keys[: length + 1].cpu(), page, per)
         torch.testing.assert_close(scores[:, : expected.shape[1]].cpu().double(), expected, atol=1e-4, rtol=1e-5)
         chosen = select.best_pages(scores, 2)

@@ -94,6 +94,9 @@ def test_fractions_are_floor_over_measured_time() -> None:
     found = fractions(ceiling(), flops=500, weights_bytes=20, kv_read_bytes=10, ttft_s=10.0, tpot_s=4.0)
     assert (found.prefill_floor_s, found.prefill, found.decode_floor_s, found.decode) == (5.0, 0.5, 3.0, 0.75)
     assert decode_bytes(20, 10) == 30
+    assert found.prefill_lasting_floor_s is None
+    lasting = fractions(ceiling(gemm_flops_sustained=80.0), 500, 20, 10, ttft_s=10.0, tpot_s=4.0)
+    assert lasting.prefill_lasting_floor_s == 6.25 and lasting.prefill == 0.5
 
 
 def test_a_short_prefill_is_bound_by_its_weights_and_nothing_measured_is_null() -> None:

@@ -77,34 +77,26 @@ class PageSelect:
         """Bytes of the object's buffers."""
         return self._scores.nbytes + self._pages.nbytes
 
-    def update_bounds(self, k: Tensor, low: Tensor, high: Tensor, table: Tensor, layer: int) -> None:
-        """Takes the new token's key into its page's bounds; the first token of a page begins them.
-
-        Args:
-            k: [kv_heads, head_dim], rotated; heads may lie apart, channels may not.
-            low, high: [room, kv_heads, head_dim] contiguous, of the dtype of k.
-            table: [layers, 3] int64; its third column says how many tokens a layer has, the new one not counted.
-            layer: row of the table.
-        """
-        _update[(self.kv_heads,)](k, low, high, table, layer, k.stride(0), **self._sizes, num_warps=1, **self._pdl)
-
-    def page_scores(self, q: Tensor, k: Tensor, low: Tensor, high: Tensor, table: Tensor, layer: int) -> Tensor:
-        """What `update_bounds` does, and the scores of all pages.
+    def page_scores(self, q: Tensor, k: Tensor, bounds: Tensor, table: Tensor, layer: int) -> Tensor:
+        """Takes the new token's key into its page's bounds, which its first token begins, and rates all pages.
 
         The products are exact in float32, in which tensor cores add them up, so half precision costs nothing here.
 
         Args:
-            q: the new token's queries, [heads, head_dim], rotated, of the dtype of k; heads may lie apart.
-            k, low, high, table, layer: as in `update_bounds`.
+            q: the new token's queries, [heads, head_dim], rotated; heads may lie apart, channels may not.
+            k: its key, [kv_heads, head_dim], likewise.
+            bounds: [layers, 2] int64 contiguous: addresses of the minima and the maxima of a layer's pages, each
+                [pages, kv_heads, head_dim] contiguous, of the dtype of k, with the new token's page; pages within room.
+            table: [layers, 3] int64; its third column says how many tokens a layer has, the new one not counted.
+            layer: row of both.
 
         Returns:
             [lists, room] float32, lists being kv_heads or heads: inf for the new token's page, -inf for those behind.
         """
         assert q.stride(-1) == k.stride(-1) == 1, "channels of a head must be contiguous"
-        assert low.shape[0] == high.shape[0] == self.room and low.is_contiguous() and high.is_contiguous()
         grid = (self.kv_heads, triton.cdiv(self.room, self._rating["BLOCK"]))
         _rate[grid](
-            q, k, low, high, table, self._scores, layer, q.stride(0), k.stride(0), self.room,
+            q, k, bounds, table, self._scores, layer, q.stride(0), k.stride(0), self.room,
             **self._sizes, **self._rating, **self._pdl,
         )  # fmt: skip
         return self._scores
@@ -148,20 +140,8 @@ def _take_in(
 
 
 @triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
-def _update(
-    k, low, high, table, layer, k_stride,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, PDL: tl.constexpr,
-) -> Any:  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    length = tl.load(table + layer * 3 + 2).to(tl.int32)
-    _take_in(k, low, high, length, tl.program_id(0), k_stride, KV_HEADS, DIM, PAGE)
-
-
-@triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
 def _rate(
-    q, k, low, high, table, scores, layer, q_stride, k_stride, room,
+    q, k, bounds, table, scores, layer, q_stride, k_stride, room,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, JOINT: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ) -> Any:  # fmt: skip
@@ -173,6 +153,9 @@ def _rate(
     row, at, page = tl.arange(0, ROWS), tl.arange(0, DIM), block * BLOCK + tl.arange(0, BLOCK)
     mine = row < GROUP
     length = tl.load(table + layer * 3 + 2).to(tl.int32)
+    pointer = tl.pointer_type(k.dtype.element_ty)
+    low = tl.multiple_of(tl.load(bounds + layer * 2).to(pointer), 16)
+    high = tl.multiple_of(tl.load(bounds + layer * 2 + 1).to(pointer), 16)
     query = tl.load(q + (kv_head * GROUP + row)[:, None] * q_stride + at[None, :], mask=mine[:, None], other=0.0)
     last = length // PAGE
     # The last page's score is infinite, so its bounds may change while others are read.

@@ -19,7 +19,9 @@ from harness.report.summary import overall, summarise
 from harness.report.tables import Comparison
 from harness.store import Manifest, load, load_manifest
 
-_NUMBERS = ("prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s", "decode_floor_s")
+_NUMBERS = (
+    "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s", "prefill_lasting_floor_s", "decode_floor_s",
+)  # fmt: skip
 _NOMINAL = 0.02
 """How far a prompt may be from the length that its task asked for; the tasks promise 1 %."""
 
@@ -103,7 +105,8 @@ class Recorded:
     @cached_property
     def by_length(self) -> pd.DataFrame:
         """Medians of times, bytes and floors; index (length, method), column `n` for how many records."""
-        columns = ["ttft_s", "tpot_s", "e2e_s", *_BYTES, *_NUMBERS, "prefill_roofline", "decode_roofline"]
+        columns = ["ttft_s", "tpot_s", "e2e_s", *_BYTES, *_NUMBERS, "prefill_roofline"]
+        columns += ["prefill_lasting", "decode_roofline"]
         groups = self.contenders.groupby(["length", "method"], sort=True)
         return groups[columns].median().join(groups.size().rename("n"))
 
@@ -124,9 +127,12 @@ def read(folder: Path | str) -> Recorded:
     """
     manifest, records = load_manifest(folder), load(folder)
     for column in _NUMBERS:
-        records[column] = pd.to_numeric(records[column], errors="coerce").astype(float)
+        # Records of earlier versions lack the youngest of them.
+        values = records.get(column, pd.Series(math.nan, records.index))
+        records[column] = pd.to_numeric(values, errors="coerce").astype(float)
     records["length"] = lengths(records)
     records["prefill_roofline"] = records["prefill_floor_s"] / records["ttft_s"]
+    records["prefill_lasting"] = records["prefill_lasting_floor_s"] / records["ttft_s"]
     records["decode_roofline"] = records["decode_floor_s"] / records["tpot_s"]
     return Recorded(Path(folder).resolve().name, manifest, records)
 

@@ -208,17 +208,22 @@ def roofline(run: Recorded) -> Grid:
     known = run.by_length[run.by_length["prefill_floor_s"].notna() | run.by_length["decode_floor_s"].notna()]
     for length, method, row in _each(known):
         cells = [label(method), number(length, str(length))]
-        for floor, seconds, share in _ROOFLINE:
+        for floor, seconds, *shares in _ROOFLINE:
             cells += [number(row[name], words.seconds(row[name])) for name in (floor, seconds)]
-            cells.append(number(row[share], words.percent(row[share])))
+            cells += [number(row[share], words.percent(row[share])) for share in shares]
         rows.append(cells)
-    note = "Floor: the work over what this device reached in a large matrix product or copy; 100 % is perfect. Medians."
-    head = ["method", "tokens", "prefill floor", "TTFT", "reached", "decode floor", "TPOT", "reached, decode"]
+    note = (
+        "Floor: the work over what this device reached in a large matrix product or copy; 100 % is perfect. The best "
+        "single product is no measure for a long prefill where a device cannot keep that rate up, so beside it stands "
+        "the share of what it keeps up for a second of nothing but products. Medians."
+    )
+    head = ["method", "tokens", "prefill floor", "TTFT", "reached", "of lasting rate", "decode floor", "TPOT"]
+    head.append("reached, decode")
     return Grid("roofline", "Fractions of the roofline", note, head, _in_order(run, rows))
 
 
 _ROOFLINE = (
-    ("prefill_floor_s", "ttft_s", "prefill_roofline"),
+    ("prefill_floor_s", "ttft_s", "prefill_roofline", "prefill_lasting"),
     ("decode_floor_s", "tpot_s", "decode_roofline"),
 )
 
