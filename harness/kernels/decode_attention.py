@@ -206,5 +206,5 @@ def _attend(
     if is_last(counters + this, used):
         join(
             sums, tops, totals, out, this, 0, used,
-            PADDED, WIDTH, min(WIDTH, max(1, 64 // PADDED)), GROUP, SPLITS, DIM,
+            PADDED, WIDTH, min(WIDTH, max(1, 128 // PADDED)), GROUP, SPLITS, DIM,
         )  # fmt: skip
