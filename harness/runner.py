@@ -177,10 +177,11 @@ def _is_new_shape(length: int, warm: Sequence[int]) -> bool:
 
 
 def _warm_up(engine: Engine, cells: Sequence[Cell], prompt: Prompt) -> None:
-    """One unrecorded prefill and decode step a method: kernels are loaded, pages are mapped."""
+    """One unrecorded prefill and decode step a method: kernels are loaded, pages are mapped, and nothing stays."""
     for cell in cells:
         try:
             list(engine.stream(cell.method, Request(prompt.request.prompt, 2)))
+            cell.method.end()
         except torch.OutOfMemoryError:
             # The request itself will find that out, and record it.
             let_go(cell.method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,26 @@ def test_an_answered_request_holds_no_keys_while_the_next_method_runs(text: str)
         method.end()
         assert sum(cache.nbytes for cache in method.cache) == 0
         assert list(engine.stream(method, request)) == first
+
+
+def test_in_a_run_no_other_method_holds_keys_from_the_first_request_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor what warming up left behind."""
+    methods: set[Method] = set()
+    held: list[int] = []
+    stream = Engine.stream
+
+    def noted(engine: Engine, method: Method, request: Request, **options: Any) -> Iterator[int]:
+        methods.add(method)
+        return stream(engine, method, request, **options)
+
+    def weighed(engine: Engine, method: Method, request: Request, **options: Any) -> Measured:
+        held.append(sum(cache.nbytes for other in methods - {method} for cache in other.cache))
+        return measure(engine, method, request, **options)
+
+    monkeypatch.setattr(Engine, "stream", noted)
+    monkeypatch.setattr("harness.answer.measure", weighed)
+    tasks = ["--tasks", "speed:lengths=96:new_tokens=3:repeats=2", "--methods", "full,slim,lazyllm"]
+    assert run("run", "--model", random_model(tmp_path), *tasks, "--output", str(tmp_path / "run")) == 0
+    assert len(methods) == 3 and held == [0] * 6
