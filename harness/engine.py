@@ -101,8 +101,7 @@ class Engine:
         tied = model.lm_head.weight is body.embed_tokens.weight
         self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
         self.context = ModelContext(shape, attention or Attention(), self.verbs.rotary.move)
-        weight = self.embed.weight
-        self._resident = ResidentCaches(shape, weight.dtype, weight.device) if kind == "graphed" else None
+        self._resident = ResidentCaches(shape, self.embed.weight.device) if kind == "graphed" else None
         self._graphs: WeakKeyDictionary[Method, GraphedDecode] = WeakKeyDictionary()
         self._replays: GraphedDecode | None = None
 

@@ -37,18 +37,18 @@ class ResidentCaches:
         overlap: marks of the step that is being launched, if something runs beside it.
     """
 
-    def __init__(self, shape: ModelShape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, shape: ModelShape, device: torch.device) -> None:
         """
         Args:
             shape: the model's.
-            dtype, device: of its keys and values.
+            device: of its keys and values.
         """
         from harness.kernels.decode_attention import DecodeAttention
 
         self._shape = shape
         self.table = torch.zeros((shape.layers, 3), dtype=torch.int64, device=device)
         self._attention = DecodeAttention(
-            shape.heads, shape.kv_heads, shape.head_dim, dtype, device, pdl=dependent_launch(device)
+            shape.heads, shape.kv_heads, shape.head_dim, device, pdl=dependent_launch(device)
         )
 
         cuda: Any = torch.cuda

@@ -71,7 +71,7 @@ class Step:
 
     def kernel(self) -> Any:
         case = self.case
-        attention = DecodeAttention(case.kv_heads * case.group, case.kv_heads, case.d, case.dtype, DEVICE, case.splits)
+        attention = DecodeAttention(case.kv_heads * case.group, case.kv_heads, case.d, DEVICE, case.splits)
         for buffer in (attention._sums, attention._tops, attention._totals):
             buffer.fill_(torch.nan)
         return attention
@@ -179,4 +179,4 @@ def test_great_logits_neither_overflow_nor_vanish() -> None:
 @pytest.mark.parametrize("heads, kv_heads, d", [(3, 2, 16), (34, 2, 16), (4, 2, 48), (4, 2, 8)])
 def test_shapes_it_cannot_do(heads: int, kv_heads: int, d: int) -> None:
     with pytest.raises(ValueError):
-        DecodeAttention(heads, kv_heads, d, torch.float32, DEVICE, 2)
+        DecodeAttention(heads, kv_heads, d, DEVICE, 2)

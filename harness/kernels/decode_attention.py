@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.kernels.online_softmax import ROWS, begin, is_last, join, leave, take_in_new, take_in_tile
+from harness.kernels.online_softmax import ROWS, begin, check_shape, is_last, join, leave, take_in_new, take_in_tile
 
 # Tokens that a share of the cache is a multiple of.
 STEP = tl.constexpr(16)
@@ -39,7 +39,6 @@ class DecodeAttention:
         heads: int,
         kv_heads: int,
         head_dim: int,
-        dtype: torch.dtype,
         device: torch.device | str,
         splits: int | None = None,
         *,
@@ -49,14 +48,10 @@ class DecodeAttention:
         Args:
             heads: query heads, a multiple of kv_heads; at most 16 of them share a KV head.
             head_dim: a power of two, at least 16.
-            dtype: of queries, keys, values and result; sums are float32.
             splits: shares that the tokens of a KV head are divided into; by default one program a multiprocessor.
             pdl: launch what reads pages with programmatic dependent launch (CUDA only).
         """
-        if heads % kv_heads or heads // kv_heads > ROWS.value:
-            raise ValueError(f"{heads} query heads over {kv_heads} KV heads: want 1 to {ROWS.value} each")
-        if head_dim < 16 or head_dim & (head_dim - 1):
-            raise ValueError(f"head_dim must be a power of two and at least 16, not {head_dim}")
+        check_shape(heads, kv_heads, head_dim)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.splits = splits or max(1, _multiprocessors(device) // kv_heads)
         self._pdl = pdl
@@ -205,6 +200,6 @@ def _attend(
     leave(sums, tops, totals, (this * SPLITS + split) * GROUP + row, top, total, acc, mine, DIM)
     if is_last(counters + this, used):
         join(
-            sums, tops, totals, out, this, 0, used,
+            sums, tops, totals, out, this, used,
             PADDED, WIDTH, min(WIDTH, max(1, 128 // PADDED)), GROUP, SPLITS, DIM,
         )  # fmt: skip

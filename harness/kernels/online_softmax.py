@@ -18,6 +18,17 @@ ROWS = tl.constexpr(16)
 NOTHING = tl.constexpr(-1.0e30)
 
 
+def check_shape(heads: int, kv_heads: int, head_dim: int) -> None:
+    """
+    Raises:
+        ValueError: the query heads of a KV head do not fit into a tile, or their channels are no power of two.
+    """
+    if heads % kv_heads or heads // kv_heads > ROWS.value:
+        raise ValueError(f"{heads} query heads over {kv_heads} KV heads: want 1 to {ROWS.value} each")
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        raise ValueError(f"head_dim must be a power of two and at least 16, not {head_dim}")
+
+
 @triton.jit
 def begin(DIM: tl.constexpr) -> Any:
     """The state before the first token."""
@@ -72,12 +83,12 @@ def is_last(counter, programs) -> Any:
 
 @triton.jit
 def join(
-    sums, tops, totals, out, this, start, used,
+    sums, tops, totals, out, this, used,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     GROUP: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """Joins `used` states of COUNT query heads, from head `start` of the group on, and stores their result."""
-    row, at = start + tl.arange(0, COUNT), tl.arange(0, DIM)
+    """Joins `used` states of a group's query heads, padded to COUNT, and stores their result."""
+    row, at = tl.arange(0, COUNT), tl.arange(0, DIM)
     mine = row < GROUP
     every = tl.arange(0, WIDTH)
     at_all = (this * SPLITS + every)[:, None] * GROUP + row[None, :]

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Rows of a tile of queries: the least that tensor cores multiply.
-ROWS = tl.constexpr(16)
+from harness.kernels.online_softmax import ROWS, check_shape
+
 # Bits that one pass of the search settles: 32 bins, a lane of a warp each, so that sums over them need no barrier.
 BITS = tl.constexpr(5)
 BINS = tl.constexpr(32)
@@ -56,10 +56,7 @@ class PageSelect:
             pdl: launch with programmatic dependent launch (CUDA only).
             block: pages a program rates. warps: of the rating; best_warps: of the picking, by default by the room.
         """
-        if heads % kv_heads or heads // kv_heads > ROWS.value:
-            raise ValueError(f"{heads} query heads over {kv_heads} KV heads: want 1 to {ROWS.value} each")
-        if head_dim < 16 or head_dim & (head_dim - 1):
-            raise ValueError(f"head_dim must be a power of two and at least 16, not {head_dim}")
+        check_shape(heads, kv_heads, head_dim)
         if not 1 <= room <= 32768:
             raise ValueError(f"room for {room} pages: want 1 to 32768")
         self.heads, self.kv_heads, self.page_size, self.room = heads, kv_heads, page_size, room

@@ -105,8 +105,8 @@ class Recorded:
     @cached_property
     def by_length(self) -> pd.DataFrame:
         """Medians of times, bytes and floors; index (length, method), column `n` for how many records."""
-        columns = ["ttft_s", "tpot_s", "e2e_s", *_BYTES, *_NUMBERS, "prefill_roofline"]
-        columns += ["prefill_lasting", "decode_roofline"]
+        shares = ["prefill_roofline", "prefill_lasting", "decode_roofline"]
+        columns = ["ttft_s", "tpot_s", "e2e_s", *_BYTES, *_NUMBERS, *shares]
         groups = self.contenders.groupby(["length", "method"], sort=True)
         return groups[columns].median().join(groups.size().rename("n"))
 
@@ -125,16 +125,17 @@ def read(folder: Path | str) -> Recorded:
     Raises:
         InputError: the folder is not a run, or is corrupt.
     """
-    manifest, records = load_manifest(folder), load(folder)
-    for column in _NUMBERS:
-        # Records of earlier versions lack the youngest of them.
-        values = records.get(column, pd.Series(math.nan, records.index))
-        records[column] = pd.to_numeric(values, errors="coerce").astype(float)
-    records["length"] = lengths(records)
+    return recorded(Path(folder).resolve().name, load_manifest(folder), load(folder))
+
+
+def recorded(name: str, manifest: Manifest, loaded: pd.DataFrame) -> Recorded:
+    """What was read already: a folder's name, its manifest and what `harness.store.load` made of it."""
+    numbers = {column: pd.to_numeric(loaded[column], errors="coerce").astype(float) for column in _NUMBERS}
+    records = loaded.assign(**numbers, length=lengths(loaded))
     records["prefill_roofline"] = records["prefill_floor_s"] / records["ttft_s"]
     records["prefill_lasting"] = records["prefill_lasting_floor_s"] / records["ttft_s"]
     records["decode_roofline"] = records["decode_floor_s"] / records["tpot_s"]
-    return Recorded(Path(folder).resolve().name, manifest, records)
+    return Recorded(name, manifest, records)
 
 
 def lengths(records: pd.DataFrame) -> NDArray[np.int64]:

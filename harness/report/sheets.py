@@ -217,8 +217,11 @@ def roofline(run: Recorded) -> Grid:
         "single product is no measure for a long prefill where a device cannot keep that rate up, so beside it stands "
         "the share of what it keeps up for a second of nothing but products. Medians."
     )
-    head = ["method", "tokens", "prefill floor", "TTFT", "reached", "of lasting rate", "decode floor", "TPOT"]
-    head.append("reached, decode")
+    prefill, decode = (
+        ["prefill floor", "TTFT", "reached", "of lasting rate"],
+        ["decode floor", "TPOT", "reached, decode"],
+    )
+    head = ["method", "tokens", *prefill, *decode]
     return Grid("roofline", "Fractions of the roofline", note, head, _in_order(run, rows))
 
 

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.report import recorded, words
+from harness.report import words
 from harness.report.grids import Cell, Grid, label, number, to_markdown
+from harness.report.recorded import recorded
 from harness.report.sheets import roofline
 from harness.reproduce.claims import KV_TOLERANCE, Judgement, Measured, summary
 from harness.reproduce.sliminfer import E2E, LONGEST, TTFT
@@ -39,22 +40,19 @@ def write(readings: Readings, folder: Path) -> tuple[str, list[Judgement], list[
         The page, the judgements, the files.
     """
     judgements = judge(readings)
-    limits = roofline(recorded.read(folder))
-    text, page, data = markdown(readings, judgements, limits), folder / f"{NAME}.md", folder / f"{NAME}.json"
+    text, page, data = markdown(readings, judgements), folder / f"{NAME}.md", folder / f"{NAME}.json"
     page.write_text(text, encoding="utf-8")
     data.write_text(json.dumps(as_json(readings, judgements), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return text, judgements, [page, data]
 
 
-def markdown(readings: Readings, judgements: list[Judgement], limits: Grid) -> str:
+def markdown(readings: Readings, judgements: list[Judgement]) -> str:
     """The page: claims, table, how near the machine's limits that was, differences."""
-    claims, table = (
-        to_markdown(_claims(judgements)),
-        "\n".join(to_markdown(grid) for grid in (_table(readings), limits)),
-    )
+    limits = roofline(recorded(NAME, readings.manifest, readings.records))
+    grids = "\n".join(to_markdown(grid) for grid in (_claims(judgements), _table(readings), limits))
     others = "\n".join(f"- {line}" for line in differences(readings))
     head = f"# SlimInfer, arXiv 2508.06447: paper beside here\n\n**{summary(judgements)}.**"
-    return f"{head}\n\n{claims}\n{table}\n## What differs from the paper's setting\n\n{others}\n"
+    return f"{head}\n\n{grids}\n## What differs from the paper's setting\n\n{others}\n"
 
 
 def as_json(readings: Readings, judgements: list[Judgement]) -> dict[str, Any]:

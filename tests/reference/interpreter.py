@@ -23,8 +23,7 @@ def kernels(name: str) -> ModuleType:
     os.environ["TRITON_INTERPRET"] = "1"
     try:
         _mend()
-        module = importlib.import_module(f"harness.kernels.{name}")
-        return _interpreted(module)
+        return _interpreted(importlib.import_module(f"harness.kernels.{name}"))
     finally:
         os.environ.pop("TRITON_INTERPRET")
         if before is not None:
