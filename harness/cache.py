@@ -54,7 +54,7 @@ class LayerCache:
             keys, values: [n, kv_heads, head_dim].
             positions: [n] int64.
         """
-        self._reserve(keys, values, positions)
+        self._reserve(keys, values, positions, keys.shape[0])
         begin = self._start + self.length
         end = begin + keys.shape[0]
         self._keys[begin:end] = keys
@@ -67,6 +67,22 @@ class LayerCache:
         begin = self._start + self.length
         self._positions[begin : begin + count] = torch.arange(position, position + count, device=self._positions.device)
         self.length += count
+
+    def claim(self, count: int) -> bool:
+        """Counts in `count` tokens whose keys and values a kernel will write; their positions are to be written, too.
+
+        Returns:
+            Whether keys and values lie elsewhere now.
+        """
+        moved = self.make_room(count)
+        self.length += count
+        return moved
+
+    def make_room(self, count: int) -> bool:
+        """Has room for `count` tokens behind the cached ones, of which there is at least one; returns as `claim`."""
+        before = self._keys
+        self._reserve(self._keys[:0], self._values[:0], self._positions[:0], count)
+        return self._keys is not before
 
     @property
     def room(self) -> int:
@@ -108,8 +124,8 @@ class LayerCache:
         whole = (self._keys, self._values, self._positions)
         return list(zip(whole, (self.keys, self.values, self.positions), strict=True))
 
-    def _reserve(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
-        needed = self.length + keys.shape[0]
+    def _reserve(self, keys: Tensor, values: Tensor, positions: Tensor, count: int) -> None:
+        needed = self.length + count
         if self._start + needed <= self._keys.shape[0]:
             return
         room = self._room(needed)
@@ -121,7 +137,8 @@ class LayerCache:
     def _room(self, needed: int) -> int:
         if self.length == 0:
             return needed + self.spare
-        return max(needed + self.spare, self._keys.shape[0])
+        # More than asked for, so that what comes in a little at a time is not copied every time.
+        return max(needed + max(self.spare, needed // 8), self._keys.shape[0])
 
 
 def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:

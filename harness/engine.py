@@ -8,7 +8,7 @@ hooks of `methods.base.Method`; it knows no method by name, and the base class g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.attention import Attention, pick_attention
 from harness.errors import InputError
 from harness.fused import FusedVerbs, why_not_fused
-from harness.graphed import GraphedDecode
+from harness.graphed import GraphedDecode, StepParts
 from harness.parts import part
 from harness.resident import ResidentCaches
 from harness.rows import Rows, Step
@@ -151,19 +151,22 @@ class Engine:
     def _graph(self, method: Method) -> GraphedDecode:
         if method not in self._graphs:
             assert self._resident is not None
-            self._graphs[method] = GraphedDecode(self._resident_step(ref(method), self._resident), self._resident)
+            parts = self._step_parts(ref(method), self._resident)
+            self._graphs[method] = GraphedDecode(parts, len(self.layers), method.cuts(), self._resident)
         return self._graphs[method]
 
-    def _resident_step(self, method: ref[Method], resident: ResidentCaches) -> Callable[[Tensor, Tensor], Tensor]:
+    def _step_parts(self, method: ref[Method], resident: ResidentCaches) -> StepParts:
         """The step to record. It holds the method weakly, whose end is also its graph's."""
-        step = Step("decode", -1, 1, resident)
 
-        def forward(token: Tensor, position: Tensor) -> Tensor:
+        def through(rows: Rows, layers: range, count: int, last: bool) -> Rows:
             alive = method()
             assert alive is not None
-            return self._through(alive, Rows(self.embed(token), position), step)
+            step = Step("decode", -1, int(last), resident)
+            if layers.start:
+                rows = alive.enter(layers.start, rows, count, step)
+            return self._through(alive, rows, step, layers)
 
-        return forward
+        return StepParts(lambda token, position: Rows(self.embed(token), position), through, self.logits)
 
     def read(self, method: Method, request: Request) -> tuple[Tensor, int]:
         """Takes in prompt and question; returns the last row's logits and the next token's position."""
@@ -188,11 +191,11 @@ class Engine:
             Logits of the last row, [vocab].
         """
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
-        return self._through(method, Rows(self.embed(ids), positions), step)
+        return self.logits(self._through(method, Rows(self.embed(ids), positions), step, range(len(self.layers))))
 
-    def _through(self, method: Method, rows: Rows, step: Step) -> Tensor:
+    def _through(self, method: Method, rows: Rows, step: Step, layers: range) -> Rows:
         work = Work([], [])
-        for layer in range(len(self.layers)):
+        for layer in layers:
             work.projected.append(len(rows))
             with part("project"):
                 heads = self.verbs.project(layer, rows)
@@ -205,7 +208,7 @@ class Engine:
             rows = method.after_layer(layer, rows, heads, step)
         if step.phase == "prefill":
             self.work = work
-        return self.logits(rows)
+        return rows
 
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""

@@ -19,6 +19,7 @@ from harness.rows import Heads
 from harness.shape import ModelShape
 
 if TYPE_CHECKING:
+    from harness.kernels.row_attention import RowAttention
     from harness.resident_pages import ResidentPages
 
 _LENGTH = 2
@@ -34,6 +35,7 @@ class ResidentCaches:
 
     Attributes:
         table: [layers, 3] int64, a row a layer: address of its keys, of its values, tokens it holds before this step.
+        norms: [heads] float32: the log of the softmax denominators, base 2, of the last row that attended to tokens.
         overlap: marks of the step that is being launched, if something runs beside it.
     """
 
@@ -46,10 +48,12 @@ class ResidentCaches:
         from harness.kernels.decode_attention import DecodeAttention
 
         self._shape = shape
+        self._rows: RowAttention | None = None
         self.table = torch.zeros((shape.layers, 3), dtype=torch.int64, device=device)
         self._attention = DecodeAttention(
             shape.heads, shape.kv_heads, shape.head_dim, device, pdl=dependent_launch(device)
         )
+        self.norms = self._attention.norms
 
         cuda: Any = torch.cuda
         self._side = cuda.Stream(device) if device.type == "cuda" else None
@@ -67,7 +71,44 @@ class ResidentCaches:
             [1, heads * head_dim].
         """
         out: Tensor = self._attention.dense(heads.q[0], heads.k[0], heads.v[0], self.table, layer)
+        self.norms = self._attention.norms
         return out
+
+    def attend_rows(self, layer: int, heads: Heads, slots: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
+        """Stores rows' keys and values at their slots and attends to chosen tokens and to each other, by position.
+
+        Args:
+            layer, heads: of the rows.
+            slots, tokens, seen: see `harness.kernels.row_attention.RowAttention.attend`.
+
+        Returns:
+            [rows, heads * head_dim].
+        """
+        from harness.kernels.row_attention import RowAttention
+
+        shape, q, k, v = self._shape, heads.q, heads.k, heads.v
+        if self._rows is None:
+            self._rows = RowAttention(shape.heads, shape.kv_heads, shape.head_dim, self.table.device)
+        out: Tensor = self._rows.attend(q, k, v, heads.positions, slots, tokens, seen, self.table, layer)
+        self.norms = self._rows.norms[-1]
+        return out
+
+    def token_scores(self, layer: int, q: Tensor, tokens: Tensor, count: Tensor, scores: Tensor) -> Tensor:
+        """How much attention each of the tokens received from the last row, if this attention was the last to run.
+
+        Args:
+            layer: whose attention.
+            q: [heads, head_dim], the row's queries.
+            tokens, count, scores: see `harness.kernels.token_scores`; all tokens that the row attended to.
+        """
+        from harness.kernels.token_scores import token_scores
+
+        return token_scores(q, self.norms, self._shape.kv_heads, tokens, count, self.table, layer, scores)
+
+    def move(self, layers: range, caches: Sequence[LayerCache]) -> None:
+        """The keys and values of these layers lie elsewhere from now on."""
+        rows = [[caches[layer].keys.data_ptr(), caches[layer].values.data_ptr()] for layer in layers]
+        self.table[layers.start : layers.stop, :_LENGTH].copy_(torch.tensor(rows), non_blocking=True)
 
     def pages(self, room: int, page: int, per: Literal["query_head", "kv_head"]) -> ResidentPages:
         """Attention to chosen pages; one object serves all layers, one after the other.

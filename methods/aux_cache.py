@@ -40,6 +40,11 @@ class AuxCache:
         return rows.select(true_at(wanted, count))
 
     @property
+    def rows(self) -> Rows | None:
+        """The rows on hold, by ascending position; None if there are none."""
+        return self._rows
+
+    @property
     def positions(self) -> Tensor:
         """Original positions of the tokens on hold, ascending."""
         return torch.empty(0, dtype=torch.int64) if self._rows is None else self._rows.positions

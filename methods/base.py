@@ -138,6 +138,40 @@ class Method:
         """
         return False
 
+    def cuts(self) -> tuple[int, ...]:
+        """Layers before which a recorded step is cut, since how many rows go on there is known on the device alone.
+
+        Behind a cut the newest token's row may be joined by others; see `arriving` and `enter`.
+        """
+        return ()
+
+    def arriving(self, layer: int, resident: ResidentCaches) -> int:
+        """How many rows, the newest token's included, a step that is replayed takes in at the cut before a layer.
+
+        Asked once a step and cut, when all before it has been launched: the place to wait for the device, and to make
+        room for the rows' keys and values.
+        """
+        return 1
+
+    def enter(self, layer: int, rows: Rows, count: int, step: Step) -> Rows:
+        """The rows that go on at the cut before a layer: `count` of those that arrive and are not through yet.
+
+        Args:
+            layer: the first behind the cut.
+            rows: the newest token's.
+            count: as many as the step is recorded for. Where `step.count` is 1 they are all that are left, the newest
+                token's last, with padding ahead if that is fewer; where it is 0 the newest is not among them.
+            step: a step that is being recorded.
+        """
+        return rows
+
+    def ready_to_replay(self, *, rehearsal: bool) -> None:
+        """Brings what the method has on the device up to the request, before its steps are replayed.
+
+        Args:
+            rehearsal: steps are about to run only to be recorded, and may do no harm.
+        """
+
     def replayed(self, count: int, position: int) -> None:
         """Takes note of `count` steps, from `position` on, that were replayed: kernels have filled the caches."""
         for cache in self.cache:

@@ -21,6 +21,7 @@ Interpretations, where the paper leaves a choice:
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from types import MappingProxyType
 from typing import Literal
 
@@ -30,11 +31,14 @@ from torch import Tensor
 
 from harness.options import Budget, OptionSet, budget_tokens
 from harness.parts import part
+from harness.resident import ResidentCaches
 from harness.rows import Heads, Rows, Step
 from harness.shape import ModelShape
 from methods.aux_cache import AuxCache, true_at
 from methods.base import Method, ModelContext
+from methods.capacity import capacity
 from methods.relevance import token_attention
+from methods.revival import Revival
 from methods.schedule import check_schedule, pruning_layers, requested_tokens
 
 
@@ -63,6 +67,7 @@ class LazyLLM(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.layers = pruning_layers(self.options.layers, model.shape.layers)
+        self._revival: Revival | None = None
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -87,6 +92,8 @@ class LazyLLM(Method):
         """In decode, attends to the selected tokens alone, by their original positions."""
         if step.phase == "prefill" or not self.options.revive:
             return super().attend(layer, heads, step)
+        if step.resident is not None:
+            return self._account.attend(layer, heads, step.resident)
         if layer == 0:
             self._index = None
         cache = self.cache[layer]
@@ -97,8 +104,18 @@ class LazyLLM(Method):
             mask = self._visible(cache.positions) <= heads.positions.unsqueeze(1)
         return self.model.attention.masked(heads.q, keys, values, mask)
 
+    def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """A recorded step chooses here already: the host learns how many rows come while the layer runs on."""
+        if step.resident is not None and step.count and layer + 1 in self.cuts():
+            self._account.choose(layer, heads, step.resident)
+        return rows
+
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """At a pruning point: selects, puts dropped rows aside and, in decode, fetches missing ones."""
+        if step.resident is not None and self.options.revive:
+            if layer + 1 in (*self.layers, len(self.cache)):
+                self._account.leave(layer, rows, step.count == 1)
+            return rows
         if layer + 1 not in self.aux:
             return rows
         if step.phase == "prefill":
@@ -106,8 +123,54 @@ class LazyLLM(Method):
         return self._reselect(layer, rows, heads, step) if self.options.revive else rows
 
     def static_decode(self) -> bool:
-        """Without revival; with it every step computes other rows."""
-        return not self.options.revive
+        """Always; with revival, up to the number of rows behind a pruning point."""
+        return True
+
+    def cuts(self) -> tuple[int, ...]:
+        """At the pruning points, with revival."""
+        return self.layers if self.options.revive else ()
+
+    @property
+    def _account(self) -> Revival:
+        assert self._revival is not None
+        return self._revival
+
+    def capture_key(self) -> Hashable:
+        """Changes with the memory that revival is managed in."""
+        if not self.options.revive:
+            return None
+        device, room = self.cache[0].keys.device, capacity(self._total, self._revival.room if self._revival else 0)
+        if self._revival is None or self._revival.room != room:
+            self._revival = Revival(self.layers, len(self.cache), room, device)
+        return self._revival
+
+    def ready_to_replay(self, *, rehearsal: bool) -> None:
+        """Hands the request over to the device's account."""
+        if not self.options.revive:
+            return
+        start = self.cache[0].length
+        wanted = [self._counts(seen) for seen in range(start + 1, self._total + 1)]
+        if rehearsal:
+            self._account.rehearse(self.cache, start, wanted)
+        else:
+            self._account.load(self.cache, self.aux, start, wanted)
+
+    def arriving(self, layer: int, resident: ResidentCaches) -> int:
+        """See `methods.revival`."""
+        return self._account.arriving(layer, self.cache, resident)
+
+    def enter(self, layer: int, rows: Rows, count: int, step: Step) -> Rows:
+        """Revived rows, and the newest token's."""
+        return self._account.enter(layer, rows, count, step.count == 1)
+
+    def replayed(self, count: int, position: int) -> None:
+        """Takes note of replayed steps and of what they revived."""
+        if not self.options.revive:
+            return super().replayed(count, position)
+        for cache in self.cache[: self.layers[0]]:
+            cache.extended(count, position)
+        self._account.settle(self.cache, position + count)
+        self._recomputed += self._account.recomputed
 
     def _prune(self, layer: int, rows: Rows, heads: Heads) -> Rows:
         chosen = self._choose(layer, heads.q[-1:], heads.k, self.prompt_len)
@@ -153,8 +216,7 @@ class LazyLLM(Method):
             keys: [n, kv_heads, d], the newest token last.
             seen: tokens seen so far.
         """
-        total = seen if self.options.of == "prompt" else keys.shape[0]
-        count = budget_tokens(self.options.keep[self.layers.index(layer + 1)], total)
+        count = self._count(self.layers.index(layer + 1), seen, keys.shape[0])
         if count >= keys.shape[0]:
             return None
         with part("score"):
@@ -162,6 +224,17 @@ class LazyLLM(Method):
         with part("select"):
             scores[-1] = torch.inf
             return scores.topk(count).indices.sort().values
+
+    def _count(self, point: int, seen: int, visible: int) -> int:
+        """Tokens that a pruning point keeps, of `visible` ones, with `seen` tokens so far in the text."""
+        return min(visible, budget_tokens(self.options.keep[point], seen if self.options.of == "prompt" else visible))
+
+    def _counts(self, seen: int) -> list[int]:
+        """The same for all pruning points of a decode step."""
+        counts = [seen]
+        for point in range(len(self.layers)):
+            counts.append(self._count(point, seen, counts[-1]))
+        return counts[1:]
 
     def _visible(self, cached: Tensor) -> Tensor:
         """Those of a layer's cached keys, values or positions whose tokens are selected, the newest last.
@@ -179,8 +252,12 @@ class LazyLLM(Method):
         return requested_tokens(self.layers, counts, self.prompt_len, self.model.shape.layers)
 
     def extra_bytes(self) -> int:
-        """Bytes of the Aux Caches: a hidden state, as much as hidden / (2 kv_heads head_dim) layers of KV, a token."""
-        return sum(aux.nbytes for aux in self.aux.values())
+        """Bytes of the Aux Caches: a hidden state, as much as hidden / (2 kv_heads head_dim) layers of KV, a token.
+
+        And of what replayed steps keep of all tokens: some 60 bytes each.
+        """
+        account = 0 if self._revival is None else self._revival.nbytes
+        return sum(aux.nbytes for aux in self.aux.values()) + account
 
     def tokens_recomputed(self) -> int:
         """Prompt tokens times layers that decode computed."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from harness import graphed
 from harness.engine import Engine, Request, build_engine
 from harness.errors import InputError
 from harness.fused import why_not_fused
+from harness.graphed import GraphedDecode
 from harness.tiny import tiny_model, tiny_shape
 from methods.base import Method
 from methods.registry import parse_methods
 from tests.reference.interpreter import DEVICE, kernels
 
-for name in ("rowwise", "gemv", "decode_attention"):
+for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival"):
     kernels(name)
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -28,15 +31,21 @@ STATIC = (
 )  # fmt: skip
 
 
-def engines(family: str) -> tuple[Engine, Engine]:
-    model, shape = tiny_model(family, layers=LAYERS), tiny_shape(layers=LAYERS, family=family)
+REVIVING = (
+    "lazyllm:layers=1/3/5:keep=48/32/16", "lazyllm:layers=2/4:keep=0.5/0.3",
+    "lazyllm:layers=1/4:keep=0.5/0.3:of=survivors", "lazyllm:layers=5:keep=1", "lazyllm:layers=1:keep=1",
+)  # fmt: skip
+
+
+def engines(family: str, layers: int = LAYERS) -> tuple[Engine, Engine]:
+    model, shape = tiny_model(family, layers=layers), tiny_shape(layers=layers, family=family)
     stock, fused = (copy.deepcopy(model).to(DEVICE) for _ in range(2))
     return Engine(stock, shape), Engine(fused, shape, kind="graphed")
 
 
-def attention_alone() -> tuple[Engine, Engine]:
+def attention_alone(layers: int = LAYERS) -> tuple[Engine, Engine]:
     """The second one decodes on resident caches, with the stock verbs: interpreted products would take most time."""
-    stock, fused = engines("llama")
+    stock, fused = engines("llama", layers)
     fused.verbs = stock.verbs
     return stock, fused
 
@@ -44,6 +53,16 @@ def attention_alone() -> tuple[Engine, Engine]:
 def build(text: str, engine: Engine) -> Method:
     (spec,) = parse_methods(text)
     return spec.build(engine.context)
+
+
+def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on steps run once before they are first replayed, as before a recording on a GPU."""
+
+    def captured(_: GraphedDecode, body: Callable[[], None], pool: object) -> Callable[[], None]:
+        body()
+        return body
+
+    monkeypatch.setattr(GraphedDecode, "_captured", captured)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -56,9 +75,11 @@ def test_fused_logits_equal_the_stock_model(family: str) -> None:
 def same_answer(method: Method, expected: Method, request: Request, fused: Engine, stock: Engine) -> None:
     assert list(fused.stream(method, request)) == list(stock.stream(expected, request))
     for ours, theirs in zip(method.cache, expected.cache, strict=True):
-        assert ours.positions.tolist() == theirs.positions.tolist()
-        assert torch.allclose(ours.keys.cpu(), theirs.keys.cpu(), atol=1e-4)
-        assert torch.allclose(ours.values.cpu(), theirs.values.cpu(), atol=1e-4)
+        by_place, expected_order = ours.positions.argsort(), theirs.positions.argsort()
+        assert method.reorders or ours.positions.tolist() == theirs.positions.tolist()
+        assert ours.positions[by_place].tolist() == theirs.positions[expected_order].tolist()
+        assert torch.allclose(ours.keys[by_place], theirs.keys[expected_order], atol=1e-4)
+        assert torch.allclose(ours.values[by_place], theirs.values[expected_order], atol=1e-4)
 
 
 @pytest.mark.parametrize("text", STATIC)
@@ -79,11 +100,64 @@ def test_a_stop_token_ends_a_replayed_answer_and_leaves_no_trace_of_what_was_beg
     assert [cache.length for cache in method.cache] == [cache.length for cache in expected.cache]
 
 
-def test_methods_that_choose_anew_are_not_replayed() -> None:
-    _, fused = attention_alone()
-    method = build("lazyllm:layers=1/2:keep=48/32", fused)
-    assert len(list(fused.stream(method, Request(PROMPT, 2)))) == 2
-    assert not fused._can_replay(method, 2)
+@pytest.mark.parametrize("counts", [(1, 4, 8), (1, 32, 256)], ids=str)
+@pytest.mark.parametrize("text", REVIVING)
+def test_replayed_revival_gives_the_same_tokens_and_caches(
+    text: str, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphed, "ROW_COUNTS", counts)
+    stock, fused = attention_alone(layers=6)
+    expected, method = build(text, stock), build(text, fused)
+    for length, new in ((64, 3), (80, 3), (56, 3)):
+        same_answer(method, expected, Request(PROMPT[:length], new), fused, stock)
+        assert method.tokens_recomputed() == expected.tokens_recomputed()
+        assert (method.tokens_recomputed() > 0) == ("keep=1" not in text)
+
+
+def test_revived_tokens_may_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "ROW_COUNTS", (1,))
+    stock, fused = attention_alone(layers=4)
+    text = "lazyllm:layers=1/3:keep=8/4"
+    same_answer(build(text, fused), build(text, stock), Request(PROMPT[:24], 3), fused, stock)
+
+
+def test_replayed_revival_follows_steps_that_were_not_replayed() -> None:
+    stock, fused = attention_alone(layers=6)
+    expected, method = build(REVIVING[0], stock), build(REVIVING[0], fused)
+    plain = list(stock.stream(expected, Request(PROMPT, 6)))
+    request = Request(PROMPT, 6, frozenset({plain[4]}), min_new_tokens=3)
+    same_answer(method, expected, request, fused, stock)
+    late = Request(PROMPT, 4, question=6, question_after=True)
+    same_answer(method, expected, late, fused, stock)
+
+
+def test_memory_for_revived_tokens_grows_with_them() -> None:
+    _, fused = attention_alone(layers=6)
+    method = build("lazyllm:layers=2:keep=0.2", fused)
+    list(fused.stream(method, Request(PROMPT, 1)))
+    before = [cache.room + cache.length for cache in method.cache]
+    list(fused.stream(method, Request(PROMPT, 8)))
+    after = [cache.room + cache.length for cache in method.cache]
+    assert before[0] + 7 == after[0] and after[2] > before[2] + 7
+    assert len(set(method.cache[2].positions.tolist())) == method.cache[2].length <= after[2]
+
+
+@pytest.mark.parametrize("text", REVIVING[:2])
+def test_pieces_that_run_only_to_be_recorded_do_no_harm(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed(monkeypatch)
+    monkeypatch.setattr(graphed, "ROW_COUNTS", (1, 4, 8))
+    stock, fused = attention_alone(layers=6)
+    expected, method = build(text, stock), build(text, fused)
+    for length, new in ((72, 3), (56, 3), (80, 3)):  # in memory that is new, known and outgrown
+        same_answer(method, expected, Request(PROMPT[:length], new), fused, stock)
+
+
+def test_what_a_step_that_was_begun_revived_is_forgotten() -> None:
+    stock, fused = attention_alone(layers=6)
+    expected, method = build(REVIVING[0], stock), build(REVIVING[0], fused)
+    plain = list(stock.stream(build(REVIVING[0], stock), Request(PROMPT, 6)))
+    stop = next(token for at, token in enumerate(plain) if at >= 2 and token not in plain[:at])
+    same_answer(method, expected, Request(PROMPT, 6, frozenset({stop})), fused, stock)
 
 
 def test_joined_weights_are_not_stored_twice() -> None:

@@ -31,13 +31,13 @@ TOKEN_BYTES = 2 * 2 * 16 * 4
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[GraphedDecode]:
     """An entry for every step that is recorded."""
     made: list[GraphedDecode] = []
-    capture = GraphedDecode._capture
+    record = GraphedDecode._record
 
-    def counted(graph: GraphedDecode) -> Any:
+    def counted(graph: GraphedDecode) -> None:
         made.append(graph)
-        return capture(graph)
+        record(graph)
 
-    monkeypatch.setattr(GraphedDecode, "_capture", counted)
+    monkeypatch.setattr(GraphedDecode, "_record", counted)
     return made
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 
 from harness.engine import Engine, Request
-from harness.graphed import GraphedDecode
 from harness.rows import Step
 from methods.streaming import Streaming
 from tests.reference.interpreter import DEVICE, kernels
+from tests.test_graphed import rehearsed
 from tests.tiny import build, random_ids, tiny_model, tiny_shape
 
 for name in ("rowwise", "gemv", "decode_attention", "fetch"):
@@ -114,11 +113,7 @@ def test_a_step_that_was_begun_and_not_asked_for_does_no_harm(mode: str) -> None
 def test_a_step_that_runs_only_to_be_recorded_is_taken_back(
     mode: str, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def capture(decode: Any) -> Any:
-        decode._body()
-        return decode._body
-
-    monkeypatch.setattr(GraphedDecode, "_capture", capture)
+    rehearsed(monkeypatch)
     same_answer(*engines(mode, "sinks=4:window=12"), Request(PROMPT[:length], 6))
 
 

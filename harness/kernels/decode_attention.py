@@ -17,10 +17,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.kernels.online_softmax import ROWS, begin, check_shape, is_last, join, leave, take_in_new, take_in_tile
+from harness.kernels.online_softmax import (
+    ROWS,
+    STEP,
+    begin,
+    check_shape,
+    is_last,
+    join,
+    leave,
+    share_of,
+    take_in_new,
+    take_in_tile,
+)
 
-# Tokens that a share of the cache is a multiple of.
-STEP = tl.constexpr(16)
 # Tokens a program reads at a time, and how: the best of those tried on an H200, see docs/performance.md.
 _DENSE = {"BLOCK": 64, "num_warps": 4, "num_stages": 4}
 # Pages are few: more programs, with less for each.
@@ -32,6 +41,9 @@ class DecodeAttention:
     """Attention kernels of one model shape, with the buffers they need.
 
     One object must not run on two streams at once: its launches share buffers.
+
+    Attributes:
+        norms: [heads] float32, of the last call: the log of each softmax's denominator, base 2.
     """
 
     def __init__(
@@ -53,12 +65,13 @@ class DecodeAttention:
         """
         check_shape(heads, kv_heads, head_dim)
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.splits = splits or max(1, _multiprocessors(device) // kv_heads)
+        self.splits = splits or max(1, multiprocessors(device) // kv_heads)
         self._pdl = pdl
         shares = heads * self.splits * _PAGED_SPLITS
         self._sums = torch.empty((shares, head_dim), dtype=torch.float32, device=device)
         self._tops, self._totals = torch.empty((2, shares), dtype=torch.float32, device=device)
         self._counters = torch.zeros(heads, dtype=torch.int32, device=device)
+        self.norms = torch.empty(heads, dtype=torch.float32, device=device)
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, layer: int, out: Tensor | None = None) -> Tensor:
         """Attends to all cached tokens and the new one, and stores the new one behind them.
@@ -126,7 +139,7 @@ class DecodeAttention:
         group = self.heads // lists
         _attend[(lists, splits)](
             q, k, v, table, table if pages is None else pages, self._sums, self._tops, self._totals, self._counters,
-            out, layer, 0 if pages is None else pages.shape[1], q.stride(0), k.stride(0), v.stride(0),
+            out, self.norms, layer, 0 if pages is None else pages.shape[1], q.stride(0), k.stride(0), v.stride(0),
             GROUP=group, PADDED=triton.next_power_of_2(group), KV_HEADS=self.kv_heads, SHARING=lists // self.kv_heads,
             DIM=self.head_dim, PAGE=page_size, SPLITS=splits, WIDTH=triton.next_power_of_2(splits),
             SCALE=self.head_dim**-0.5 * math.log2(math.e), **launch,
@@ -134,25 +147,16 @@ class DecodeAttention:
         return out
 
 
-def _multiprocessors(device: torch.device | str) -> int:
+def multiprocessors(device: torch.device | str) -> int:
+    """How many programs run side by side; some number where there is no GPU."""
     if torch.device(device).type != "cuda":
         return 8
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _share(length, listed, PAGE: tl.constexpr, SPLITS: tl.constexpr) -> Any:
-    """Slots to divide, slots a share, shares that have any; the first counts always, since it has the new token."""
-    slots = length
-    if PAGE:
-        slots = listed * PAGE
-    share = tl.maximum(tl.cdiv(tl.cdiv(slots, SPLITS), STEP), 1) * STEP
-    return slots, share, tl.maximum(tl.cdiv(slots, share), 1)
-
-
 @triton.jit(do_not_specialize=["layer", "listed"])  # type: ignore[untyped-decorator]
 def _attend(
-    q, k, v, table, pages, sums, tops, totals, counters, out, layer, listed, q_stride, k_stride, v_stride,
+    q, k, v, table, pages, sums, tops, totals, counters, out, norms, layer, listed, q_stride, k_stride, v_stride,
     GROUP: tl.constexpr, PADDED: tl.constexpr, KV_HEADS: tl.constexpr, SHARING: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
@@ -171,14 +175,17 @@ def _attend(
     query = tl.load(q + (this * GROUP + row)[:, None] * q_stride + at[None, :], mask=mine[:, None], other=0.0)
     new_key = tl.load(k + kv_head * k_stride + at, mask=first & (at < DIM), other=0.0)
     new_value = tl.load(v + kv_head * v_stride + at, mask=first & (at < DIM), other=0.0)
-    slots, share, used = _share(length, listed, PAGE, SPLITS)
+    slots = length
+    if PAGE:
+        slots = listed * PAGE
+    share, used = share_of(slots, SPLITS)
     if split >= used:
         return
     pointer = tl.pointer_type(k.dtype.element_ty)
     keys = tl.multiple_of(keys.to(pointer), 16) + kv_head * DIM
     values = tl.multiple_of(values.to(pointer), 16) + kv_head * DIM
 
-    top, total, acc = begin(DIM)
+    top, total, acc = begin(ROWS, DIM)
     end = tl.minimum(split * share + share, slots)
     for start in tl.range(split * share, end, BLOCK):
         token = start + tl.arange(0, BLOCK)
@@ -188,7 +195,8 @@ def _attend(
             token = page * PAGE + token % PAGE
             inside = inside & (token < length)
         offset = token.to(tl.int64) * (KV_HEADS * DIM)
-        top, total, acc = take_in_tile(query, keys, values, offset, inside, top, total, acc, DIM, SCALE)
+        seen = inside[None, :]
+        top, total, acc = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
 
     # The first share takes in the new token, from the inputs: nobody reads the slot that it is written to.
     top, total, acc = take_in_new(query, new_key, new_value, first, top, total, acc, SCALE)
@@ -199,7 +207,8 @@ def _attend(
 
     leave(sums, tops, totals, (this * SPLITS + split) * GROUP + row, top, total, acc, mine, DIM)
     if is_last(counters + this, used):
+        head = tl.arange(0, PADDED)
         join(
-            sums, tops, totals, out, this, used,
+            sums, tops, totals, out, norms, this, used, head < GROUP, this * GROUP + head,
             PADDED, WIDTH, min(WIDTH, max(1, 128 // PADDED)), GROUP, SPLITS, DIM,
         )  # fmt: skip

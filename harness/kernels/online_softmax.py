@@ -1,4 +1,4 @@
-"""Attention of one token's queries in pieces: what a piece leaves behind, and how pieces are joined.
+"""Attention of a tile of queries in pieces: what a piece leaves behind, and how pieces are joined.
 
 The state of a piece is, for every query, the highest logit so far (base 2), the sum of the weights relative to it, and
 the sum of the weighted values (online softmax: Milakov and Gimelshein, arXiv 1805.02867). Programs that share a list of
@@ -12,8 +12,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
-# Rows of a tile of queries: the least that tensor cores multiply.
+# Rows of the smallest tile of queries: the least that tensor cores multiply.
 ROWS = tl.constexpr(16)
+# Tokens that a share is a multiple of.
+STEP = tl.constexpr(16)
 # Logit of nothing: finite, so that nothing minus nothing is 0 and not NaN.
 NOTHING = tl.constexpr(-1.0e30)
 
@@ -30,19 +32,32 @@ def check_shape(heads: int, kv_heads: int, head_dim: int) -> None:
 
 
 @triton.jit
-def begin(DIM: tl.constexpr) -> Any:
-    """The state before the first token."""
-    return tl.full((ROWS,), NOTHING, tl.float32), tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS, DIM), tl.float32)
+def share_of(tokens, SPLITS: tl.constexpr) -> Any:
+    """Tokens a share, and shares that have any; the first counts always, since it has the new tokens too."""
+    share = tl.maximum(tl.cdiv(tl.cdiv(tokens, SPLITS), STEP), 1) * STEP
+    return share, tl.maximum(tl.cdiv(tokens, share), 1)
 
 
 @triton.jit
-def take_in_tile(query, keys, values, offset, inside, top, total, acc, DIM: tl.constexpr, SCALE: tl.constexpr) -> Any:
-    """Attends to a tile of cached tokens: those at `offset` elements from `keys` and `values` that are `inside`."""
+def begin(QUERIES: tl.constexpr, DIM: tl.constexpr) -> Any:
+    """The state before the first token."""
+    nothing = tl.full((QUERIES,), NOTHING, tl.float32)
+    return nothing, tl.zeros((QUERIES,), tl.float32), tl.zeros((QUERIES, DIM), tl.float32)
+
+
+@triton.jit
+def take_in_tile(
+    query, keys, values, offset, inside, seen, top, total, acc, DIM: tl.constexpr, SCALE: tl.constexpr
+) -> Any:
+    """Attends to a tile of tokens: those at `offset` elements from `keys` and `values` that are `inside`.
+
+    Of them a query attends to those that it has `seen`: [1, tokens], or [queries, tokens] where queries differ.
+    """
     at = tl.arange(0, DIM)
     key = tl.load(keys + offset[None, :] + at[:, None], mask=inside[None, :], other=0.0)
     value = tl.load(values + offset[:, None] + at[None, :], mask=inside[:, None], other=0.0)
     logit = tl.dot(query, key, input_precision="ieee") * SCALE
-    logit = tl.where(inside[None, :], logit, float("-inf"))
+    logit = tl.where(seen, logit, float("-inf"))
     higher = tl.maximum(top, tl.max(logit, 1))
     weight = tl.exp2(logit - higher[:, None])
     shrink = tl.exp2(top - higher)
@@ -83,13 +98,15 @@ def is_last(counter, programs) -> Any:
 
 @triton.jit
 def join(
-    sums, tops, totals, out, this, used,
+    sums, tops, totals, out, norms, this, used, mine, place_out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     GROUP: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """Joins `used` states of a group's query heads, padded to COUNT, and stores their result."""
+    """Joins `used` states of COUNT queries, GROUP apart, and stores the results of those that are `mine`.
+
+    A query's result goes to its `place_out` in `out`, and the log of its softmax's denominator, base 2, in `norms`.
+    """
     row, at = tl.arange(0, COUNT), tl.arange(0, DIM)
-    mine = row < GROUP
     every = tl.arange(0, WIDTH)
     at_all = (this * SPLITS + every)[:, None] * GROUP + row[None, :]
     used_all = (every < used)[:, None] & mine[None, :]
@@ -106,6 +123,6 @@ def join(
         weight = tl.exp2(tl.load(tops + place, mask=there, other=NOTHING, cache_modifier=".cg") - best[None, :])
         part = sums + place[:, :, None] * DIM + at[None, None, :]
         acc += weight[:, :, None] * tl.load(part, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
-    head = this * GROUP + row
-    result = tl.sum(acc, 0) / tl.where(mine, total, 1.0)[:, None]
-    tl.store(out + head[:, None] * DIM + at[None, :], result, mask=mine[:, None])
+    total = tl.where(mine, total, 1.0)
+    tl.store(norms + place_out, best + tl.log2(total), mask=mine)
+    tl.store(out + place_out[:, None] * DIM + at[None, :], tl.sum(acc, 0) / total[:, None], mask=mine[:, None])

@@ -19,10 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from harness.kernels.online_softmax import ROWS, check_shape
-
-# Bits that one pass of the search settles: 32 bins, a lane of a warp each, so that sums over them need no barrier.
-BITS = tl.constexpr(5)
-BINS = tl.constexpr(32)
+from harness.kernels.radix import BITS, digit_counts, next_digit, sortable
 
 
 class PageSelect:
@@ -176,20 +173,6 @@ def _rate(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _keys(scores, page, room) -> Any:
-    """Scores as unsigned integers of the same order: of negative numbers all bits flipped, else the sign alone."""
-    score = tl.load(scores + page, mask=page < room, other=float("-inf"))
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    return (bits ^ ((bits >> 31) | -2147483648)).to(tl.uint32, bitcast=True)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _counts(key, prefix, known, shift) -> Any:
-    """How often each digit comes next among the keys that begin with the prefix."""
-    return tl.histogram(((key >> shift) & (BINS - 1)).to(tl.int32), BINS, mask=(key & known) == prefix)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _store_chosen(pages, page, key, prefix, known, need, above_so_far, equal_so_far) -> Any:
     """Stores pages with keys above the prefix and the first `need` that begin with it; returns how many have either."""
     above, equal = (key & known) > prefix, (key & known) == prefix
@@ -212,23 +195,14 @@ def _best(scores, pages, room, count, MAIN: tl.constexpr, REST: tl.constexpr, PD
     scores += tl.program_id(0) * room
     pages += tl.program_id(0) * count
     page, page_rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
-    key, key_rest = _keys(scores, page, room), _keys(scores, page_rest, room)
-    bin = tl.arange(0, BINS)
+    key, key_rest = sortable(scores, page, room), sortable(scores, page_rest, room)
     shift = 32 - BITS
     known = tl.full((), 0, tl.uint32)
     prefix = tl.full((), 0, tl.uint32)
     need = count
     searching = count > 0
     while searching:
-        by = shift.to(tl.uint32)
-        counts = _counts(key, prefix, known, by) + _counts(key_rest, prefix, known, by)
-        # How many of the keys that begin with the prefix go on with this digit or a higher one.
-        reach = tl.cumsum(counts, 0, reverse=True)
-        digit = tl.sum((reach >= need).to(tl.int32), 0) - 1
-        need -= tl.sum(tl.where(bin > digit, counts, 0), 0)
-        prefix |= digit.to(tl.uint32) << by
-        known = tl.full((), 0xFFFFFFFF, tl.uint32) << by
-        searching = (shift > 0) & (tl.sum(tl.where(bin == digit, counts, 0), 0) > need)
-        shift = tl.maximum(shift - BITS, 0)
+        counts = digit_counts(key, prefix, known, shift) + digit_counts(key_rest, prefix, known, shift)
+        prefix, known, need, _, searching, shift = next_digit(counts, prefix, need, shift)
     above, equal = _store_chosen(pages, page, key, prefix, known, need, 0, 0)
     _store_chosen(pages, page_rest, key_rest, prefix, known, need, above, equal)
