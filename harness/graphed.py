@@ -26,7 +26,7 @@ from harness.rows import Rows
 if TYPE_CHECKING:
     from methods.base import Method
 
-ROW_COUNTS = (1, 32, 256)
+ROW_COUNTS = (1, 32, 128, 512)
 """Rows that a piece behind a cut is captured for. More run in portions of the greatest; fewer are padded."""
 
 

@@ -83,7 +83,7 @@ class Step:
         phase: "prefill" brings the prompt in; "decode" brings in tokens after it (one a step while generating, several
             where a question follows a pruned context).
         start: position of the first token that this step brings in.
-        count: how many tokens it brings in.
+        count: how many tokens it brings in; 0 in a piece of a step through which others run first.
         resident: the caches as kernels see them, in a step of one token that may be captured in a CUDA graph; None
             elsewhere. Such a step has no `start`: its position is on the device.
     """

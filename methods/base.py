@@ -132,6 +132,8 @@ class Method:
     def static_decode(self) -> bool:
         """Whether all decode steps of this request do the same work on the device, whatever the tokens are.
 
+        But for the number of rows behind its `cuts`.
+
         Asked once, after the prefill, by an engine that can replay steps: the place to prepare memory for them.
         Then the engine may record one of them and replay it: the hooks run once, with `step.resident`, and must neither
         wait for the device nor make shapes, or decisions of the host, that depend on what is in a tensor.

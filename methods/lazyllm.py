@@ -254,7 +254,7 @@ class LazyLLM(Method):
     def extra_bytes(self) -> int:
         """Bytes of the Aux Caches: a hidden state, as much as hidden / (2 kv_heads head_dim) layers of KV, a token.
 
-        And of what replayed steps keep of all tokens: some 60 bytes each.
+        And of what replayed steps keep of all tokens: some 80 bytes each.
         """
         account = 0 if self._revival is None else self._revival.nbytes
         return sum(aux.nbytes for aux in self.aux.values()) + account

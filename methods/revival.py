@@ -136,7 +136,8 @@ class Revival:
         segment = self._segment(layer)
         layers, count = self._segments[segment], self._wait(segment)
         self.recomputed += (count - 1) * len(layers)
-        if any([caches[each].claim(count) for each in layers]):
+        moved = [caches[each].claim(count) for each in layers]
+        if any(moved):
             resident.move(layers, caches)
         return count
 
