@@ -2,8 +2,7 @@
 
 `plan` turns a specification into checked methods and tasks without loading a model, so bad input costs nothing. `run`
 loads the model, asks every method the same samples one after the other, and hands each record to the store before the
-next request starts. The order of methods turns around with every sample (A B, B A, ...), so that slow drifts of the
-machine fall on all of them alike.
+next request starts. The order of methods changes with every sample (`harness.order`).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from harness.fused import check_engine
 from harness.gpu_state import GpuMonitor
 from harness.models import describe, limit_memory, load, resolve_device
 from harness.noise import TWIN
+from harness.order import order
 from harness.progress import Progress
 from harness.provenance import environment, source_hash
 from harness.roofline import ceilings
@@ -167,8 +167,8 @@ def _cell(bench: Bench, method: MethodSpec, task: Task) -> Cell:
 
 def _interleaved(prompts: Sequence[Prompt], cells: Sequence[Cell]) -> Iterator[tuple[Prompt, Cell]]:
     for number, prompt in enumerate(prompts):
-        for cell in cells if number % 2 == 0 else reversed(cells):
-            yield prompt, cell
+        for place in order(len(cells), number):
+            yield prompt, cells[place]
 
 
 def _is_new_shape(length: int, warm: Sequence[int]) -> bool:
