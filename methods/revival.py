@@ -71,11 +71,9 @@ class Revival:
             positions = caches[layer].positions
             state.slots[number, positions] = torch.arange(len(positions), dtype=torch.int32, device=device)
             if (rows := aux[layer].rows) is not None:
+                apart = rows.hidden.stride(0) * rows.hidden.element_size()
                 state.depths[rows.positions] = number
-                hidden = rows.hidden
-                state.homes[rows.positions] = hidden.data_ptr() + torch.arange(len(rows), device=device) * (
-                    hidden.stride(0) * hidden.element_size()
-                )
+                state.homes[rows.positions] = rows.hidden.data_ptr() + apart * torch.arange(len(rows), device=device)
 
     def rehearse(self, caches: Sequence[LayerCache], start: int, wanted: Sequence[Sequence[int]]) -> None:
         """A state in which steps may run only to be recorded: nothing waits, and new tokens go where there is room.
@@ -93,9 +91,9 @@ class Revival:
         state.depths.fill_(len(self._segments))
         state.counts.zero_()
         state.lengths.copy_(torch.tensor([caches[layers.start].length for layers in self._segments]))
-        state.wanted[1:, start : start + len(wanted)] = torch.tensor(wanted, dtype=torch.int32).T.to(
-            state.wanted.device
-        )
+        chosen = torch.tensor(wanted, dtype=torch.int32).T
+        state.wanted[1:, start : start + len(wanted)] = chosen.to(state.wanted.device)
+        # These copies have waited for the device, so no older number is on its way any more.
         self._arriving.fill_(-1)
 
     def attend(self, layer: int, heads: Heads, resident: ResidentCaches) -> Tensor:
@@ -152,11 +150,11 @@ class Revival:
     def settle(self, caches: Sequence[LayerCache], end: int) -> None:
         """Writes down the positions of tokens that came in, of those before `end`: another step may have begun."""
         for number, layers in enumerate(self._segments[1:], 1):
-            length = caches[layers.start].length
             has = (self._state.depths[:end] > number).nonzero().squeeze(1)
             slots = self._state.slots[number, has].long()
-            there = slots < length
             for layer in layers:
+                # Where memory ran out, not all layers have room for the last ones.
+                there = slots < caches[layer].length
                 caches[layer].positions[slots[there]] = has[there]
 
     def _segment(self, layer: int) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness import graphed
+from harness.cache import LayerCache
 from harness.engine import Engine, Request, build_engine
 from harness.errors import InputError
 from harness.fused import why_not_fused
@@ -150,6 +151,24 @@ def test_pieces_that_run_only_to_be_recorded_do_no_harm(text: str, monkeypatch: 
     expected, method = build(text, stock), build(text, fused)
     for length, new in ((72, 3), (56, 3), (80, 3)):  # in memory that is new, known and outgrown
         same_answer(method, expected, Request(PROMPT[:length], new), fused, stock)
+
+
+def test_a_request_that_finds_no_room_for_revived_tokens_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock, fused = attention_alone(layers=6)
+    expected, method = build(REVIVING[1], stock), build(REVIVING[1], fused)
+    claim, left = LayerCache.claim, iter(range(7))
+
+    def scarce(cache: LayerCache, count: int) -> bool:
+        if next(left, None) is None:
+            raise torch.OutOfMemoryError
+        return claim(cache, count)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerCache, "claim", scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            list(fused.stream(method, Request(PROMPT[:64], 6)))
+    method.end()
+    same_answer(method, expected, Request(PROMPT[:64], 3), fused, stock)
 
 
 def test_what_a_step_that_was_begun_revived_is_forgotten() -> None:
