@@ -14,12 +14,13 @@ class LayerCache:
     since only then does a pruned layer know how many tokens will enter it.
     """
 
-    def __init__(self, spare: int) -> None:
+    def __init__(self, spare: int, most: int | None = None) -> None:
         """
         Args:
             spare: tokens that will follow the first append (new tokens, a question).
+            most: tokens that there can ever be, if that is known.
         """
-        self.spare = spare
+        self.spare, self.most = spare, most
         self.reset()
 
     @property
@@ -138,7 +139,8 @@ class LayerCache:
         if self.length == 0:
             return needed + self.spare
         # More than asked for, so that what comes in a little at a time is not copied every time.
-        return max(needed + max(self.spare, needed // 8), self._keys.shape[0])
+        ample = needed + max(self.spare, needed // 8)
+        return max(needed, self._keys.shape[0], min(ample, self.most or ample))
 
 
 def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:

@@ -102,7 +102,8 @@ class Method:
             max_new_tokens: most tokens that will follow (generated ones and a question's, if that comes later).
         """
         self.prompt_len = prompt_len
-        self.cache = [LayerCache(max_new_tokens) for _ in range(self.model.shape.layers)]
+        most = prompt_len + max_new_tokens
+        self.cache = [LayerCache(max_new_tokens, most) for _ in range(self.model.shape.layers)]
 
     def end(self) -> None:
         """Frees the request's keys and values, so that they do not count in another method's peak memory."""

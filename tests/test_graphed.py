@@ -139,7 +139,7 @@ def test_memory_for_revived_tokens_grows_with_them() -> None:
     before = [cache.room + cache.length for cache in method.cache]
     list(fused.stream(method, Request(PROMPT, 8)))
     after = [cache.room + cache.length for cache in method.cache]
-    assert before[0] + 7 == after[0] and after[2] > before[2] + 7
+    assert before[0] + 7 == after[0] >= after[2] > before[2] + 7
     assert len(set(method.cache[2].positions.tolist())) == method.cache[2].length <= after[2]
 
 
