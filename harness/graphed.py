@@ -101,15 +101,16 @@ class GraphedDecode:
 
     def _prepare(self, method: Method, token: Tensor, position: int) -> None:
         key = method.capture_key()
-        if not self._recorded or self._key != key:
+        recording = not self._recorded or self._key != key
+        if recording:
             method.ready_to_replay(rehearsal=True)
             self._load(method.cache, token, position)
             self._record()
             self._recorded, self._key = True, key
-            self._load(method.cache, token, position)
+        self._load(method.cache, token, position)
+        if recording:
             method.rewind(self._resident)
         method.ready_to_replay(rehearsal=False)
-        self._load(method.cache, token, position)
 
     def _load(self, caches: Sequence[LayerCache], token: Tensor, position: int) -> None:
         self._resident.load(caches)

@@ -113,8 +113,7 @@ class LazyLLM(Method):
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """At a pruning point: selects, puts dropped rows aside and, in decode, fetches missing ones."""
         if step.resident is not None and self.options.revive:
-            if layer + 1 in (*self.layers, len(self.cache)):
-                self._account.leave(layer, rows, step.count == 1)
+            self._account.leave(layer, rows, step.count == 1)
             return rows
         if layer + 1 not in self.aux:
             return rows
@@ -230,7 +229,7 @@ class LazyLLM(Method):
         return min(visible, budget_tokens(self.options.keep[point], seen if self.options.of == "prompt" else visible))
 
     def _counts(self, seen: int) -> list[int]:
-        """The same for all pruning points of a decode step."""
+        """The same for all pruning points, one behind the other."""
         counts = [seen]
         for point in range(len(self.layers)):
             counts.append(self._count(point, seen, counts[-1]))
@@ -245,10 +244,7 @@ class LazyLLM(Method):
 
     def tokens_requested(self) -> list[int]:
         """The keep ratios in tokens of the prompt."""
-        counts, seen = [], self.prompt_len
-        for keep in self.options.keep:
-            counts.append(budget_tokens(keep, seen))
-            seen = min(seen, counts[-1]) if self.options.of == "survivors" else seen
+        counts = self._counts(self.prompt_len)
         return requested_tokens(self.layers, counts, self.prompt_len, self.model.shape.layers)
 
     def extra_bytes(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -40,8 +41,7 @@ class Revival:
         from harness.kernels import revival
 
         self._kernels, self.room, self.recomputed = revival, room, 0
-        starts = (0, *layers, depth)
-        self._segments = [range(*ends) for ends in zip(starts, starts[1:], strict=False)]
+        self._segments = [range(*ends) for ends in pairwise((0, *layers, depth))]
         self._starts = layers
         self._state = revival.RevivalState.empty(len(self._segments), room, device)
         self._state.tokens[0] = torch.arange(room, device=device)
@@ -122,7 +122,7 @@ class Revival:
     def leave(self, layer: int, rows: Rows, last: bool) -> None:
         """Behind a segment's last layer: puts the hidden states of revived rows back to where they were on hold."""
         segment = self._segment(layer)
-        if not segment:
+        if not segment or layer + 1 < self._segments[segment].stop:
             return
         if layer + 1 in self._starts:
             self._kernels.leave(self._state, rows.hidden, rows.positions, self._slots, last=last)
