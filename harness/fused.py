@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from harness.errors import InputError
 from harness.resident import dependent_launch
+from harness.rotary import Rotary
 from harness.rows import Heads, Rows
 from harness.shape import ModelShape
 from harness.verbs import Verbs
@@ -61,6 +62,7 @@ class FusedVerbs(Verbs):
 
         super().__init__(model, shape)
         self._gemv, self._rowwise = gemv, rowwise
+        self.rotary = _FusedRotary(model.model.rotary_emb)
         self._pdl = dependent_launch(model.lm_head.weight.device)
         blocks = [(block.self_attn, block.mlp) for block in self.layers]
         self._qkv = [_join(attention.q_proj, attention.k_proj, attention.v_proj) for attention, _ in blocks]
@@ -127,6 +129,15 @@ class FusedVerbs(Verbs):
         weight, eps = self.norm.weight, self.norm.variance_epsilon
         out: Tensor = self._gemv.norm_gemv(rows.hidden[-1:], weight, eps, self.lm_head.weight, pdl=self._pdl)
         return out[0]
+
+
+class _FusedRotary(Rotary):
+    """Angles in one launch instead of a dozen, which a decode step would notice."""
+
+    def _at(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        from harness.kernels.rowwise import angles
+
+        return angles(positions, self._module.inv_freq, self._module.attention_scaling, like.dtype)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import gcd
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 ROW_COUNTS = (1, 32, 128, 512)
 """Rows that a piece behind a cut is captured for. More run in portions of the greatest; fewer are padded."""
+
+_SLICES = 256
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class GraphedDecode:
         self._hidden.copy_(rows.hidden[-1:])
 
     def _end(self, rows: Rows) -> None:
-        self._token.copy_(self._parts.logits(rows).argmax())
+        self._token.copy_(_argmax(self._parts.logits(rows)))
         self._position += 1
         self.overlap = self._resident.end_step()
 
@@ -180,6 +183,14 @@ class GraphedDecode:
             return int(slot)
 
         return wait
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """The first of the greatest, [1]: of slices and then among them, since PyTorch reduces one vector on one block."""
+    slices = logits.view(gcd(len(logits), _SLICES), -1)
+    values, places = slices.max(1)
+    best = values.argmax(0, keepdim=True)
+    return places.gather(0, best) + best * slices.shape[1]
 
 
 class Piece:

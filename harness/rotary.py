@@ -18,7 +18,8 @@ class Rotary:
     def __init__(self, module: Any) -> None:
         """
         Args:
-            module: the model's rotary module: (x, position_ids [1, n]) -> cos, sin, each [1, n, d].
+            module: the model's rotary module: (x, position_ids [1, n]) -> cos, sin, each [1, n, d]. It turns channel
+                pairs by position times `inv_freq`, [d / 2], and scales both by `attention_scaling`.
         """
         self._module = module
         self._positions: Tensor | None = None
@@ -27,8 +28,7 @@ class Rotary:
     def angles(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines at `positions` ([n] int64), each [n, d], in the dtype of `like`."""
         if positions is not self._positions:
-            cos, sin = self._module(like, positions.unsqueeze(0))
-            self._cos, self._sin, self._positions = cos[0], sin[0], positions
+            (self._cos, self._sin), self._positions = self._at(like, positions), positions
         return self._cos, self._sin
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -37,10 +37,14 @@ class Rotary:
 
     def move(self, x: Tensor, by: Tensor) -> Tensor:
         """Rotates x, [n, heads, d], which is rotated already, further by so many positions, [n] int64, or back."""
-        cos, sin = self._module(x, by.unsqueeze(0))
+        cos, sin = self._at(x, by)
         # Some variants (yarn) scale queries and keys with the angles, which was done once.
-        scale = getattr(self._module, "attention_scaling", 1.0)
-        return _rotated(x, cos[0] / scale, sin[0] / scale)
+        scale = self._module.attention_scaling
+        return _rotated(x, cos / scale, sin / scale)
+
+    def _at(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._module(like, positions.unsqueeze(0))
+        return cos[0], sin[0]
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -206,3 +206,13 @@ def test_work_beside_a_step_is_timed_where_there_are_streams() -> None:
     else:
         assert found is not None and found["beside_s"] > 0 and found["waited_s"] > 0 and 0 <= found["hidden"] < 1
     assert list(fused.stream(full, Request(PROMPT, 3))) and fused.overlap() is None
+
+
+@pytest.mark.parametrize("vocab", [1, 97, 512, 49_152])
+def test_the_next_token_is_the_first_of_the_best(vocab: int) -> None:
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)).to(DEVICE, torch.bfloat16)
+    assert graphed._argmax(logits).tolist() == [int(logits.argmax())]
+    ties = [place for place in (vocab // 3, vocab // 2, vocab - 1) if place < vocab]
+    logits[ties] = 9.0
+    assert graphed._argmax(logits).tolist() == [ties[0]]
+    assert graphed._argmax(torch.full_like(logits, -torch.inf)).tolist() == [0]

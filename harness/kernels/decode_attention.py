@@ -162,16 +162,16 @@ def _attend(
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ) -> Any:  # fmt: skip
     """One share of one list of pages (or of all that a KV head holds), for all query heads that read it."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     this, split = tl.program_id(0), tl.program_id(1)
     kv_head, first = this // SHARING, split == 0
     row, at = tl.arange(0, ROWS), tl.arange(0, DIM)
     mine = row < GROUP
-    # All that does not depend on the table is asked for together with it.
+    # No kernel of this step writes the table; all that does not depend on it is asked for together with it.
     length = tl.load(table + layer * 3 + 2).to(tl.int32)
     keys, values = tl.load(table + layer * 3), tl.load(table + layer * 3 + 1)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     query = tl.load(q + (this * GROUP + row)[:, None] * q_stride + at[None, :], mask=mine[:, None], other=0.0)
     new_key = tl.load(k + kv_head * k_stride + at, mask=first & (at < DIM), other=0.0)
     new_value = tl.load(v + kv_head * v_stride + at, mask=first & (at < DIM), other=0.0)

@@ -97,6 +97,20 @@ def is_last(counter, programs) -> Any:
 
 
 @triton.jit
+def _states(
+    sums, tops, this, first, used, mine,
+    COUNT: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr, SPLITS: tl.constexpr, DIM: tl.constexpr,
+) -> Any:  # fmt: skip
+    """Highest logits, [CHUNK, COUNT], and weighted sums, [CHUNK, COUNT, DIM], of shares from the `first` on."""
+    split, row, at = first + tl.arange(0, CHUNK), tl.arange(0, COUNT), tl.arange(0, DIM)
+    place = (this * SPLITS + split)[:, None] * GROUP + row[None, :]
+    there = (split < used)[:, None] & mine[None, :]
+    top = tl.load(tops + place, mask=there, other=NOTHING, cache_modifier=".cg")
+    part = sums + place[:, :, None] * DIM + at[None, None, :]
+    return top, tl.load(part, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
 def join(
     sums, tops, totals, out, norms, this, used, mine, place_out,
     COUNT: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
@@ -113,16 +127,14 @@ def join(
     # Other multiprocessors wrote these: past the first level of cache.
     tops_all = tl.load(tops + at_all, mask=used_all, other=NOTHING, cache_modifier=".cg")
     totals_all = tl.load(totals + at_all, mask=used_all, other=0.0, cache_modifier=".cg")
+    # Asked for before the first of these is awaited.
+    top, acc = _states(sums, tops, this, 0, used, mine, COUNT, CHUNK, GROUP, SPLITS, DIM)
     best = tl.max(tops_all, 0)
     total = tl.sum(tl.exp2(tops_all - best[None, :]) * totals_all, 0)
-    acc = tl.zeros((CHUNK, COUNT, DIM), tl.float32)
-    for first in tl.range(0, used, CHUNK, num_stages=1):
-        split = first + tl.arange(0, CHUNK)
-        place = (this * SPLITS + split)[:, None] * GROUP + row[None, :]
-        there = (split < used)[:, None] & mine[None, :]
-        weight = tl.exp2(tl.load(tops + place, mask=there, other=NOTHING, cache_modifier=".cg") - best[None, :])
-        part = sums + place[:, :, None] * DIM + at[None, None, :]
-        acc += weight[:, :, None] * tl.load(part, mask=there[:, :, None], other=0.0, cache_modifier=".cg")
+    acc *= tl.exp2(top - best[None, :])[:, :, None]
+    for first in tl.range(CHUNK, used, CHUNK, num_stages=1):
+        top, part = _states(sums, tops, this, first, used, mine, COUNT, CHUNK, GROUP, SPLITS, DIM)
+        acc += tl.exp2(top - best[None, :])[:, :, None] * part
     total = tl.where(mine, total, 1.0)
     tl.store(norms + place_out, best + tl.log2(total), mask=mine)
     tl.store(out + place_out[:, None] * DIM + at[None, :], tl.sum(acc, 0) / total[:, None], mask=mine[:, None])

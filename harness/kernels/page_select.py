@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.kernels.online_softmax import ROWS, check_shape
-from harness.kernels.radix import BITS, digit_counts, next_digit, sortable
+from harness.kernels.online_softmax import check_shape
+from harness.kernels.radix import GREATEST, LEAST, digit_counts, first_shift, next_digit, sortable
 
 
 class PageSelect:
@@ -40,7 +40,7 @@ class PageSelect:
         *,
         pdl: bool = False,
         block: int = 64,
-        warps: int = 4,
+        warps: int = 8,
         best_warps: int | None = None,
     ) -> None:
         """
@@ -60,7 +60,7 @@ class PageSelect:
         self.lists = kv_heads if per == "kv_head" else heads
         self._sizes = {"KV_HEADS": kv_heads, "DIM": head_dim, "PAGE": page_size, "PDL": pdl}
         self._rating = {"GROUP": heads // kv_heads, "JOINT": per == "kv_head", "BLOCK": block, "num_warps": warps}
-        self._best_warps = best_warps or min(16, max(4, triton.next_power_of_2(room) // 512))
+        self._best_warps = best_warps or min(16, max(4, triton.next_power_of_2(room) // 256))
         # `launch_pdl` is an option of the CUDA back end alone.
         self._pdl = {"launch_pdl": True} if pdl else {}
         self._scores = torch.empty((self.lists, room), dtype=torch.float32, device=device)
@@ -140,42 +140,73 @@ def _rate(
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ) -> Any:  # fmt: skip
     """Scores of a block of pages for the query heads of one KV head."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     kv_head, block = tl.program_id(0), tl.program_id(1)
-    row, at, page = tl.arange(0, ROWS), tl.arange(0, DIM), block * BLOCK + tl.arange(0, BLOCK)
-    mine = row < GROUP
+    at, page = tl.arange(0, DIM), block * BLOCK + tl.arange(0, BLOCK)
+    # What earlier steps left is on its way while the product that makes the query still runs.
     length = tl.load(table + layer * 3 + 2).to(tl.int32)
     pointer = tl.pointer_type(k.dtype.element_ty)
     low = tl.multiple_of(tl.load(bounds + layer * 2).to(pointer), 16)
     high = tl.multiple_of(tl.load(bounds + layer * 2 + 1).to(pointer), 16)
-    query = tl.load(q + (kv_head * GROUP + row)[:, None] * q_stride + at[None, :], mask=mine[:, None], other=0.0)
     last = length // PAGE
     # The last page's score is infinite, so its bounds may change while others are read.
     whole = page < last
-    place = (page.to(tl.int64)[None, :] * KV_HEADS + kv_head) * DIM + at[:, None]
-    highest = tl.load(high + place, mask=whole[None, :], other=0.0)
-    lowest = tl.load(low + place, mask=whole[None, :], other=0.0)
-    zero = tl.zeros_like(query)
-    score = tl.dot(tl.where(query > 0, query, zero), highest, input_precision="ieee")
-    score = tl.dot(tl.where(query < 0, query, zero), lowest, score, input_precision="ieee")
+    place = (page.to(tl.int64)[:, None] * KV_HEADS + kv_head) * DIM + at[None, :]
+    highest = tl.load(high + place, mask=whole[:, None], other=0.0)
+    lowest = tl.load(low + place, mask=whole[:, None], other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     beyond = tl.where(page == last, float("inf"), float("-inf"))
+    best = tl.full((BLOCK,), float("-inf"), tl.float32)
+    for row in tl.static_range(GROUP):
+        head = kv_head * GROUP + row
+        query = tl.load(q + head * q_stride + at).to(tl.float32)[None, :]
+        up, down = tl.maximum(query, 0.0), tl.minimum(query, 0.0)
+        score = tl.sum(up * highest.to(tl.float32) + down * lowest.to(tl.float32), 1)
+        best = tl.maximum(best, score)
+        if not JOINT:
+            tl.store(scores + head * room + page, tl.where(whole, score, beyond), mask=page < room)
     if JOINT:
-        best = tl.max(tl.where(mine[:, None], score, float("-inf")), 0)
         tl.store(scores + kv_head * room + page, tl.where(whole, best, beyond), mask=page < room)
-    else:
-        into = scores + (kv_head * GROUP + row)[:, None] * room + page[None, :]
-        score = tl.where(whole[None, :], score, beyond[None, :])
-        tl.store(into, score, mask=mine[:, None] & (page < room)[None, :])
     if last // BLOCK == block:
         _take_in(k, low, high, length, kv_head, k_stride, KV_HEADS, DIM, PAGE)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _store_chosen(pages, page, key, prefix, known, need, above_so_far, equal_so_far) -> Any:
-    """Stores pages with keys above the prefix and the first `need` that begin with it; returns how many have either."""
-    above, equal = (key & known) > prefix, (key & known) == prefix
+def _merged(least, most, counts, other_least, other_most, other_counts) -> Any:
+    return tl.minimum(least, other_least), tl.maximum(most, other_most), counts + other_counts
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _range(key) -> Any:
+    """The least and the greatest finite key, how many there are, and, in the upper 16 bits, how many are +inf."""
+    finite = (key > LEAST) & (key < GREATEST)
+    counts = finite.to(tl.int32) + ((key == GREATEST).to(tl.int32) << 16)
+    return tl.reduce((tl.where(finite, key, GREATEST), tl.where(finite, key, LEAST), counts), 0, _merged)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _candidates(key, key_rest, count) -> Any:
+    """Where the search begins: the keys from `low` to `low + span`, and how many of them to take.
+
+    Those are the finite scores if the last one that is chosen is among them: mostly they differ in their lower bits
+    alone, and each digit costs a microsecond.
+    """
+    least, most, counts = _range(key)
+    least_rest, most_rest, counts_rest = _range(key_rest)
+    least, most, counts = _merged(least, most, counts, least_rest, most_rest, counts_rest)
+    infinite, finite = counts >> 16, counts & 0xFFFF
+    within = (infinite < count) & (count <= infinite + finite)
+    low = tl.where(within, least, 0).to(tl.uint32)
+    span = tl.where(within, most - least, 0xFFFFFFFF).to(tl.uint32)
+    return low, span, tl.where(within, count - infinite, count)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _store_chosen(pages, page, key, low, span, need, above_so_far, equal_so_far) -> Any:
+    """Stores pages with keys above the candidates' and the first `need` candidates; returns how many are either."""
+    equal = key - low <= span
+    above = (key > low) & (equal == 0)
     # One scan for both counts, 16 bits each.
     both = above.to(tl.uint32) + (equal.to(tl.uint32) << 16)
     before = tl.cumsum(both, 0) - both
@@ -196,13 +227,11 @@ def _best(scores, pages, room, count, MAIN: tl.constexpr, REST: tl.constexpr, PD
     pages += tl.program_id(0) * count
     page, page_rest = tl.arange(0, MAIN), MAIN + tl.arange(0, REST)
     key, key_rest = sortable(scores, page, room), sortable(scores, page_rest, room)
-    shift = 32 - BITS
-    known = tl.full((), 0, tl.uint32)
-    prefix = tl.full((), 0, tl.uint32)
-    need = count
+    low, span, need = _candidates(key, key_rest, count)
+    shift = first_shift(span)
     searching = count > 0
     while searching:
-        counts = digit_counts(key, prefix, known, shift) + digit_counts(key_rest, prefix, known, shift)
-        prefix, known, need, _, searching, shift = next_digit(counts, prefix, need, shift)
-    above, equal = _store_chosen(pages, page, key, prefix, known, need, 0, 0)
-    _store_chosen(pages, page_rest, key_rest, prefix, known, need, above, equal)
+        counts = digit_counts(key, low, span, shift) + digit_counts(key_rest, low, span, shift)
+        low, span, need, _, searching, shift = next_digit(counts, low, span, need, shift)
+    above, equal = _store_chosen(pages, page, key, low, span, need, 0, 0)
+    _store_chosen(pages, page_rest, key_rest, low, span, need, above, equal)

@@ -1,7 +1,7 @@
 """Choosing the best of many by radix search: what single steps of the search have in common.
 
 The key of the last one that is chosen is found digit by digit, from the highest bits down; then all with greater keys
-are chosen, and of those with that key the first.
+are chosen, and of those with that key the first. Candidates are the keys from `low` to `low + span`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import triton.language as tl
 # Bits that one pass of the search settles: 32 bins, a lane of a warp each, so that sums over them need no barrier.
 BITS = tl.constexpr(5)
 BINS = tl.constexpr(32)
+# Keys of minus and plus infinity, as `sortable` makes them.
+LEAST = tl.constexpr(0x007FFFFF)
+GREATEST = tl.constexpr(0xFF800000)
 
 
 @triton.jit
@@ -25,27 +28,35 @@ def sortable(scores, index, count) -> Any:
 
 
 @triton.jit
-def digit_counts(key, prefix, known, shift) -> Any:
-    """How often each digit comes next among the keys that begin with the prefix."""
-    by = shift.to(tl.uint32)
-    return tl.histogram(((key >> by) & (BINS - 1)).to(tl.int32), BINS, mask=(key & known) == prefix)
+def first_shift(span) -> Any:
+    """Where the first digit begins: no higher than the candidates differ, for which the exponent of a float serves."""
+    exponent = (span.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+    return tl.maximum(exponent + 1 - BITS, 0)
 
 
 @triton.jit
-def next_digit(counts, prefix, need, shift) -> Any:
+def digit_counts(key, low, span, shift) -> Any:
+    """How often each digit comes next among the candidates."""
+    ahead = key - low
+    digit = (ahead >> shift.to(tl.uint32)) & (BINS - 1)
+    return tl.histogram(digit.to(tl.int32), BINS, mask=ahead <= span)
+
+
+@triton.jit
+def next_digit(counts, low, span, need, shift) -> Any:
     """Settles a digit.
 
     Returns:
-        The prefix with it, which bits that is, how many of the keys that begin with it to take, whether those are all,
-        whether to go on, and with which shift.
+        The candidates that have it (low and span), how many of them to take, whether those are all, whether to go on,
+        and with which shift.
     """
     bin = tl.arange(0, BINS)
     by = shift.to(tl.uint32)
-    # How many of the keys that begin with the prefix go on with this digit or a higher one.
+    # How many of the candidates go on with this digit or a higher one.
     reach = tl.cumsum(counts, 0, reverse=True)
     digit = tl.sum((reach >= need).to(tl.int32), 0) - 1
     need -= tl.sum(tl.where(bin > digit, counts, 0), 0)
-    prefix |= digit.to(tl.uint32) << by
-    known = tl.full((), 0xFFFFFFFF, tl.uint32) << by
+    below = digit.to(tl.uint32) << by
+    span = tl.minimum(span - below, (tl.full((), 1, tl.uint32) << by) - 1)
     whole = tl.sum(tl.where(bin == digit, counts, 0), 0) <= need
-    return prefix, known, need, whole, (shift > 0) & (whole == 0), tl.maximum(shift - BITS, 0)
+    return low + below, span, need, whole, (shift > 0) & (whole == 0), tl.maximum(shift - BITS, 0)

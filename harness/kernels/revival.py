@@ -179,9 +179,9 @@ def _gather_keys(scores, keys, count, prefix, BLOCK: tl.constexpr) -> Any:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _last_key(keys, count, prefix, need, BLOCK: tl.constexpr) -> Any:
-    """Goes on with the other bits: those known, which they are, how many keys to take that have them, and if all."""
-    known = tl.full((), 0xFFFFFFFF, tl.uint32) << REST
+def _last_key(keys, count, low, need, BLOCK: tl.constexpr) -> Any:
+    """Goes on with the other bits: candidates from where and how far, how many of them to take, and if all."""
+    span = (tl.full((), 1, tl.uint32) << REST) - 1
     shift = REST - BITS
     searching = count > need
     whole = count <= need
@@ -189,26 +189,26 @@ def _last_key(keys, count, prefix, need, BLOCK: tl.constexpr) -> Any:
         counts = tl.zeros((BINS,), tl.int32)
         for start in tl.range(0, count, BLOCK):
             index = start + tl.arange(0, BLOCK)
-            # What is not there has a prefix that none has.
+            # What is not there has a key that no candidate has.
             key = tl.load(keys + index, mask=index < count, other=-1).to(tl.uint32, bitcast=True)
-            counts += digit_counts(key, prefix, known, shift)
-        prefix, known, need, whole, searching, shift = next_digit(counts, prefix, need, shift)
-    return prefix, known, need, whole
+            counts += digit_counts(key, low, span, shift)
+        low, span, need, whole, searching, shift = next_digit(counts, low, span, need, shift)
+    return low, span, need, whole
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _list_cached(
-    scores, before, into, slots, depths, count, prefix, known, need, whole, segment, room, BLOCK: tl.constexpr
+    scores, before, into, slots, depths, count, low, span, need, whole, segment, room, BLOCK: tl.constexpr
 ) -> Any:
     """Lists chosen tokens that have keys and values, and marks the depths of those that arrive; returns how many."""
     equal_so_far = tl.full((), 0, tl.int32)
     found = tl.full((), 0, tl.int32)
     for start in tl.range(0, count, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        key = _key(scores, index, index < count) & known
-        chosen = (index < count) & (key >= prefix)
+        key = _key(scores, index, index < count)
+        chosen = (index < count) & (key >= low)
         if whole == 0:
-            equal = ((index < count) & (key == prefix)).to(tl.int32)
+            equal = (chosen & (key - low <= span)).to(tl.int32)
             rank = tl.cumsum(equal, 0) - equal + equal_so_far
             chosen = chosen & ((equal == 0) | (rank < need))
             equal_so_far += tl.sum(equal, 0)
@@ -251,12 +251,12 @@ def _choose(
     newest = tl.load(before + room + others)
     need = tl.load(wanted + segment * room + newest) - 1
     length = tl.load(lengths + segment).to(tl.int32)
-    prefix, need = _last_lead(leads, need)
-    candidates = _gather_keys(scores, keys, others, prefix, BLOCK)
+    low, need = _last_lead(leads, need)
+    candidates = _gather_keys(scores, keys, others, low, BLOCK)
     # Other threads have stored what a thread reads: here the keys, below the marks.
     tl.debug_barrier()
-    prefix, known, need, whole = _last_key(keys, candidates, prefix, need, BLOCK)
-    cached = _list_cached(scores, before, into, slots, depths, others, prefix, known, need, whole, segment, room, BLOCK)
+    low, span, need, whole = _last_key(keys, candidates, low, need, BLOCK)
+    cached = _list_cached(scores, before, into, slots, depths, others, low, span, need, whole, segment, room, BLOCK)
     tl.debug_barrier()
     arriving = _list_arriving(into, slots, depths, newest, cached, length, segment, room, BLOCK)
     last, slot = cached + arriving, length + arriving

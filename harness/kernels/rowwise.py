@@ -1,4 +1,4 @@
-"""What a prefill does between its matrix products, one pass over memory each: RMS norm, rotary positions, SwiGLU.
+"""What comes between matrix products, one pass over memory each: RMS norm, rotary positions, SwiGLU.
 
 At 32K rows of an 8B model one pass over the SwiGLU's input alone is 1.9 GB a layer, so every pass saved counts.
 Arithmetic is in float32, rounded once at the end.
@@ -48,6 +48,24 @@ def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x
 
 
+def angles(positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scaled cosines and sines of positions times frequencies, each [n, d], their second half repeating the first.
+
+    Args:
+        positions: [n] int64, any distance apart.
+        frequencies: [d / 2] float32.
+        scale: of both.
+        dtype: of the result.
+    """
+    n, half = len(positions), len(frequencies)
+    cos, sin = torch.empty((2, n, 2 * half), dtype=dtype, device=positions.device)
+    _angles[(triton.cdiv(n, _ROTATED_ROWS),)](
+        positions, frequencies, cos, sin, n, positions.stride(0), scale, half, triton.next_power_of_2(half),
+        _ROTATED_ROWS,
+    )  # fmt: skip
+    return cos, sin
+
+
 def swiglu_(gate_up: Tensor) -> Tensor:
     """silu(gate) * up, written over the gate (Shazeer, arXiv 2002.05202).
 
@@ -85,6 +103,20 @@ def _rotate(x, cos, sin, n, row_stride, head_stride, angle_stride, half, HALF: t
     b = tl.load(first + half, mask=inside, other=0.0).to(tl.float32)
     tl.store(first, a * c - b * s, mask=inside)
     tl.store(first + half, b * c + a * s, mask=inside)
+
+
+@triton.jit
+def _angles(positions, frequencies, cos, sin, n, stride, scale, half, HALF: tl.constexpr, ROWS: tl.constexpr) -> Any:
+    rows, at = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, HALF)
+    inside = (rows < n)[:, None] & (at < half)[None, :]
+    position = tl.load(positions + rows * stride, mask=rows < n, other=0).to(tl.float32)
+    angle = position[:, None] * tl.load(frequencies + at, mask=at < half, other=0.0)[None, :]
+    place = rows.to(tl.int64)[:, None] * 2 * half + at[None, :]
+    c, s = tl.cos(angle) * scale, tl.sin(angle) * scale
+    tl.store(cos + place, c, mask=inside)
+    tl.store(cos + place + half, c, mask=inside)
+    tl.store(sin + place, s, mask=inside)
+    tl.store(sin + place + half, s, mask=inside)
 
 
 @triton.jit
