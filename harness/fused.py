@@ -134,7 +134,7 @@ class FusedVerbs(Verbs):
 class _FusedRotary(Rotary):
     """Angles in one launch instead of a dozen, which a decode step would notice."""
 
-    def _at(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _angles_at(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         from harness.kernels.rowwise import angles
 
         return angles(positions, self._module.inv_freq, self._module.attention_scaling, like.dtype)

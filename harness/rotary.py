@@ -28,7 +28,7 @@ class Rotary:
     def angles(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines at `positions` ([n] int64), each [n, d], in the dtype of `like`."""
         if positions is not self._positions:
-            (self._cos, self._sin), self._positions = self._at(like, positions), positions
+            (self._cos, self._sin), self._positions = self._angles_at(like, positions), positions
         return self._cos, self._sin
 
     def __call__(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -37,12 +37,12 @@ class Rotary:
 
     def move(self, x: Tensor, by: Tensor) -> Tensor:
         """Rotates x, [n, heads, d], which is rotated already, further by so many positions, [n] int64, or back."""
-        cos, sin = self._at(x, by)
+        cos, sin = self._angles_at(x, by)
         # Some variants (yarn) scale queries and keys with the angles, which was done once.
         scale = self._module.attention_scaling
         return _rotated(x, cos / scale, sin / scale)
 
-    def _at(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _angles_at(self, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self._module(like, positions.unsqueeze(0))
         return cos[0], sin[0]
 

@@ -210,7 +210,7 @@ def test_the_rest_of_a_dense_prefill_is_positions_angles_prompt_and_logits(
 ) -> None:
     found = account(text)
     assert found.unexplained == 8 * positions + engine_leftovers(rows)
-    assert found.reason is not None and "harness.rotary:Rotary.angles 65536" in found.reason
+    assert found.reason is not None and "harness.rotary:Rotary._angles_at 65536" in found.reason
 
 
 @pytest.mark.parametrize("text", METHOD_TEXTS)

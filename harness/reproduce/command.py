@@ -22,7 +22,7 @@ def sliminfer_command(
     ] = "random:llama-3.1-8b",
     lengths: Annotated[str, typer.Option(help="prompt tokens")] = "8192/16384/24576/32768",
     new_tokens: Annotated[str, typer.Option(help="tokens to generate: fewest for TTFT, most for end to end")] = "1,64",
-    repeats: Annotated[int, typer.Option(min=1, help="samples for each length and number of new tokens")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="samples of each kind; 6 balance the orders")] = 6,
     slim: Annotated[str, typer.Option(help="more options of slim: score=absdot:w=4 is the paper's reading")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
