@@ -166,7 +166,7 @@ def _attend(
     kv_head, first = this // SHARING, split == 0
     row, at = tl.arange(0, ROWS), tl.arange(0, DIM)
     mine = row < GROUP
-    # No kernel of this step writes the table; all that does not depend on it is asked for together with it.
+    # Nothing that may still run writes the table; all that does not depend on it is asked for together with it.
     length = tl.load(table + layer * 3 + 2).to(tl.int32)
     keys, values = tl.load(table + layer * 3), tl.load(table + layer * 3 + 1)
     if PDL:

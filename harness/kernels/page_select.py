@@ -81,7 +81,8 @@ class PageSelect:
             k: its key, [kv_heads, head_dim], likewise.
             bounds: [layers, 2] int64 contiguous: addresses of the minima and the maxima of a layer's pages, each
                 [pages, kv_heads, head_dim] contiguous, of the dtype of k, with the new token's page; pages within room.
-            table: [layers, 3] int64; its third column says how many tokens a layer has, the new one not counted.
+            table: [layers, 3] int64; its third column says how many tokens a layer has, the new one not counted. It
+                and `bounds` are read before the kernel waits for the one ahead, which must not change them.
             layer: row of both.
 
         Returns:
@@ -142,7 +143,8 @@ def _rate(
     """Scores of a block of pages for the query heads of one KV head."""
     kv_head, block = tl.program_id(0), tl.program_id(1)
     at, page = tl.arange(0, DIM), block * BLOCK + tl.arange(0, BLOCK)
-    # What earlier steps left is on its way while the product that makes the query still runs.
+    # What earlier steps left is on its way while the product that makes the query still runs. They have ended: between
+    # two steps there are launches that wait for all before them.
     length = tl.load(table + layer * 3 + 2).to(tl.int32)
     pointer = tl.pointer_type(k.dtype.element_ty)
     low = tl.multiple_of(tl.load(bounds + layer * 2).to(pointer), 16)
