@@ -74,7 +74,7 @@ class PageSelect:
     def page_scores(self, q: Tensor, k: Tensor, bounds: Tensor, table: Tensor, layer: int) -> Tensor:
         """Takes the new token's key into its page's bounds, which its first token begins, and rates all pages.
 
-        The products are exact in float32, in which tensor cores add them up, so half precision costs nothing here.
+        Sums are float32, in which products of half precision are exact.
 
         Args:
             q: the new token's queries, [heads, head_dim], rotated; heads may lie apart, channels may not.
