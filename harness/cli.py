@@ -82,7 +82,7 @@ def resume_command(
     task_file: TaskFiles = None,
 ) -> None:
     """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
-    from harness.store import load_manifest
+    from harness.storage.store import load_manifest
 
     _load_methods(method_file)
     _load_tasks(task_file)
@@ -94,7 +94,7 @@ def resume_command(
 
 def _execute(spec: Any, folder: Path) -> None:
     from harness.report.render import render
-    from harness.runner import plan, run
+    from harness.run.execute import plan, run
 
     planned, interrupted = plan(spec), False
     try:
@@ -116,7 +116,7 @@ def methods_command(
     method_file: MethodFiles = None,
 ) -> None:
     """List the pruning methods, or one method's options."""
-    from methods.registry import METHODS
+    from harness.run.catalog import METHODS
 
     _load_methods(method_file)
     _list(METHODS, name)
@@ -129,8 +129,8 @@ def conformance_command(
     layers: Annotated[int, typer.Option(min=1, help="depth of the tiny models, for options that name layers")] = 6,
 ) -> None:
     """Check that a method keeps every promise of the interface; exit code 1 if it breaks one."""
-    from harness.conformance import conformance
-    from methods.registry import parse_methods
+    from harness.conformance.kit import conformance
+    from harness.run.catalog import parse_methods
 
     _load_methods(method_file)
     specs = parse_methods(name)
@@ -149,8 +149,8 @@ def tasks_command(
 ) -> None:
     """List the tasks, or one task's options and members."""
     from harness.grammar import parse_item
+    from harness.run.catalog import TASKS
     from tasks.base import TaskContext
-    from tasks.registry import TASKS
 
     _load_tasks(task_file)
     if name is None:
@@ -169,7 +169,7 @@ def score_command(
     fuzz: Annotated[str, typer.Option(help="engine of code similarity: difflib, levenshtein")] = "difflib",
 ) -> None:
     """Score a prediction file as LongBench's own script does and print one number, 0 to 100."""
-    from tasks.longbench_scores import score_file
+    from tasks.longbench.scores import score_file
 
     _say(str(score_file(file, task.removeprefix("longbench/"), fuzz)))  # type: ignore[arg-type]
 
@@ -179,10 +179,10 @@ def score_command(
 )
 def lm_eval_command(context: typer.Context) -> None:
     """Run lm-eval's own command line on our engine: --model_args model=smollm2,method=slim --tasks arc_easy."""
-    from tasks.lm_eval_bridge import require_lm_eval
+    from tasks.lm_eval import require_lm_eval
 
     require_lm_eval()
-    from harness.lm_eval_model import command
+    from harness.run.lm_eval import command
 
     command(context.args)
 
@@ -194,7 +194,7 @@ def export_command(
     csv: Annotated[Path | None, typer.Option(help="file to write")] = None,
 ) -> None:
     """Write a run's records into one Parquet or CSV file."""
-    from harness.export import export
+    from harness.storage.export import export
 
     _say(f"wrote {export(run, parquet=parquet, csv=csv)}")
 
@@ -218,7 +218,7 @@ def baseline_command(
     directory: Annotated[Path, typer.Option("--dir", help="folder of the file")] = Path("results/baselines"),
 ) -> None:
     """Write what 'harness check' needs to know of a run into a small file that can be reviewed."""
-    from harness.baseline import write_baseline
+    from harness.gates.baseline import write_baseline
 
     _say(f"wrote {write_baseline(run, name, directory)}")
 
@@ -237,10 +237,10 @@ def check_command(
     junit: Annotated[Path | None, typer.Option(help="JUnit XML to write")] = None,
 ) -> None:
     """Compare a run with a baseline: exit code 0 within bounds, 1 on a regression, 2 if they cannot be compared."""
-    from harness.baseline import digest_run, read_baseline
-    from harness.bounds import parse_bounds, parse_undecided
-    from harness.check import check
-    from harness.gate_output import as_json, write_outputs
+    from harness.gates.baseline import digest_run, read_baseline
+    from harness.gates.check import check
+    from harness.gates.output import as_json, write_outputs
+    from harness.gates.tolerance import parse_bounds, parse_undecided
 
     bounds, choice = parse_bounds(accuracy, speed, same_device), parse_undecided(undecided)
     report = check(read_baseline(baseline), digest_run(run), bounds)
@@ -258,7 +258,7 @@ def compare_command(
     across_devices: Annotated[bool, typer.Option(help="compare speeds although the devices differ")] = False,
 ) -> None:
     """Say what changed between two runs: circumstances, accuracy and speed paired by sample, single answers."""
-    from harness.compare import compare_runs, to_markdown
+    from harness.report.compare import compare_runs, to_markdown
 
     _say(to_markdown(compare_runs(run_a, run_b, across_devices=across_devices)))
 
@@ -271,8 +271,8 @@ def env_command(
     import json
     from dataclasses import asdict
 
-    from harness.provenance import environment
-    from harness.roofline import measure_defaults, remembered_ceilings
+    from harness.measuring.provenance import environment
+    from harness.measuring.roofline import measure_defaults, remembered_ceilings
 
     if measure:
         measure_defaults()
@@ -281,14 +281,14 @@ def env_command(
 
 
 def _load_tasks(files: Sequence[Path] | None) -> None:
-    from tasks.registry import TASKS
+    from harness.run.catalog import TASKS
 
     for path in files or ():
         TASKS.load_file(path)
 
 
 def _load_methods(files: Sequence[Path] | None) -> None:
-    from methods.registry import METHODS
+    from harness.run.catalog import METHODS
 
     for path in files or ():
         METHODS.load_file(path)
@@ -316,7 +316,7 @@ def _shown(default: Any) -> str:
 
 
 def _spec(**given: Any) -> Any:
-    from harness.spec import RunSpec
+    from harness.run.spec import RunSpec
 
     try:
         return RunSpec(**given)
@@ -327,7 +327,7 @@ def _spec(**given: Any) -> Any:
 
 
 def _progress() -> Any:
-    from harness.progress import Progress
+    from harness.run.progress import Progress
 
     return Progress(Console(stderr=True))
 

@@ -1,7 +1,8 @@
 """Names -> classes, for methods and tasks alike.
 
-A class joins by existing: every module of the package is searched for subclasses that name themselves, then the entry
-points of installed packages, then single files the user points at. Nothing is listed by hand.
+A class joins by existing: every module of the package, in whatever folder, is searched for subclasses that name
+themselves, then the entry points of installed packages, then single files the user points at. Nothing is listed by
+hand.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class Registry(Generic[T]):
             return
         self._searched = True
         package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
+        for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
             if not module.ispkg:
-                self._add_from(importlib.import_module(f"{self.package}.{module.name}"))
+                self._add_from(importlib.import_module(module.name))
         for point in entry_points(group=f"harness.{self.package}"):
             self._add(self._from_entry_point(point))
 

@@ -1,1 +1,1 @@
-"""Pruning methods, one file each; `methods/base.py` is the interface and full attention at once."""
+"""Pruning methods, one file each; `harness/engine/method.py` is the interface and full attention at once."""

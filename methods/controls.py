@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import Method
+from harness.engine.shape import ModelShape
 from harness.options import OptionSet
-from harness.shape import ModelShape
-from methods.base import Method
 from methods.slim import Slim
 
 

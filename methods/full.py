@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from methods.base import Method
+from harness.engine.method import Method
 
 
 class Full(Method):

@@ -29,17 +29,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import Method, ModelContext
+from harness.engine.replay.decode_table import ResidentCaches
+from harness.engine.shape import ModelShape
+from harness.engine.step import Heads, Rows, Step
+from harness.engine.stopwatch import part
 from harness.options import Budget, OptionSet, budget_tokens
-from harness.parts import part
-from harness.resident import ResidentCaches
-from harness.rows import Heads, Rows, Step
-from harness.shape import ModelShape
-from methods.aux_cache import AuxCache, true_at
-from methods.base import Method, ModelContext
-from methods.capacity import capacity
-from methods.relevance import token_attention
-from methods.revival import Revival
-from methods.schedule import check_schedule, pruning_layers, requested_tokens
+from methods.common.aux_cache import AuxCache, true_at
+from methods.common.capacity import capacity
+from methods.common.schedule import check_schedule, pruning_layers, requested_tokens
+from methods.common.scores import token_attention
+from methods.replay.lazyllm import Revival
 
 
 class LazyLLM(Method):
@@ -155,7 +155,7 @@ class LazyLLM(Method):
             self._account.load(self.cache, self.aux, start, wanted)
 
     def arriving(self, layer: int, resident: ResidentCaches) -> int:
-        """See `methods.revival`."""
+        """See `methods.replay.lazyllm`."""
         return self._account.arriving(layer, self.cache, resident)
 
     def enter(self, layer: int, rows: Rows, count: int, step: Step) -> Rows:

@@ -32,15 +32,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import Method, ModelContext
+from harness.engine.replay.decode_table import ResidentCaches
+from harness.engine.replay.pages import MOST_PAGES, ResidentPages
+from harness.engine.step import Heads, Rows, Step
+from harness.engine.stopwatch import part
 from harness.options import Budget, OptionSet, window_tokens
-from harness.parts import part
-from harness.resident import ResidentCaches
-from harness.resident_pages import MOST_PAGES, ResidentPages
-from harness.rows import Heads, Rows, Step
-from methods.base import Method, ModelContext
-from methods.capacity import capacity
-from methods.host_store import HostStore
-from methods.paging import PageBounds
+from methods.common.capacity import capacity
+from methods.common.host_store import HostStore
+from methods.common.paging import PageBounds
 
 
 class Quest(Method):

@@ -17,8 +17,8 @@ Interpretations, where the paper leaves a choice:
   fell, has them for everything that entered it: with `reselect=C` it keeps an active set of as many blocks as went on
   and parks the rest in host memory. After each step's attention the active set is compared with the best blocks for
   that step's token; if less than the share `gamma` of those is active, they replace it from the next token on, and the
-  transfer hides behind the rest of the step (`offload`, see `methods.active_blocks`). Layers behind a pruning point
-  hold just what they attend to, so nothing is left to choose there, which is all that the stricter reading,
+  transfer hides behind the rest of the step (`offload`, see `methods.common.active_blocks`). Layers behind a pruning
+  point hold just what they attend to, so nothing is left to choose there, which is all that the stricter reading,
   `reselect=A`, says. In decode relevance is the softmax over units of their mean keys, the one reading that needs no
   parked key.
 - generated tokens are never pruned.
@@ -35,19 +35,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import Method, ModelContext
+from harness.engine.shape import ModelShape
+from harness.engine.step import Heads, Rows, Step
+from harness.engine.stopwatch import part
 from harness.errors import InputError
 from harness.options import Budget, OptionSet
-from harness.parts import part
-from harness.rows import Heads, Rows, Step
-from harness.shape import ModelShape
-from methods.active_blocks import ActiveBlocks, block_rows
-from methods.base import Method, ModelContext
-from methods.host_store import Offload
-from methods.relevance import block_maxima, head_attention, token_attention, unit_absdot, unit_attention, unit_sums
-from methods.schedule import budgets_in_tokens, check_schedule, pruning_layers, requested_tokens
+from methods.common.active_blocks import ActiveBlocks, block_rows
+from methods.common.host_store import Offload
+from methods.common.schedule import budgets_in_tokens, check_schedule, pruning_layers, requested_tokens
+from methods.common.scores import block_maxima, head_attention, token_attention, unit_absdot, unit_attention, unit_sums
 
 if TYPE_CHECKING:
-    from harness.resident import ResidentCaches
+    from harness.engine.replay.decode_table import ResidentCaches
 
 Count = Annotated[int, Field(ge=1)]
 

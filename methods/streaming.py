@@ -28,12 +28,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.cache import LayerCache
+from harness.engine.cache import LayerCache
+from harness.engine.method import Method, ModelContext
+from harness.engine.replay.decode_table import ResidentCaches
+from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, window_tokens
-from harness.resident import ResidentCaches
-from harness.rows import Heads, Step
-from methods.band import band_attention
-from methods.base import Method, ModelContext
+from methods.common.band import band_attention
 
 
 class Streaming(Method):

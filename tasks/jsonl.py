@@ -15,8 +15,8 @@ from harness.errors import InputError
 from harness.grammar import Item
 from harness.options import OptionSet
 from tasks.base import Sample, Task, TaskContext, Tokenizer
-from tasks.longbench_data import local_rows
-from tasks.longbench_scores import code_sim, qa_f1, rouge_l
+from tasks.longbench.data import local_rows
+from tasks.longbench.scores import code_sim, qa_f1, rouge_l
 
 Metric = Literal["exact_match", "contains", "qa_f1", "rouge_l", "code_sim"]
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from harness.options import OptionSet
 from tasks.base import Sample, Task, Tokenizer
-from tasks.haystack import hide
+from tasks.common.haystack import hide
 
 PLACES = (
     "Alder Creek", "Bishop's Gate", "Copper Hill", "Dunmore", "Eastwater", "Fallow Bridge", "Granite Pass", "Holloway",

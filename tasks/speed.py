@@ -13,7 +13,7 @@ from pydantic import Field
 
 from harness.options import OptionSet
 from tasks.base import Sample, Task, Tokenizer
-from tasks.texts import running_text
+from tasks.common.texts import running_text
 
 
 class Speed(Task):

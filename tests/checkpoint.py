@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from harness.models import load
+from harness.models.load import load
 
 CONFIG = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import harness
-from harness.store import load_manifest
+from harness.storage.store import load_manifest
 from tests.command import run
 
 SMALL = ["--tasks", "needle:lengths=192:depths=0.5:repeats=2"]

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness.engine.method import Method
 from harness.errors import InputError
 from harness.registry import Registry
-from methods.base import Method
-from methods.registry import METHODS
+from harness.run.catalog import METHODS
 from tests.command import run
 
 CODE = """
-from methods.base import Method
+from harness.engine.method import Method
 
 class {kind}(Method):
     name = "{name}"
@@ -89,7 +89,7 @@ def test_the_installed_command_sees_it(tmp_path: Path) -> None:
         ("elsewhere_missing:Elsewhere", "harness-elsewhere failed to import: No module named"),
         ("elsewhere_plugin:Nobody", "harness-elsewhere failed to import"),
         ("elsewhere_plugin:CODE", "harness-elsewhere is no named subclass of Method"),
-        ("methods.base:Method", "harness-elsewhere is no named subclass of Method"),
+        ("harness.engine.method:Method", "harness-elsewhere is no named subclass of Method"),
     ],
 )
 def test_a_broken_entry_point_is_named_in_one_line(site: Path, target: str, words: str) -> None:

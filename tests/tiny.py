@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from harness.engine import Engine, Request
-from harness.models import FAMILIES
-from harness.tiny import (
+from harness.conformance.tiny import (
     END,
     HEAD_DIM,
     HEADS,
@@ -18,8 +16,10 @@ from harness.tiny import (
     tiny_model,
     tiny_shape,
 )
-from methods.base import Method
-from methods.registry import parse_methods
+from harness.engine.engine import Engine, Request
+from harness.engine.method import Method
+from harness.models.load import FAMILIES
+from harness.run.catalog import parse_methods
 
 __all__ = [
     "END",

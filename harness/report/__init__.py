@@ -1,1 +1,1 @@
-"""Tables and plots of recorded runs. Everything here reads what `harness.store` wrote and needs no model."""
+"""Tables and plots of recorded runs. Everything here reads what `harness.storage.store` wrote and needs no model."""

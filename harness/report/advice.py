@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from harness.report import words
+from harness.report import formats
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
-from harness.stats import ALL
+from harness.statistics.paired import ALL
 
 _FEW = 30
 
@@ -41,7 +41,7 @@ _NONE = f"No method is shown to start answering sooner than {BASELINE} without a
 
 def warnings(run: Recorded) -> Iterator[str]:
     """What a reader has to know before believing the numbers."""
-    status = words.status(run.manifest)
+    status = formats.status(run.manifest)
     if status:
         yield status
     if run.manifest.latency_only:
@@ -66,11 +66,11 @@ def _losers(faster: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _gain(row: dict[str, Any]) -> str:
-    return f"first token {words.times(row['ttft_ratio'])} sooner{words.interval(row['ttft_low'], row['ttft_high'])}"
+    return f"first token {formats.times(row['ttft_ratio'])} sooner{formats.interval(row['ttft_low'], row['ttft_high'])}"
 
 
 def _points(row: dict[str, Any]) -> str:
-    return f"accuracy {words.points(row['score_difference'], row['score_low'], row['score_high'])} points"
+    return f"accuracy {formats.points(row['score_difference'], row['score_low'], row['score_high'])} points"
 
 
 def _accuracy(row: dict[str, Any]) -> str:

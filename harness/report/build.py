@@ -12,15 +12,15 @@ from matplotlib.figure import Figure
 from harness.errors import InputError
 from harness.report.curves import against_length, parts, survivors
 from harness.report.figures import save
-from harness.report.grids import Grid, to_csv, to_latex, to_markdown
 from harness.report.html import page
 from harness.report.maps import needle_map, survival_map
 from harness.report.overview import Reported, overview, overview_markdown
 from harness.report.plots import accuracy_ttft_figure
 from harness.report.recorded import Recorded, read
-from harness.report.sheets import sheets
-from harness.stats import ALL
-from harness.store import MANIFEST
+from harness.report.table import Grid, to_csv, to_latex, to_markdown
+from harness.report.tables import sheets
+from harness.statistics.paired import ALL
+from harness.storage.store import MANIFEST
 
 
 def report(runs: Sequence[Path | str], out: Path | str | None = None) -> list[Path]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from harness.report import words
+from harness.report import formats
 from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
@@ -58,7 +58,7 @@ def against_length(run: Recorded) -> Figure | None:
         _draw(axes, run, *panel)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
-    figure.suptitle(f"{run.manifest.model} on {words.device(run.manifest)}", fontsize=11)
+    figure.suptitle(f"{run.manifest.model} on {formats.device(run.manifest)}", fontsize=11)
     return figure
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from harness.report import words
+from harness.report import formats
 from harness.report.advice import advice, warnings
-from harness.report.grids import Grid
 from harness.report.recorded import Recorded
 from harness.report.samples import samples, script_json
+from harness.report.table import Grid
 
 PAGE_BYTES = 4_500_000
 """What pictures and samples may take together; tables are small beside them."""
@@ -38,7 +38,7 @@ def page(run: Recorded, grids: Sequence[Grid], images: Mapping[str, bytes]) -> s
 
     Args:
         run: the run.
-        grids: of `harness.report.sheets.sheets`; the one called `decision` goes to the top.
+        grids: of `harness.report.tables.sheets`; the one called `decision` goes to the top.
         images: name -> SVG.
     """
     pictures = {name: picture(name, svg) for name, svg in images.items()}
@@ -79,7 +79,7 @@ def facts(run: Recorded) -> list[tuple[str, str]]:
     commit = f"{git['commit'][:12]}{' (changed)' if git.get('dirty') else ''}" if git.get("commit") else ""
     found = {
         "model": manifest.model,
-        "device": words.device(manifest),
+        "device": formats.device(manifest),
         "question": "after the context" if manifest.spec.get("question") == "after" else "in the pruned prompt",
         "records": str(len(run.records)),
         "started": manifest.started[:16].replace("T", " "),

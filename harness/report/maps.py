@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness.report.figures import canvas, names_of
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
-from harness.spans import every_layer
+from harness.storage.spans import every_layer
 
 _BINS = 512
 _PANELS = 6

@@ -1,4 +1,4 @@
-"""Scores of the means that papers name (`tasks.means`), for each method."""
+"""Scores of the means that papers name (`tasks.common.means`), for each method."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain
 
 import pandas as pd
 
-from tasks.means import FoundMean, found_means
+from tasks.common.means import FoundMean, found_means
 
 COLUMNS = ["mean", "method", "tasks", "score"]
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from harness.report.advice import advice, warnings
-from harness.report.grids import to_markdown
 from harness.report.html import environment, facts, picture
 from harness.report.recorded import Recorded
-from harness.report.sheets import decision
+from harness.report.table import to_markdown
+from harness.report.tables import decision
 
 _NOTE = "The name of a run links to its page, with all tables, plots and samples."
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from harness.report import words
+from harness.report import formats
 from harness.report.summary import BASELINE, overall, shared
-from harness.store import Manifest
+from harness.storage.store import Manifest
 
 # Okabe & Ito's colours, which people with any colour vision tell apart; yellow is left out, it is too pale on white.
 PALETTE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -81,7 +81,7 @@ def accuracy_ttft_figure(
     Args:
         manifest: what the run is.
         summary: `harness.report.summary.summarise` of its records.
-        effects: method -> its row `all` of `harness.stats.compare`; draws the paired intervals against full attention.
+        effects: method -> its row `all` of `paired.compare`; draws the paired intervals against full attention.
     """
     summary = shared(summary)
     points, missing = _points(overall(summary))
@@ -122,7 +122,7 @@ def _points(whole: pd.DataFrame) -> tuple[list[Point], list[str]]:
     for row, name in zip(whole.to_dict("records"), names, strict=True):
         values = float(row["ttft_s"]), float(row["score"])
         known = row["method"] != BASELINE and not pd.isna(row["ttft_speedup"])
-        speedup = f" {words.times(row['ttft_speedup'])}" if known else ""
+        speedup = f" {formats.times(row['ttft_speedup'])}" if known else ""
         if all(map(math.isfinite, values)):
             points.append(Point(*values, name + speedup, str(row["method"])))
         else:
@@ -168,14 +168,14 @@ def _bars(point: Point) -> list[list[tuple[float, float]]]:
 def _explain(figure: Figure, axes: Axes, manifest: Manifest, summary: pd.DataFrame, missing: list[str]) -> None:
     axes.set_xlabel("time to first token in seconds (median; geometric mean over tasks)")
     axes.set_ylabel("accuracy in % (mean over tasks)")
-    axes.set_title(f"{manifest.model} on {words.device(manifest)}", fontsize=11)
+    axes.set_title(f"{manifest.model} on {formats.device(manifest)}", fontsize=11)
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     notes = [f"{_count(summary)}; 2.00x: half the time of {BASELINE}; dashed: best score within that time"]
     bars = any(collection.get_segments() for collection in axes.collections if isinstance(collection, LineCollection))
     notes += ["bars: 95 % interval of the paired difference from it"] if bars else []
-    notes += [words.status(manifest) or ""]
+    notes += [formats.status(manifest) or ""]
     notes += [f"not shown, no score or no time: {', '.join(missing)}"] if missing else []
     figure.supxlabel("\n".join(note for note in notes if note), fontsize=8, color="#555555")
 

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from harness.noise import TWIN
+from harness.report.markdown import Comparison
 from harness.report.means import MeanScores, mean_scores
 from harness.report.render import compared
 from harness.report.summary import overall, summarise
-from harness.report.tables import Comparison
-from harness.store import Manifest, load, load_manifest
+from harness.statistics.noise import TWIN
+from harness.storage.store import Manifest, load, load_manifest
 
 _NUMBERS = (
     "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s", "prefill_lasting_floor_s", "decode_floor_s",
@@ -33,7 +33,7 @@ class Recorded:
     Attributes:
         name: the folder's name.
         manifest: what the run is.
-        records: `harness.store.load` with a column `length` (`lengths`).
+        records: `harness.storage.store.load` with a column `length` (`lengths`).
     """
 
     name: str
@@ -129,7 +129,7 @@ def read(folder: Path | str) -> Recorded:
 
 
 def recorded(name: str, manifest: Manifest, loaded: pd.DataFrame) -> Recorded:
-    """What was read already: a folder's name, its manifest and what `harness.store.load` made of it."""
+    """What was read already: a folder's name, its manifest and what `harness.storage.store.load` made of it."""
     numbers = {column: pd.to_numeric(loaded[column], errors="coerce").astype(float) for column in _NUMBERS}
     records = loaded.assign(**numbers, length=lengths(loaded))
     records["prefill_roofline"] = records["prefill_floor_s"] / records["ttft_s"]

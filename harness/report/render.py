@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from harness.noise import TWIN, noise_floor
-from harness.record import OUT_OF_MEMORY
-from harness.report import plots, tables
+from harness.report import markdown, plots
+from harness.report.markdown import MARKED, Comparison
 from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
-from harness.report.tables import MARKED, Comparison
-from harness.stats import compare, leaders, verdicts
-from harness.store import Manifest, load, load_manifest
+from harness.statistics.noise import TWIN, noise_floor
+from harness.statistics.paired import compare, leaders, verdicts
+from harness.storage.record import OUT_OF_MEMORY
+from harness.storage.store import Manifest, load, load_manifest
 
 
 def render(run: Path | str) -> list[Path]:
@@ -35,7 +35,7 @@ def render(run: Path | str) -> list[Path]:
     csv, other_csv, table, plot = (folder / name for name in names)
     summary.to_csv(csv, index=False, lineterminator="\n")
     comparison.rows.to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
-    page = tables.markdown(manifest, summary, comparison, folder.resolve().name, _warnings(records))
+    page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, _warnings(records))
     table.write_text(page, encoding="utf-8")
     drawn = plots.accuracy_ttft(manifest, summary, plot)
     means = _write_means(summary, folder / "means.csv")

@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
-from harness.report.grids import plain
 from harness.report.maps import dropped_at, needle_spans
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
+from harness.report.table import plain
 
 _LENGTHS = (2000, 1000, 500, 250, 120, 60)
 _RIGHT = 0.5

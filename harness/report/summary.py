@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from harness.stats import ALL, REFERENCE, speedups
+from harness.statistics.paired import ALL, REFERENCE, speedups
 
 BASELINE = REFERENCE
 COLUMNS = [
@@ -22,7 +22,7 @@ _TIMES = ["ttft_s", "ttft_speedup", "tpot_s", "e2e_s", "e2e_speedup"]
 
 
 def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> pd.DataFrame:
-    """Sums up records (`harness.store.load`), task by task, so that the methods of a task stand together.
+    """Sums up records (`harness.storage.store.load`), task by task, so that the methods of a task stand together.
 
     Args:
         records: one row a record.
@@ -32,8 +32,8 @@ def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequenc
     Returns:
         `COLUMNS`: `n` records, mean `score` in percent, medians of seconds and bytes, mean `kept_fraction`. A speed-up
         is the baseline's time divided by the method's on the same sample, averaged over samples as
-        `harness.stats.compare` does it. What was not measured, and speed-ups in a run without the baseline, is NaN or
-        NA.
+        `harness.statistics.paired.compare` does it. What was not measured, and speed-ups in a run without the baseline,
+        is NaN or NA.
     """
     groups = records.groupby(["method", "task"], sort=False)
     table = groups[[*_SECONDS, *_BYTES]].median()

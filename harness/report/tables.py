@@ -1,246 +1,246 @@
-"""The Markdown table of a run, for people."""
+"""The tables of a report: accuracy, latency by length, memory, requested against achieved, roofline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from harness.noise import TWIN
-from harness.report import words
-from harness.report.means import MeanScores, mean_scores
+from harness.report import formats
+from harness.report.means import MeanScores
+from harness.report.recorded import Recorded, family
 from harness.report.summary import BASELINE, overall
-from harness.stats import ALL, MARGIN_POINTS, MARGIN_RATIO, SPEEDS
-from harness.store import Manifest
+from harness.report.table import Cell, Grid, label, number
+from harness.statistics.paired import ALL, leaders
 
-# Measures of which the table marks the best.
-MARKED = ("score", "ttft", "e2e")
-
-_Row = Mapping[str, Any]
-_Column = tuple[str, bool, Callable[[_Row], str]]
+_LEADS = "Bold: the best and all that the paired tests do not tell from it; nothing where they tell no two apart."
+_LEDGER = ("weights", "activation_peak", "kv_after_prefill", "kv_steady", "kv_host", "extra", "total_steady")
+_COLUMNS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What is known of methods against each other.
-
-    Attributes:
-        rows: `harness.stats.verdicts`, one row a task and method.
-        floors: `harness.noise.noise_floor`; empty where the run has no twin of full attention.
-        leaders: measure -> (task, method) of `harness.stats.leaders`.
-    """
-
-    rows: pd.DataFrame
-    floors: pd.DataFrame
-    leaders: Mapping[str, set[tuple[str, str]]]
+def sheets(run: Recorded) -> list[Grid]:
+    """All tables that the run has numbers for, the one to decide by first."""
+    found = [decision(run)]
+    found += [accuracy(run)] if run.scored else []
+    found += [latency(run), memory(run), achieved(run), roofline(run)]
+    return [grid for grid in found if grid.rows]
 
 
-_MEANING = (
-    "Every method answers the same requests on the same kernels, loop and clock. "
-    "TTFT: time from the prompt's token ids on the device to the first new token; TPOT: time per token after it; "
-    "E2E: time to the last one. Times and bytes are medians over the n samples of a task. "
-    "KV: keys and values on the device at the end; kept: share of the prompt's tokens x layers that they hold."
-)
-_SPEEDUPS = (
-    f"Sooner (TTFT) and faster (E2E): the time of `{BASELINE}` divided by the method's time on the same sample, "
-    "trimmed geometric mean over samples, with its 95 % interval."
-)
-_BOLD = (
-    "**Bold**: the best of a task and all that the paired tests do not tell from it; where they tell no two methods "
-    "apart, nothing is bold."
-)
-_NO_SPEEDUPS = f"No speed-ups: this run has no `{BASELINE}` to compare with."
-_COMPARED = (
-    "Paired by sample, with 95 % intervals. p: exact McNemar or sign-flip test, adjusted over methods x tasks (Holm; "
-    "over methods in rows `all`). A verdict is *better* or *worse* at 5 % (times at 1 %) after that adjustment; *no "
-    f"difference*: the whole interval is within {MARGIN_POINTS:.0f} points, or {(MARGIN_RATIO - 1) * 100:.0f} % of the "
-    "time, which does not mean that there is none; *undecided*: anything else, which does not mean that there is no "
-    "difference. MDE: the smallest effect that this many samples would have shown four times out of five."
-)
-
-
-def markdown(
-    manifest: Manifest,
-    summary: pd.DataFrame,
-    comparison: Comparison,
-    title: str = "Results",
-    warnings: Sequence[str] = (),
-) -> str:
-    """The whole page: circumstances, one row for each task and method, one row a method over all tasks.
-
-    Args:
-        manifest: what the run is.
-        summary: `harness.report.summary.summarise` of its records.
-        comparison: of the same records.
-        title: the heading.
-        warnings: what to know before reading the table, a paragraph each.
-    """
-    parts = [f"# {title}", *_circumstances(manifest), *warnings, _explanation(manifest, summary, comparison)]
-    if summary.empty:
-        return _join([*parts, "No records."])
-    rows, measures = _rows(summary, comparison), _measures(manifest)
-    parts.append(_table(rows, [_TASK, _METHOD, ("n", True, lambda row: str(row["n"])), *measures]))
-    if summary["task"].nunique() > 1:
-        parts += _all_tasks(summary, comparison, measures)
-        parts += [] if manifest.latency_only else _named(mean_scores(summary[summary["method"] != TWIN]))
-    if not comparison.rows.empty:
-        parts += _compared(manifest, comparison)
-    return _join(parts)
-
-
-def _circumstances(manifest: Manifest) -> Iterable[str]:
-    status = words.status(manifest)
-    if status:
-        yield f"> **{status}** The numbers are of what was recorded until then."
-    packages = manifest.environments[-1].get("packages", {}) if manifest.environments else {}
-    torch = f", torch {packages['torch']}" if packages.get("torch") else ""
-    started = f", {manifest.started[:10]}" if manifest.started else ""
-    yield f"Model `{manifest.model}` on {words.device(manifest)}{torch}{started}. {words.protocol(manifest)}"
-    if manifest.latency_only:
-        yield "**Random weights, latency only**: the answers mean nothing, so there are no scores."
-    if len(manifest.environments) > 1:
-        yield "**The machine or the software changed while this run was made**; times may not compare."
-
-
-def _explanation(manifest: Manifest, summary: pd.DataFrame, comparison: Comparison) -> str:
-    score = "" if manifest.latency_only else " Score: mean over the samples, 100 is best."
-    bold = f" {_BOLD}" if any(comparison.leaders.values()) else ""
-    return f"{_MEANING}{score} {_SPEEDUPS if (summary['method'] == BASELINE).any() else _NO_SPEEDUPS}{bold}"
-
-
-def _rows(summary: pd.DataFrame, comparison: Comparison) -> list[_Row]:
-    """What is known of each row of the summary, and in which measures it leads."""
-    rows = _records(summary.merge(comparison.rows.drop(columns=["n", "units"]), on=["task", "method"], how="left"))
-    for row in rows:
-        row["leads"] = {name for name, found in comparison.leaders.items() if (row["task"], row["method"]) in found}
-    return list(rows)
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
-
-
-def _all_tasks(summary: pd.DataFrame, comparison: Comparison, measures: list[_Column]) -> Iterable[str]:
-    whole = overall(summary)
-    yield "## All tasks"
-    if whole.empty:
-        yield "No task has records of every method."
-        return
-    yield (
-        "Over the tasks that every method has records of: mean score, kept share and KV, geometric mean of times and "
-        "speed-ups, largest peak memory. A dash where one of the tasks has none."
+def decision(run: Recorded) -> Grid:
+    """One row a method over all tasks: what it costs in accuracy and gives in time and memory, and how sure that is."""
+    score_head = ["score %", "against full, points", "accuracy"] if run.scored else []
+    head = ["method", *score_head, "TTFT", "sooner", "TTFT verdict", "TPOT", "faster a token", "peak memory", "kept"]
+    rows = [_decision_row(run, row) for row in run.whole.to_dict("records") if row["method"] in run.methods]
+    note = (
+        f"Over the tasks that all methods have. Differences and ratios are paired by sample against {BASELINE}, with "
+        f"95 % intervals; above 1x is better. {_LEADS} Undecided does not mean equal."
     )
-    rows = _rows(whole.assign(task=ALL), comparison)
-    yield _table(rows, [_METHOD, ("tasks", True, lambda row: str(row["tasks"])), *measures])
+    return Grid("decision", "Methods at a glance", note, head, rows)
 
 
-def _named(means: Sequence[MeanScores]) -> Iterable[str]:
-    """The means under which papers report their scores."""
-    if not means:
-        return
-    yield "## Means by name"
-    yield (
-        "Scores in percent. A flat mean weighs tasks the same, a category mean the categories; a mean has its name "
-        "only where all of its tasks are there."
-    )
-    methods = dict.fromkeys(method for mean in means for method in mean.scores)
-    columns = [(_text(method), True, _score_of(method)) for method in methods]
-    head: list[_Column] = [("mean", False, lambda row: row["name"]), ("tasks", True, lambda row: str(row["n"]))]
-    rows: list[_Row] = [{"name": mean.name, "n": len(mean.tasks), "scores": mean.scores} for mean in means]
-    yield _table(rows, [*head, *columns])
+def _decision_row(run: Recorded, row: dict[Any, Any]) -> list[Cell]:
+    method = str(row["method"])
+    effect = run.effects.get((ALL, method), {})
+    cells = [label(method), *(_score_cells(run, row, effect) if run.scored else [])]
+    first = (ALL, method) in run.comparison.leaders["ttft"]
+    cells += [number(row["ttft_s"], formats.seconds(row["ttft_s"]), leads=first), _ratio(effect, "ttft", first)]
+    cells += [_verdict(effect, "ttft"), number(row["tpot_s"], formats.seconds(row["tpot_s"]))]
+    cells += [_ratio(effect, "tpot", False)]
+    peak, kept = row["peak_memory_bytes"], row["kept_fraction"]
+    return [*cells, number(peak, formats.size(peak)), number(kept, formats.percent(kept))]
 
 
-def _score_of(method: str) -> Callable[[_Row], str]:
-    return lambda row: words.score(row["scores"].get(method))
-
-
-def _compared(manifest: Manifest, comparison: Comparison) -> Iterable[str]:
-    yield f"## Compared with `{BASELINE}`"
-    yield _COMPARED
-    if not comparison.floors.empty:
-        yield _noise(_records(comparison.floors)[-1])
-    several = comparison.rows["task"].nunique() > 2
-    rows = comparison.rows if several else comparison.rows[comparison.rows["task"] != ALL]
-    scores = [] if manifest.latency_only else _SCORE_EFFECTS
-    columns = [_TASK, _METHOD, ("pairs", True, lambda row: str(row["n"])), *scores, *map(_speed_verdict, SPEEDS)]
-    yield _table(_records(rows), columns)
-
-
-def _noise(whole: _Row) -> str:
-    """In words, what two runs of the same method differ by."""
-    speeds = [f"{name.upper()} {words.excess(whole[f'{name}_floor'])}" for name in SPEEDS if whole[f"{name}_floor"] > 1]
-    return (
-        f"Noise floor, over all tasks: `{TWIN}` is `{BASELINE}` once more; {whole['score_flips']} of {whole['n']} "
-        f"scores changed, and times may differ by {', '.join(speeds) or 'what so few samples do not show'}. Effects "
-        "of a task below its own floor are *within noise*."
-    )
-
-
-def _measures(manifest: Manifest) -> list[_Column]:
-    score: _Column = ("score %", True, lambda row: _bold(row, "score", words.score(row["score"])))
-    columns: list[_Column] = [
-        ("TTFT", True, lambda row: words.seconds(row["ttft_s"])),
-        ("sooner", True, lambda row: _speedup(row, "ttft")),
-        ("TPOT", True, lambda row: words.seconds(row["tpot_s"])),
-        ("E2E", True, lambda row: words.seconds(row["e2e_s"])),
-        ("faster", True, lambda row: _speedup(row, "e2e")),
-        ("peak memory", True, lambda row: words.size(row["peak_memory_bytes"])),
-        ("KV", True, lambda row: words.size(row["kv_bytes"])),
-        ("kept", True, lambda row: words.percent(row["kept_fraction"])),
+def _score_cells(run: Recorded, row: dict[Any, Any], effect: dict[str, Any]) -> list[Cell]:
+    method, score = str(row["method"]), row["score"]
+    leads = (ALL, method) in run.comparison.leaders["score"]
+    ends = [effect.get(f"score_{name}") for name in ("difference", "low", "high")]
+    text = formats.NOTHING if ends[0] is None else formats.points(*ends)
+    return [
+        number(score, formats.score(score), leads=leads),
+        number(ends[0], text, ends[1], ends[2]),
+        _verdict(effect, "score"),
     ]
-    return columns if manifest.latency_only else [score, *columns]
 
 
-def _bold(row: _Row, measure: str, text: str) -> str:
-    return f"**{text}**" if measure in row["leads"] and text != words.NOTHING else text
+def _ratio(effect: dict[str, Any], measure: str, leads: bool) -> Cell:
+    ratio, low, high = (effect.get(f"{measure}_{name}", math.nan) for name in ("ratio", "low", "high"))
+    return number(ratio, formats.times(ratio) + formats.interval(low, high), low, high, leads)
 
 
-def _speedup(row: _Row, measure: str) -> str:
-    """`**1.53x** [1.45, 1.61]`; a ratio that full attention has to itself is neither bold nor a gain."""
-    text = words.times(row[f"{measure}_speedup"])
-    ends = words.interval(row[f"{measure}_low"], row[f"{measure}_high"])
-    floor, ratio = row[f"{measure}_floor"], row[f"{measure}_ratio"]
-    if 1 / floor <= ratio <= floor:
-        return f"{text}{ends} within noise"
-    return _bold(row, measure, text) + ends
+def _verdict(effect: dict[str, Any], measure: str) -> Cell:
+    name = "difference" if measure == "score" else "ratio"
+    if not effect or pd.isna(effect[f"{measure}_{name}"]):
+        return Cell(formats.NOTHING)
+    write = formats.score if measure == "score" else formats.excess
+    word = effect[f"{measure}_verdict"]
+    return Cell(formats.called(word, effect[f"{measure}_mde"], write), word)
 
 
-def _speed_verdict(measure: str) -> _Column:
-    def write(row: _Row) -> str:
-        if pd.isna(row[f"{measure}_ratio"]):
-            return words.NOTHING
-        return words.called(row[f"{measure}_verdict"], row[f"{measure}_mde"], words.excess)
-
-    return measure.upper(), False, write
-
-
-def _score_verdict(row: _Row) -> str:
-    if pd.isna(row["score_difference"]):
-        return words.NOTHING
-    return words.called(row["score_verdict"], row["score_mde"], words.score)
-
-
-def _table(rows: Iterable[_Row], columns: list[_Column]) -> str:
-    head = [heading for heading, _, _ in columns]
-    rule = ["---:" if right else ":---" for _, right, _ in columns]
-    body = [[write(row) for _, _, write in columns] for row in rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
+def accuracy(run: Recorded) -> Grid:
+    """Tasks, the means that papers name, and means over families and over all tasks, for each method."""
+    rows = []
+    families: dict[str, list[str]] = {}
+    for task in run.tasks:
+        families.setdefault(family(task), []).append(task)
+    for name, tasks in families.items():
+        rows += [_task_row(run, task) for task in tasks]
+        rows += [_named_row(run, mean) for mean in run.means if set(mean.tasks) <= set(tasks)]
+        rows += [_mean_row(run, f"mean of {name}", tasks)] if len(tasks) > 1 and len(families) > 1 else []
+    if len(run.tasks) > 1:
+        rows.append(_mean_row(run, "mean of all", run.tasks))
+    note = (
+        "Mean scores, 100 is best; a mean weighs its tasks the same (a category mean: the categories) and needs them "
+        f"all. {_LEADS}"
+    )
+    return Grid("accuracy", "Accuracy by task", note, ["task", "n", *run.methods], rows)
 
 
-def _text(value: object) -> str:
-    return "`" + str(value).replace("|", "\\|") + "`"
+def _task_row(run: Recorded, task: str) -> list[Cell]:
+    found = run.summary[run.summary["task"] == task].set_index("method")
+    counts = [int(found["n"].get(method, 0)) for method in run.methods]
+    shown = f"{max(counts)}" if len(set(counts)) == 1 else f"{min(counts)}-{max(counts)}"
+    scores = {str(method): score for method, score in found["score"].items()}
+    return [label(task), Cell(shown, max(counts)), *_scores(run, scores, run.comparison.leaders["score"], task)]
 
 
-def _join(parts: Iterable[str]) -> str:
-    return "\n\n".join(parts) + "\n"
+def _named_row(run: Recorded, mean: MeanScores) -> list[Cell]:
+    """The tests weigh tasks the same, so a mean that does not is not marked."""
+    best = _best(run, mean.tasks) if mean.flat else set()
+    return [label(mean.name), Cell(f"{len(mean.tasks)} tasks"), *_scores(run, mean.scores, best, ALL)]
 
 
-_TASK: _Column = ("task", False, lambda row: _text(row["task"]))
-_METHOD: _Column = ("method", False, lambda row: _text(row["method"]))
-_SCORE_EFFECTS: list[_Column] = [
-    ("score, points", True, lambda row: words.points(row["score_difference"], row["score_low"], row["score_high"])),
-    ("p", True, lambda row: words.probability(row["score_p_holm"])),
-    ("accuracy", False, _score_verdict),
-]
+def _mean_row(run: Recorded, name: str, tasks: Sequence[str]) -> list[Cell]:
+    inside = run.summary[run.summary["task"].isin(tasks)]
+    whole = overall(inside[inside["method"].isin(run.methods)]).set_index("method")
+    scores = {str(method): score for method, score in whole["score"].items()}
+    return [label(name), Cell(f"{len(tasks)} tasks"), *_scores(run, scores, _best(run, tasks), ALL)]
+
+
+def _best(run: Recorded, tasks: Sequence[str]) -> set[tuple[str, str]]:
+    """What leads over these tasks, under the task `all`."""
+    if len(tasks) == len(run.tasks):
+        return run.comparison.leaders["score"]
+    return leaders(run.contenders[run.contenders["task"].isin(tasks)], "score")
+
+
+def _scores(run: Recorded, scores: Mapping[str, Any], best: set[tuple[str, str]], task: str) -> list[Cell]:
+    values = [(method, scores.get(method, math.nan)) for method in run.methods]
+    return [number(value, formats.score(value), leads=(task, method) in best) for method, value in values]
+
+
+def latency(run: Recorded) -> Grid:
+    """One row a length and method: times, speed-ups and their intervals."""
+    rows = []
+    for length, method, row in _each(run.by_length):
+        effect = run.effects_by_length.get((str(length), method), {})
+        best = run.comparison_by_length.leaders
+        lead = {name: (str(length), method) in best.get(name, set()) for name in ("ttft", "e2e")}
+        cells = [label(method), number(length, str(length)), number(row["n"], f"{row['n']:.0f}")]
+        for name in ("ttft", "tpot", "e2e"):
+            seconds = row[f"{name}_s"]
+            cells.append(number(seconds, formats.seconds(seconds), leads=lead.get(name, False)))
+            cells.append(_ratio(effect, name, lead.get(name, False)))
+        rows.append(cells)
+    head = ["method", "tokens", "n", "TTFT", "sooner", "TPOT", "faster a token", "E2E", "faster in all"]
+    note = (
+        f"Medians over the samples of a length; ratios are the time of {BASELINE} over the method's on the same sample "
+        f"with 95 % intervals. Lengths no task asked for are rounded to a power of two. {_LEADS}"
+    )
+    return Grid("latency", "Latency by prompt length", note, head, _in_order(run, rows))
+
+
+def memory(run: Recorded) -> Grid:
+    """One row a length and method: the ledger where it was measured, else what every record has."""
+    if run.contenders["ledger"].notna().any():
+        return _ledger(run)
+    rows = []
+    for length, method, row in _each(run.by_length):
+        sizes = [number(row[name], formats.size(row[name])) for name in _COLUMNS]
+        rows.append([label(method), number(length, str(length)), *sizes])
+    note = "Medians over samples. Peak: the highest during the request, weights included; KV: when the request ended."
+    head = ["method", "tokens", "peak", "KV", "KV on the host", "own stores"]
+    return Grid("memory", "Memory", note, head, _in_order(run, rows))
+
+
+def _ledger(run: Recorded) -> Grid:
+    known = run.contenders[run.contenders["ledger"].notna()]
+    fields = pd.DataFrame(list(known["ledger"]), index=known.index).reindex(columns=[*_LEDGER, "unexplained_share"])
+    table = known[["length", "method"]].join(fields.apply(pd.to_numeric, errors="coerce"))
+    rows = []
+    for length, method, row in _each(table.groupby(["length", "method"]).median()):
+        sizes = [number(row[name], formats.size(row[name])) for name in _LEDGER]
+        share = number(row["unexplained_share"], formats.percent(row["unexplained_share"]))
+        rows.append([label(method), number(length, str(length)), *sizes, share])
+    head = ["weights", "activations, peak", "KV after prefill", "KV at the end", "KV on the host", "own stores"]
+    note = "Medians of the memory ledger, measured in a pass of its own; unexplained: share of what the request holds."
+    columns = ["method", "tokens", *head, "total at the end", "unexplained"]
+    return Grid("memory", "Memory ledger", note, columns, _in_order(run, rows))
+
+
+def achieved(run: Recorded) -> Grid:
+    """One row a task and method: what the options asked for, and what was done."""
+    frame = run.contenders
+    layers = frame["tokens_kept"].map(len) * frame["context_tokens"]
+    table = frame[["method", "task", "kept_fraction", "tokens_recomputed"]].copy()
+    table["asked"] = frame["tokens_requested"].map(sum) / layers
+    table["avoided"] = 1 - frame["prefill_flops"] / frame["dense_flops"]
+    means = table.groupby(["task", "method"], sort=False).mean()
+    rows = []
+    for task, method, row in _each(means):
+        asked, kept, avoided, again = (row[name] for name in ("asked", "kept_fraction", "avoided", "tokens_recomputed"))
+        sooner = run.effects.get((task, method), {})
+        cells = [number(value, formats.percent(value)) for value in (asked, kept, avoided)]
+        rows.append([label(method), label(task), *cells, number(again, f"{again:.0f}"), _ratio(sooner, "ttft", False)])
+    note = (
+        "Shares of prompt tokens x layers whose keys and values the options ask to keep and that were there after the "
+        "prefill; FLOPs of the prefill that a dense one would have needed more; what decode computed. "
+        "Means over samples."
+    )
+    head = ["method", "task", "requested", "kept", "FLOPs avoided", "recomputed", "sooner"]
+    return Grid("achieved", "Requested against achieved", note, head, _in_order(run, rows), labels=2)
+
+
+def roofline(run: Recorded) -> Grid:
+    """One row a length and method: floor over measured time; empty where no floors were recorded."""
+    rows = []
+    known = run.by_length[run.by_length["prefill_floor_s"].notna() | run.by_length["decode_floor_s"].notna()]
+    for length, method, row in _each(known):
+        cells = [label(method), number(length, str(length))]
+        for floor, seconds, *shares in _ROOFLINE:
+            cells += [number(row[name], formats.seconds(row[name])) for name in (floor, seconds)]
+            cells += [number(row[share], formats.percent(row[share])) for share in shares]
+        rows.append(cells)
+    note = (
+        "Floor: the work over what this device reached in a large matrix product or copy; 100 % is perfect. The best "
+        "single product is no measure for a long prefill where a device cannot keep that rate up, so beside it stands "
+        "the share of what it keeps up for a second of nothing but products. Medians."
+    )
+    prefill, decode = (
+        ["prefill floor", "TTFT", "reached", "of lasting rate"],
+        ["decode floor", "TPOT", "reached, decode"],
+    )
+    head = ["method", "tokens", *prefill, *decode]
+    return Grid("roofline", "Fractions of the roofline", note, head, _in_order(run, rows))
+
+
+_ROOFLINE = (
+    ("prefill_floor_s", "ttft_s", "prefill_roofline", "prefill_lasting"),
+    ("decode_floor_s", "tpot_s", "decode_roofline"),
+)
+
+
+def _each(table: pd.DataFrame) -> Iterator[tuple[Any, str, dict[str, Any]]]:
+    """Both levels of the index and the columns of each row."""
+    for (first, method), row in zip(table.index, table.to_dict("records"), strict=True):
+        yield first, str(method), {str(name): value for name, value in row.items()}
+
+
+def _in_order(run: Recorded, rows: list[list[Cell]]) -> list[list[Cell]]:
+    """By the second column (length or task, as they come), methods in the order of the run."""
+    rank = {method: index for index, method in enumerate(run.methods)}
+    seen: dict[Any, int] = {}
+    for row in rows:
+        seen.setdefault(row[1].value, len(seen))
+    return sorted(rows, key=lambda row: (seen[row[1].value], rank[row[0].text]))

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.bounds import Undecided
+from harness.gates.tolerance import Undecided
 
 Word = Literal["holds", "does not hold", "undecided", "not applicable"]
 

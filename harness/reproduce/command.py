@@ -35,10 +35,10 @@ def sliminfer_command(
     ),
 ) -> None:
     """SlimInfer's table: TTFT, end to end and prompt KV of full, lazyllm and slim; paper beside here."""
-    from harness.bounds import parse_undecided
+    from harness.gates.tolerance import parse_undecided
     from harness.reproduce.claims import exit_code
-    from harness.reproduce.sliminfer_page import write
-    from harness.reproduce.sliminfer_records import read
+    from harness.reproduce.sliminfer.page import write
+    from harness.reproduce.sliminfer.records import read
 
     choice = parse_undecided(undecided)
     machine = {"device": device, "dtype": dtype, "attention": attention, "engine": engine}
@@ -56,9 +56,9 @@ def _measure(
     model: str, lengths: str, new_tokens: str, repeats: int, slim: str, output: Path | None, **machine: Any
 ) -> Path:
     """Runs, or resumes, the paper's table and returns its folder."""
-    from harness.carry_out import carry_out, read_spec
-    from harness.models import describe
-    from harness.reproduce.sliminfer import numbers, run_options, setting_for
+    from harness.models.load import describe
+    from harness.reproduce.sliminfer.paper import numbers, run_options, setting_for
+    from harness.run.terminal import carry_out, read_spec
 
     prompts, counts = numbers("--lengths", lengths, 16), numbers("--new-tokens", new_tokens, 1)
     options = run_options(setting_for(describe(model), prompts[-1]), prompts, counts, repeats, slim)
@@ -87,7 +87,7 @@ def diffusion_command(
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded probe; measures nothing")] = None,
 ) -> None:
     """Information diffusion: from which layer on may the rows that say the answer be dropped, and who reads them?"""
-    from harness.reproduce.diffusion_page import write
+    from harness.reproduce.diffusion.page import write
 
     task = f"diffusion:lengths={lengths}:depths={depths}:repeats={repeats}"
     folder = run or _probe(model, task, layers, arms, output, seed=seed, device=device, dtype=dtype)
@@ -99,9 +99,9 @@ def diffusion_command(
 
 def _probe(model: str, task: str, layers: str | None, arms: str, output: Path | None, **machine: Any) -> Path:
     """Runs, or resumes, the probe and returns its folder."""
-    from harness.carry_out import to_the_end
-    from harness.reproduce.diffusion_run import arms_of, plan_probe, run_probe
-    from harness.reproduce.sliminfer import numbers
+    from harness.reproduce.diffusion.run import arms_of, plan_probe, run_probe
+    from harness.reproduce.sliminfer.paper import numbers
+    from harness.run.terminal import to_the_end
 
     chosen = numbers("--layers", layers, 1) if layers else ()
     plan = plan_probe(model, task, chosen, list(arms_of(arms)), **machine)

@@ -9,17 +9,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.grammar import parse_item
-from harness.models import describe
-from harness.runner import Plan, plan
-from harness.shape import ModelShape
-from harness.spec import RunSpec, public_name
-from harness.stats import REFERENCE
+from harness.models.load import describe
+from harness.run.catalog import TASKS, build_tasks, parse_methods
+from harness.run.execute import Plan, plan
+from harness.run.spec import RunSpec, public_name
+from harness.statistics.paired import REFERENCE
 from harness.sweep.grid_file import Entry, GridFile, MethodGrid
-from methods.registry import parse_methods
 from tasks.base import TaskContext
-from tasks.registry import TASKS, build_tasks
 
 
 @dataclass(frozen=True)

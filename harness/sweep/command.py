@@ -36,7 +36,7 @@ def sweep_command(
 
 def _run(sweep: Sweep, folder: Path) -> None:
     """Every run in turn; whatever ends them, what is recorded by then gets its table and plots."""
-    from harness.carry_out import carry_out
+    from harness.run.terminal import carry_out
     from harness.sweep.pages import write
 
     try:

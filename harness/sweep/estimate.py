@@ -14,14 +14,14 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
+from harness.engine.shape import ModelShape
 from harness.errors import InputError
-from harness.models import resolve_device, resolve_dtype
-from harness.random_model import ByteTokenizer
-from harness.roofline import Ceilings, ceilings, dense_prefill_flops
-from harness.runner import Plan
-from harness.shape import ModelShape
-from harness.spec import public_name
-from harness.store import MANIFEST, load, load_manifest
+from harness.measuring.roofline import Ceilings, ceilings, dense_prefill_flops
+from harness.models.load import resolve_device, resolve_dtype
+from harness.models.random import ByteTokenizer
+from harness.run.execute import Plan
+from harness.run.spec import public_name
+from harness.storage.store import MANIFEST, load, load_manifest
 from harness.sweep.cells import SweepRun
 from tasks.base import Task
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import yaml
 
 from harness.errors import InputError, unknown
-from harness.spec import RunSpec
+from harness.run.spec import RunSpec
 
 RUN_AXES = ("model", "seed", "question", "dtype")
 """Options of a run that may be lists: each combination of their values is a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.report.grids import Grid, label, number, to_markdown
+from harness.report.table import Grid, label, number, to_markdown
 from harness.sweep.cells import Sweep, SweepRun
 from harness.sweep.estimate import CellEstimate, Source, estimate
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.report import words
+from harness.report import formats
 from harness.report.figures import save
-from harness.report.grids import to_csv, to_markdown
+from harness.report.table import to_csv, to_markdown
 from harness.sweep.cells import Sweep
 from harness.sweep.plots import axis_figure, file_name
 from harness.sweep.results import Axis, Results, collect, table
@@ -51,8 +51,8 @@ def _circumstances(results: Results) -> list[str]:
     """Where each run was made, and what is missing."""
     lines = []
     for run, found in results.recorded:
-        status = words.status(found.manifest)
-        where = f"Run `{run.folder}`: `{found.manifest.model}` on {words.device(found.manifest)}."
+        status = formats.status(found.manifest)
+        where = f"Run `{run.folder}`: `{found.manifest.model}` on {formats.device(found.manifest)}."
         lines.append(where + (f" **{status}**" if status else ""))
     absent = len(results.sweep.runs) - len(results.recorded)
     return [*lines, *([f"**{absent} runs have no records yet.**"] if absent else [])]

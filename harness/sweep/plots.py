@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.report.figures import canvas, colour_of, marker_of, tidy
-from harness.stats import REFERENCE
+from harness.statistics.paired import REFERENCE
 from harness.sweep.results import Axis, Reading
 
 _LONG_LABEL = 28

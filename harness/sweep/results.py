@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from harness.grammar import parse_item
-from harness.noise import TWIN
-from harness.report import words
-from harness.report.grids import Cell, Grid, label, number
+from harness.report import formats
 from harness.report.recorded import Recorded, read
-from harness.stats import ALL, REFERENCE, compare
-from harness.store import MANIFEST
+from harness.report.table import Cell, Grid, label, number
+from harness.statistics.noise import TWIN
+from harness.statistics.paired import ALL, REFERENCE, compare
+from harness.storage.store import MANIFEST
 from harness.sweep.cells import Sweep, SweepRun
 
 _NOTE = (
@@ -166,11 +166,11 @@ def _cells(row: Mapping[Any, Any], effect: Mapping[str, Any]) -> list[Cell]:
         label(row["task"]),
         label(row["method"]),
         number(row["n"], str(row["n"])),
-        number(row["score"], words.score(row["score"])),
-        number(points[0], words.points(*points), *points[1:]),
-        number(row["ttft_s"], words.seconds(row["ttft_s"])),
-        number(speed[0], words.times(speed[0]) + words.interval(*speed[1:]), *speed[1:]),
-        number(row["kept_fraction"], words.percent(row["kept_fraction"])),
+        number(row["score"], formats.score(row["score"])),
+        number(points[0], formats.points(*points), *points[1:]),
+        number(row["ttft_s"], formats.seconds(row["ttft_s"])),
+        number(speed[0], formats.times(speed[0]) + formats.interval(*speed[1:]), *speed[1:]),
+        number(row["kept_fraction"], formats.percent(row["kept_fraction"])),
     ]
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.conformance import CHECKS, Subject, conformance, run_check
-from harness.engine import Request
+from harness.conformance.kit import CHECKS, Subject, conformance, run_check
+from harness.conformance.tiny import MODELS
+from harness.engine.engine import Request
+from harness.engine.method import Method
+from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
 from harness.options import OptionSet
-from harness.rows import Heads, Rows, Step
-from harness.tiny import MODELS
-from methods.base import Method
-from methods.registry import MethodSpec
+from harness.run.catalog import MethodSpec
 
 
 class Sound(Method):
@@ -273,7 +273,7 @@ ALSO: dict[type[Method], set[str]] = {
 @pytest.fixture(autouse=True)
 def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault shows on any model; all of them are the business of the methods that are sound."""
-    monkeypatch.setattr("harness.conformance.MODELS", MODELS[:1])
+    monkeypatch.setattr("harness.conformance.kit.MODELS", MODELS[:1])
 
 
 def spec(kind: type[Method]) -> MethodSpec:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.conformance import CHECKS, Subject, conformance
+from harness.conformance.kit import CHECKS, Subject, conformance
+from harness.engine.method import Method
 from harness.registry import Registry
-from methods.base import Method
-from methods.registry import MethodSpec
+from harness.run.catalog import MethodSpec
 from tasks.base import Sample, Task, TaskContext
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from harness.conformance import CHECKS, Subject, run_check
-from methods.registry import METHODS, parse_methods
+from harness.conformance.kit import CHECKS, Subject, run_check
+from harness.run.catalog import METHODS, parse_methods
 
 VARIANTS = [
     "slim:budgets=128/200:layers=2/4",

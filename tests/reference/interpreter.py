@@ -15,15 +15,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def kernels(name: str) -> ModuleType:
-    """The module `harness.kernels.<name>`: compiled where there is a GPU, else interpreted."""
+    """The module `harness.engine.kernels.<name>`: compiled where there is a GPU, else interpreted."""
     pytest.importorskip("triton", reason="kernels need triton")
     if DEVICE == "cuda":
-        return importlib.import_module(f"harness.kernels.{name}")
+        return importlib.import_module(f"harness.engine.kernels.{name}")
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
         _mend()
-        return _interpreted(importlib.import_module(f"harness.kernels.{name}"))
+        return _interpreted(importlib.import_module(f"harness.engine.kernels.{name}"))
     finally:
         os.environ.pop("TRITON_INTERPRET")
         if before is not None:

@@ -1,0 +1,1 @@
+"""The conformance kit: a method judged from outside on tiny models."""

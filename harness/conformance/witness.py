@@ -1,0 +1,243 @@
+"""Watches a method from outside while it serves a request: the evidence that the conformance kit judges.
+
+Tokens are followed by their positions through the hooks, caches are read after the prefill and at the end, and memory
+is found by walking everything the method holds, so nothing here relies on what the method says of itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.engine.engine import Engine, Request
+from harness.engine.method import Method
+from harness.engine.step import Heads, Rows, Step
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a method holds, each storage counted once and whole, however small a view of it is used.
+
+    Attributes:
+        resident: of the keys and values that its caches show now.
+        caches: of the storages behind those.
+        floats: of floating-point storages elsewhere: parked keys and values, hidden states, page metadata.
+        others: of all other storages but the caches' positions: indices, masks.
+    """
+
+    resident: int
+    caches: int
+    floats: int
+    others: int
+
+
+@dataclass(frozen=True)
+class State:
+    """What a method holds and what it reports at one moment; lists have one entry a layer.
+
+    Attributes:
+        positions: of the cached tokens.
+        lengths: how many keys, and how many values, there are.
+        requested, kept, kv_bytes, kv_bytes_host, extra_bytes, recomputed: the method's reports.
+        memory: what was found.
+    """
+
+    positions: list[list[int]]
+    lengths: list[tuple[int, int]]
+    requested: list[int]
+    kept: list[int]
+    kv_bytes: int
+    kv_bytes_host: int
+    extra_bytes: int
+    recomputed: int
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One request as it was served.
+
+    Attributes:
+        prompt_len: tokens that the prefill brought in.
+        length: tokens that the model saw, those of decode included.
+        tokens: generated ids.
+        prefilled: when the first token was out. finished: after the last.
+        logits: of every step, [vocab]; left out when traces are compared.
+        displaced: where a position stood for another token than its own; "" if nowhere.
+    """
+
+    prompt_len: int
+    length: int
+    tokens: list[int]
+    prefilled: State
+    finished: State
+    displaced: str
+    logits: list[Tensor] = field(compare=False)
+
+    @property
+    def finite(self) -> bool:
+        """No logit was infinite or not a number."""
+        return all(bool(logits.isfinite().all()) for logits in self.logits)
+
+    def states(self) -> list[tuple[str, State]]:
+        """Both states, named."""
+        return [("after the prefill", self.prefilled), ("after decode", self.finished)]
+
+
+class Session:
+    """One instance of a method that serves request after request."""
+
+    def __init__(self, method: Method, engine: Engine) -> None:
+        """
+        Args:
+            method: fresh; its hooks are wrapped. engine: on the model that the method was built for.
+        """
+        self.method, self.engine, self._watch = method, copy.copy(engine), _Watch()
+        hooks = [(method, name) for name in ("attend", "after_attention", "after_layer")]
+        for owner, name in [*hooks, (self.engine, "logits")]:
+            setattr(owner, name, getattr(self._watch, name)(getattr(owner, name)))
+
+    def serve(self, ids: Tensor, new_tokens: int, stop_ids: frozenset[int] = frozenset()) -> Trace:
+        """Serves one request; ids: [n] int64."""
+        watch, method = self._watch, self.method
+        watch.begin()
+        stream = self.engine.stream(method, Request(ids, new_tokens, stop_ids))
+        tokens = [next(stream)]
+        watch.look_at(method)
+        prefilled = state(method)
+        tokens += stream
+        watch.look_at(method)
+        return Trace(method.prompt_len, watch.length, tokens, prefilled, state(method), watch.displaced, watch.steps)
+
+
+class _Watch:
+    """Remembers which values belong to which position, and compares."""
+
+    def begin(self) -> None:
+        self.displaced, self.length = "", 0
+        self.steps: list[Tensor] = []
+        self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def logits(self, original: Callable[[Rows], Tensor]) -> Callable[[Rows], Tensor]:
+        def watched(rows: Rows) -> Tensor:
+            out = original(rows)
+            self.steps.append(out)
+            return out
+
+        return watched
+
+    def attend(self, original: Callable[[int, Heads, Step], Tensor]) -> Callable[[int, Heads, Step], Tensor]:
+        def watched(layer: int, heads: Heads, step: Step) -> Tensor:
+            self.length = max(self.length, step.start + step.count)
+            self._seen.setdefault(layer, []).append((heads.positions.clone(), heads.v.clone()))
+            return original(layer, heads, step)
+
+        return watched
+
+    def after_attention(self, original: Callable[..., Rows]) -> Callable[..., Rows]:
+        return self._rows_hook("after_attention", original)
+
+    def after_layer(self, original: Callable[..., Rows]) -> Callable[..., Rows]:
+        return self._rows_hook("after_layer", original)
+
+    def _rows_hook(self, name: str, original: Callable[..., Rows]) -> Callable[..., Rows]:
+        def watched(layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+            out = original(layer, rows, heads, step)
+            if not _same_tokens(rows, out):
+                self._note(f"{name} of layer {layer} ({step.phase}) gave a position another token's hidden state")
+            return out
+
+        return watched
+
+    def look_at(self, method: Method) -> None:
+        """Are the values in the caches those that the model projected for the tokens at these positions?"""
+        for layer, cache in enumerate(method.cache):
+            positions, values = (torch.cat(parts) for parts in zip(*self._seen[layer], strict=True))
+            known = values.new_full((int(positions.max()) + 1, *values.shape[1:]), torch.nan)
+            known[positions] = values
+            cached = cache.positions.clamp(0, len(known) - 1)
+            # Loose enough for a cache of fewer bits.
+            if cache.values.shape != known[cached].shape or not cache.values.allclose(
+                known[cached], 0.05, 0.05, equal_nan=True
+            ):
+                self._note(f"the cache of layer {layer} holds a position with another token's values")
+
+    def _note(self, text: str) -> None:
+        self.displaced = self.displaced or text
+
+
+def _same_tokens(before: Rows, after: Rows) -> bool:
+    """Whether every position that went in came out with its own hidden state, or not at all."""
+    if after is before:
+        return True
+    place = {position: row for row, position in enumerate(before.positions.tolist())}
+    pairs = [(place[position], row) for row, position in enumerate(after.positions.tolist()) if position in place]
+    old, new = [row for row, _ in pairs], [row for _, row in pairs]
+    return before.hidden[old].allclose(after.hidden[new], rtol=0, atol=0, equal_nan=True)
+
+
+def state(method: Method) -> State:
+    """What the method holds and reports now."""
+    return State(
+        positions=[cache.positions.tolist() for cache in method.cache],
+        lengths=[(len(cache.keys), len(cache.values)) for cache in method.cache],
+        requested=method.tokens_requested(),
+        kept=method.tokens_kept(),
+        kv_bytes=method.kv_bytes(),
+        kv_bytes_host=method.kv_bytes_host(),
+        extra_bytes=method.extra_bytes(),
+        recomputed=method.tokens_recomputed(),
+        memory=memory(method),
+    )
+
+
+def memory(method: Method) -> Memory:
+    """Bytes of every tensor that the method can reach, the model's own left out."""
+    shown = [tensor for cache in method.cache for tensor in (cache.keys, cache.values)]
+    caches, positions = _storages(shown), _storages([cache.positions for cache in method.cache])
+    seen: set[int] = set()
+    models = _storages(_tensors(method.model, seen))
+    held = list(_tensors(method, seen))
+    known = caches | positions | models
+    floats = _without(_storages(tensor for tensor in held if tensor.is_floating_point()), known)
+    others = _without(_storages(held), known | floats)
+    return Memory(sum(tensor.nbytes for tensor in shown), *(sum(part.values()) for part in (caches, floats, others)))
+
+
+def _storages(tensors: Any) -> dict[int, int]:
+    """Address -> bytes of the storages behind some tensors."""
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+
+
+def _without(storages: dict[int, int], known: dict[int, int]) -> dict[int, int]:
+    return {address: size for address, size in storages.items() if address not in known}
+
+
+def _tensors(thing: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor reachable through attributes and containers; what is in `seen` is not entered again."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Tensor):
+        yield thing
+        return
+    for part in _parts(thing):
+        yield from _tensors(part, seen)
+
+
+def _parts(thing: Any) -> list[Any]:
+    if isinstance(thing, Mapping):
+        return [*thing.keys(), *thing.values()]
+    if isinstance(thing, (list, tuple, set, frozenset, deque)):
+        return list(thing)
+    if isinstance(thing, type):
+        return []
+    slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(thing, name)]
+    return [*getattr(thing, "__dict__", {}).values(), *(getattr(thing, name) for name in slots)]

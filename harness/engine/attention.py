@@ -1,0 +1,180 @@
+"""Exact attention behind one door, whatever kernel is behind it.
+
+All shapes are token-major: queries [n, heads, d], keys and values [m, kv_heads, d] with heads a multiple of kv_heads.
+Survivors of pruning keep their order, so dense causal attention over gathered rows *is* exact attention among them, and
+no mask is ever built for a prefill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from harness.engine.shape import ModelShape
+from harness.errors import InputError
+
+_UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Not cuDNN, which takes tens of milliseconds to plan for a new shape, and every decode step brings one."""
+
+
+class Attention:
+    """PyTorch's scaled dot product attention, with the backend that it picks itself."""
+
+    kernel = "sdpa"
+    backend: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries are the last n of the m keys' tokens; each sees its own key and all before it.
+
+        Returns:
+            [n, heads * d].
+        """
+        n, m = q.shape[0], k.shape[0]
+        if n == 1 or n != m:
+            return self.masked(q, k, v, None if n == 1 else _lower_right(n, m, q.device))
+        with type(self).backend():
+            return _sdpa(q, k, v, None, is_causal=True)
+
+    def normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Causal attention in each of b texts by itself, with what it takes to join it with attention to other keys.
+
+        Args:
+            q: [b, n, heads, d]. k, v: [b, n, kv_heads, d].
+
+        Returns:
+            [b, n, heads, d], and the log of each softmax's denominator, [b, n, heads] float32.
+        """
+        # The public function keeps the denominators to itself; the operators behind it hand them out.
+        n, heads = q.shape[1:3]
+        q, k, v = (x.transpose(1, 2) for x in (q, repeated_heads(k, heads), repeated_heads(v, heads)))
+        if q.is_cuda:
+            out, norm, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, is_causal=True)
+        else:
+            out, norm, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=True)
+        return out.transpose(1, 2), norm[:, :, :n].transpose(1, 2)
+
+    def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention where `mask` ([n, m] or [heads, n, m] bool) is true; None is everywhere.
+
+        Returns:
+            [n, heads * d].
+        """
+        if mask is not None and mask.is_cuda:  # where the fused kernels take a mask or grouped heads, not both
+            k, v = repeated_heads(k, q.shape[1]), repeated_heads(v, q.shape[1])
+        with sdpa_kernel(_UNPLANNED):
+            return _sdpa(q, k, v, mask, is_causal=False)
+
+
+class CudnnAttention(Attention):
+    """PyTorch's, through cuDNN."""
+
+    kernel = "cudnn"
+    backend = staticmethod(lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
+
+
+class FlashSdpaAttention(Attention):
+    """PyTorch's, through its own copy of FlashAttention 2."""
+
+    kernel = "flash"
+    backend = staticmethod(lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION))
+
+
+class Flash2Attention(Attention):
+    """FlashAttention 2 (Dao, arXiv 2307.08691), package `flash-attn`."""
+
+    kernel = "fa2"
+    module = "flash_attn"
+
+    def __init__(self) -> None:
+        """Imports the package."""
+        self._attend = import_module(self.module).flash_attn_func
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As in `Attention`; the kernel aligns fewer queries with the last keys by itself."""
+        out = self._attend(q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), causal=True)
+        # Some versions also return the log-sum-exp.
+        attended: Tensor = out[0] if isinstance(out, tuple) else out
+        return attended.view(q.shape[0], -1)
+
+    def normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Attention`."""
+        out, norm, *_ = self._attend(q, k, v, causal=True, return_attn_probs=True)
+        return out, norm.transpose(1, 2)
+
+
+class Flash3Attention(Flash2Attention):
+    """FlashAttention 3 (Shah et al., arXiv 2407.08608) for Hopper, package `fa3-fwd`."""
+
+    kernel = "fa3"
+    module = "fa3_fwd_interface"
+
+
+KERNELS: dict[str, type[Attention]] = {
+    kind.kernel: kind for kind in (Flash3Attention, Flash2Attention, CudnnAttention, FlashSdpaAttention, Attention)
+}
+"""By name, the fastest first (measured: docs/performance.md)."""
+
+
+def check_attention(name: str, device: torch.device) -> None:
+    """Whether a kernel can be there at all, before a model is loaded.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if name in ("auto", "sdpa"):
+        return
+    if device.type != "cuda":
+        raise InputError(f"--attention {name} needs a CUDA device; on a CPU there is sdpa")
+    kind = KERNELS[name]
+    if issubclass(kind, Flash2Attention) and find_spec(kind.module) is None:
+        raise InputError(f"--attention {name}: the Python module {kind.module} is not installed")
+
+
+def pick_attention(name: str, shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Attention:
+    """The kernel of that name, or for "auto" the first that works on this device for this shape and dtype.
+
+    Raises:
+        InputError: the one that was asked for does not.
+    """
+    if name == "auto" and device.type != "cuda":
+        return Attention()
+    for kind in KERNELS.values() if name == "auto" else [KERNELS[name]]:
+        if attention := _working(kind, shape, device, dtype):
+            return attention
+    raise InputError(f"--attention {name} does not run here with head_dim {shape.head_dim} in {dtype}")
+
+
+def _working(kind: type[Attention], shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Attention | None:
+    q = torch.zeros((64, shape.heads, shape.head_dim), dtype=dtype, device=device)
+    k = q[:, : shape.kv_heads].contiguous()
+    try:
+        attention = kind()
+        attention.causal(q, k, k)
+    # Not installed, another GPU, or a shape that it does not serve: kernels say so in different ways.
+    except (ImportError, AttributeError, RuntimeError, ValueError, AssertionError, NotImplementedError):
+        return None
+    return attention
+
+
+def repeated_heads(x: Tensor, heads: int) -> Tensor:
+    """Keys or values with each KV head repeated for every query head that reads it: [..., kv, d] -> [..., heads, d]."""
+    return x.repeat_interleave(heads // x.shape[-2], -2)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))
+    out = sdpa(q, k, v, attn_mask=mask, is_causal=is_causal, scale=q.shape[-1] ** -0.5, enable_gqa=grouped)
+    return out.squeeze(0).transpose(0, 1).reshape(q.shape[2], -1)
+
+
+def _lower_right(n: int, m: int, device: torch.device) -> Tensor:
+    return torch.ones(n, m, dtype=torch.bool, device=device).tril(m - n)

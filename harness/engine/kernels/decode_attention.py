@@ -1,0 +1,215 @@
+"""Attention of one new token over a cached prompt, bound by reading keys and values once.
+
+The cached tokens are divided among programs and their shares are joined afterwards
+(`harness.engine.kernels.online_softmax`). All query heads that read the same keys are handled by one program, padded to
+the rows of a tensor core tile.
+
+Where a layer's cache lies and how long it is stands in a table on the device that the kernels read, and the grid does
+not depend on it, so one captured CUDA graph serves every request.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from harness.engine.kernels.online_softmax import (
+    ROWS,
+    STEP,
+    begin,
+    check_shape,
+    is_last,
+    join,
+    leave,
+    share_of,
+    take_in_new,
+    take_in_tile,
+)
+
+# Tokens a program reads at a time, and how: the best of those tried on an H200, see docs/performance.md.
+_DENSE = {"BLOCK": 64, "num_warps": 4, "num_stages": 4}
+# Pages are few: more programs, with less for each.
+_PAGED = {"BLOCK": 64, "num_warps": 4, "num_stages": 2}
+_PAGED_SPLITS = 2
+
+
+class DecodeAttention:
+    """Attention kernels of one model shape, with the buffers they need.
+
+    One object must not run on two streams at once: its launches share buffers.
+
+    Attributes:
+        norms: [heads] float32, of the last call: the log of each softmax's denominator, base 2.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device | str,
+        splits: int | None = None,
+        *,
+        pdl: bool = False,
+    ) -> None:
+        """
+        Args:
+            heads: query heads, a multiple of kv_heads; at most 16 of them share a KV head.
+            head_dim: a power of two, at least 16.
+            splits: shares that the tokens of a KV head are divided into; by default one program a multiprocessor.
+            pdl: launch what reads pages with programmatic dependent launch (CUDA only).
+        """
+        check_shape(heads, kv_heads, head_dim)
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.splits = splits or max(1, multiprocessors(device) // kv_heads)
+        self._pdl = pdl
+        shares = heads * self.splits * _PAGED_SPLITS
+        self._sums = torch.empty((shares, head_dim), dtype=torch.float32, device=device)
+        self._tops, self._totals = torch.empty((2, shares), dtype=torch.float32, device=device)
+        self._counters = torch.zeros(heads, dtype=torch.int32, device=device)
+        self.norms = torch.empty(heads, dtype=torch.float32, device=device)
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, layer: int, out: Tensor | None = None) -> Tensor:
+        """Attends to all cached tokens and the new one, and stores the new one behind them.
+
+        Args:
+            q: the new token's queries, [heads, head_dim], rotated; heads may lie apart, channels may not.
+            k, v: its key, rotated, and value, [kv_heads, head_dim], likewise.
+            table: [layers, 3] int64 contiguous: addresses of a layer's keys and values ([capacity, kv_heads, head_dim]
+                contiguous, at multiples of 16 bytes) and the tokens there, the new one not counted. Slot `length` must
+                be within capacity; the kernel does not change the table.
+            layer: row of the table.
+            out: where the result goes, [1, heads * head_dim] contiguous; allocated if not given.
+
+        Returns:
+            [1, heads * head_dim].
+        """
+        # Without dependent launch: what comes next would start beside it, and keep working with the little cache that
+        # its shared memory leaves on a multiprocessor (docs/performance.md).
+        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, PDL=False, **_DENSE)
+
+    def paged(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor,
+        layer: int,
+        pages: Tensor,
+        page_size: int,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """The same, attending to the listed pages only and reading nothing else.
+
+        Args:
+            q, k, v, table, layer, out: as in `dense`.
+            pages: [lists, m] int32 contiguous, numbers of different pages in any order; lists is kv_heads, or heads
+                where every query head has its own. The new token's page must be listed: that token is attended to in
+                any case. Pages behind it count for nothing.
+            page_size: tokens a page.
+        """
+        lists, listed = pages.shape
+        # As many programs for every number of lists, but no more than there is work for.
+        most = max(1, _PAGED_SPLITS * self.splits * self.kv_heads // lists)
+        splits = min(most, -(-listed * page_size // STEP.value))
+        # `launch_pdl` is an option of the CUDA back end alone.
+        launch = {"launch_pdl": True, **_PAGED} if self._pdl else _PAGED
+        return self._run(q, k, v, table, layer, pages, page_size, lists, splits, out, PDL=self._pdl, **launch)
+
+    def _run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor,
+        layer: int,
+        pages: Tensor | None,
+        page_size: int,
+        lists: int,
+        splits: int,
+        out: Tensor | None,
+        **launch: Any,
+    ) -> Tensor:
+        assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "channels of a head must be contiguous"
+        out = q.new_empty((1, self.heads * self.head_dim)) if out is None else out
+        group = self.heads // lists
+        _attend[(lists, splits)](
+            q, k, v, table, table if pages is None else pages, self._sums, self._tops, self._totals, self._counters,
+            out, self.norms, layer, 0 if pages is None else pages.shape[1], q.stride(0), k.stride(0), v.stride(0),
+            GROUP=group, PADDED=triton.next_power_of_2(group), KV_HEADS=self.kv_heads, SHARING=lists // self.kv_heads,
+            DIM=self.head_dim, PAGE=page_size, SPLITS=splits, WIDTH=triton.next_power_of_2(splits),
+            SCALE=self.head_dim**-0.5 * math.log2(math.e), **launch,
+        )  # fmt: skip
+        return out
+
+
+def multiprocessors(device: torch.device | str) -> int:
+    """How many programs run side by side; some number where there is no GPU."""
+    if torch.device(device).type != "cuda":
+        return 8
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@triton.jit(do_not_specialize=["layer", "listed"])  # type: ignore[untyped-decorator]
+def _attend(
+    q, k, v, table, pages, sums, tops, totals, counters, out, norms, layer, listed, q_stride, k_stride, v_stride,
+    GROUP: tl.constexpr, PADDED: tl.constexpr, KV_HEADS: tl.constexpr, SHARING: tl.constexpr, DIM: tl.constexpr,
+    PAGE: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
+) -> Any:  # fmt: skip
+    """One share of one list of pages (or of all that a KV head holds), for all query heads that read it."""
+    this, split = tl.program_id(0), tl.program_id(1)
+    kv_head, first = this // SHARING, split == 0
+    row, at = tl.arange(0, ROWS), tl.arange(0, DIM)
+    mine = row < GROUP
+    # Nothing that may still run writes the table; all that does not depend on it is asked for together with it.
+    length = tl.load(table + layer * 3 + 2).to(tl.int32)
+    keys, values = tl.load(table + layer * 3), tl.load(table + layer * 3 + 1)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    query = tl.load(q + (this * GROUP + row)[:, None] * q_stride + at[None, :], mask=mine[:, None], other=0.0)
+    new_key = tl.load(k + kv_head * k_stride + at, mask=first & (at < DIM), other=0.0)
+    new_value = tl.load(v + kv_head * v_stride + at, mask=first & (at < DIM), other=0.0)
+    slots = length
+    if PAGE:
+        slots = listed * PAGE
+    share, used = share_of(slots, SPLITS)
+    if split >= used:
+        return
+    pointer = tl.pointer_type(k.dtype.element_ty)
+    keys = tl.multiple_of(keys.to(pointer), 16) + kv_head * DIM
+    values = tl.multiple_of(values.to(pointer), 16) + kv_head * DIM
+
+    top, total, acc = begin(ROWS, DIM)
+    end = tl.minimum(split * share + share, slots)
+    for start in tl.range(split * share, end, BLOCK):
+        token = start + tl.arange(0, BLOCK)
+        inside = token < end
+        if PAGE:
+            page = tl.load(pages + this * listed + token // PAGE, mask=inside, other=0)
+            token = page * PAGE + token % PAGE
+            inside = inside & (token < length)
+        offset = token.to(tl.int64) * (KV_HEADS * DIM)
+        seen = inside[None, :]
+        top, total, acc = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
+
+    # The first share takes in the new token, from the inputs: nobody reads the slot that it is written to.
+    top, total, acc = take_in_new(query, new_key, new_value, first, top, total, acc, SCALE)
+    stored = first & (this % SHARING == 0) & (at < DIM)
+    slot = length.to(tl.int64) * (KV_HEADS * DIM)
+    tl.store(keys + slot + at, new_key, mask=stored)
+    tl.store(values + slot + at, new_value, mask=stored)
+
+    leave(sums, tops, totals, (this * SPLITS + split) * GROUP + row, top, total, acc, mine, DIM)
+    if is_last(counters + this, used):
+        head = tl.arange(0, PADDED)
+        join(
+            sums, tops, totals, out, norms, this, used, head < GROUP, this * GROUP + head,
+            PADDED, WIDTH, min(WIDTH, max(1, 128 // PADDED)), GROUP, SPLITS, DIM,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""`harness baseline` and `harness check`: regression gates for CI."""

@@ -1,0 +1,124 @@
+"""Clocks and memory around one request.
+
+TTFT starts when the prompt's token ids are on the device and ends when the first new token id is on the host; E2E ends
+with the last one. The device is synchronised at both ends: before the first clock reading by a full synchronisation, at
+each token by reading its id.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from harness.engine.engine import Engine, Request, Work
+from harness.engine.method import Method
+from harness.engine.stopwatch import Parts
+from harness.storage.spans import Ranges, kept_spans
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One generation with its clocks and its memory.
+
+    Attributes:
+        tokens: generated ids, the stop token included.
+        ttft_s, e2e_s: seconds, as defined above.
+        token_s: seconds between consecutive new tokens.
+        peak_memory_bytes: see `PeakMemory`.
+        kept: prompt tokens a layer whose keys and values were there after the prefill.
+        spans: which tokens those were, see `harness.storage.spans`.
+        work: rows a layer that the prefill computed.
+        decode_bytes: bytes of keys, values and method data that a decode step reads, after the first token.
+        parts_s: seconds of each part of TTFT, if they were asked for.
+    """
+
+    tokens: list[int]
+    ttft_s: float
+    e2e_s: float
+    token_s: list[float]
+    peak_memory_bytes: int | None
+    kept: list[int]
+    spans: list[Ranges | None] | None
+    work: Work
+    decode_bytes: int
+    parts_s: dict[str, float] | None
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Median seconds per token after the first; None where there is only one."""
+        return statistics.median(self.token_s) if self.token_s else None
+
+
+def measure(engine: Engine, method: Method, request: Request, *, parts: bool = False) -> Measured:
+    """Runs one request and times it; `parts` also times the parts of TTFT, which costs a little."""
+    device = request.prompt.device
+    peak, stopwatch = PeakMemory(device), Parts(device) if parts else None
+    synchronize(device)
+    start = time.perf_counter()
+    if stopwatch is not None:
+        stopwatch.start()
+    stream = engine.stream(method, request)
+    tokens, clocks = [next(stream)], [time.perf_counter()]
+    # What the method did in its prefill is read between two tokens, with the clock stopped.
+    parts_s = stopwatch.stop() if stopwatch is not None else None
+    kept, work, decode_bytes = method.tokens_kept(), engine.work, method.decode_bytes()
+    spans = kept_spans([cache.positions for cache in method.cache], method.prompt_len)
+    pause = time.perf_counter() - clocks[0]
+    for token in stream:
+        tokens.append(token)
+        clocks.append(time.perf_counter() - pause)
+    gaps = [after - before for before, after in pairwise(clocks)]
+    ttft, e2e = clocks[0] - start, clocks[-1] - start
+    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, spans, work, decode_bytes, parts_s)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done everything it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class PeakMemory:
+    """Highest memory from its creation to `read`.
+
+    On CUDA the allocator's peak. On Linux the process's highest resident set (VmHWM, reset through clear_refs), code
+    and libraries included: coarse, but measured. Elsewhere nothing is claimed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Starts watching `device`, or the process where the device is the CPU."""
+        self._device = device
+        self._can = device.type == "cuda" or _reset_high_water()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def read(self) -> int | None:
+        """Bytes, or None where the platform cannot tell."""
+        if not self._can:
+            return None
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return next(_high_water(), None)
+
+
+def _reset_high_water() -> bool:
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _high_water() -> Iterator[int]:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            yield int(line.split()[1]) * 1024

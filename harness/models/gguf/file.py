@@ -1,0 +1,198 @@
+"""Models out of `.gguf` files, dequantised tensor by tensor.
+
+Transformers reads GGUF too, but only with accelerate installed, parses a header four times at six seconds each, and
+drops the long-context frequencies of LLaMA 3 (`rope_freqs`).
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.errors import InputError
+from harness.models.gguf.header import TensorInfo, read_header
+from harness.models.gguf.tokenizer import build_tokenizer, end_ids
+from harness.models.weightless import config_for, empty_model, finish, last_line
+from harness.storage.user_cache import file_digest
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+}
+# Transformers would fill these in with the sizes of some 7 B model.
+_REQUIRED = set(_FIELDS.values()) - {"vocab_size", "head_dim", "num_key_value_heads"}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_IN_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_FREQUENCIES = "rope_freqs.weight"
+
+
+class GgufFile:
+    """One GGUF file.
+
+    Attributes:
+        path: the file.
+        metadata: its keys and values.
+        tensors: what it holds, by ggml's names; no weights are read.
+    """
+
+    latency_only = False
+
+    def __init__(self, path: Path) -> None:
+        """Reads the header.
+
+        Raises:
+            InputError: not a GGUF file, cut short, or one part of several.
+        """
+        self.path = path
+        try:
+            self.metadata, self.tensors = read_header(path)
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            raise InputError(f"{path} is not a readable GGUF file: {error}") from None
+        if self.metadata.get("split.count", 0) > 1:
+            raise InputError(f"{path} is one part of several; join them with llama.cpp's gguf-split --merge")
+
+    def config(self) -> Any:
+        """The transformers configuration that the metadata describes.
+
+        Raises:
+            InputError: an architecture or a tokenizer that is not supported, or metadata that lacks a number.
+        """
+        family = self.metadata.get("general.architecture")
+        if family not in ARCHITECTURES:
+            raise InputError(f"{self.path} is of architecture {family!r}; supported: {', '.join(ARCHITECTURES)}")
+        given = {field: self.metadata.get(f"{family}.{key}") for key, field in _FIELDS.items()}
+        fields = {field: value for field, value in given.items() if value is not None}
+        if missing := _REQUIRED - fields.keys():
+            raise InputError(f"{self.path} lacks {', '.join(sorted(missing))} in its metadata")
+        return config_for(family, {**fields, **self._derived_fields(family)})
+
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Model and tokenizer.
+
+        Raises:
+            InputError: the gguf package is missing, or the file holds tensors that the architecture has no place for.
+        """
+        tokenizer = build_tokenizer(self.metadata)
+        model = empty_model(config, dtype)
+        state = self._state(config, dtype)
+        if config.tie_word_embeddings:
+            state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        self._fill(model, state)
+        finish(model, torch.device("cpu"))
+        self._scale_frequencies(model)
+        return model.to(device), tokenizer
+
+    def weights_hash(self) -> str:
+        """Sha256 (hex) of the file."""
+        return file_digest(self.path)
+
+    def _derived_fields(self, family: str) -> dict[str, Any]:
+        tokens = self.metadata.get("tokenizer.ggml.tokens", [])
+        return {
+            "vocab_size": self.metadata.get(f"{family}.vocab_size", len(tokens)),
+            "num_key_value_heads": self.metadata.get(f"{family}.attention.head_count_kv")
+            or self.metadata[f"{family}.attention.head_count"],
+            "tie_word_embeddings": "output.weight" not in self.tensors,
+            "rope_parameters": self._rope(family),
+            "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": end_ids(self.metadata),
+            "pad_token_id": self.metadata.get("tokenizer.ggml.padding_token_id"),
+        } | ({"attention_bias": True} if family == "llama" and "blk.0.attn_q.bias" in self.tensors else {})
+
+    def _rope(self, family: str) -> dict[str, Any]:
+        scaling = f"{family}.rope.scaling"
+        kind = self.metadata.get(f"{scaling}.type", "none")
+        rope = {"rope_theta": self.metadata.get(f"{family}.rope.freq_base", 10000.0)}
+        if kind == "none":
+            return rope | {"rope_type": "default"}
+        trained = self.metadata.get(f"{scaling}.original_context_length")
+        original = {} if trained is None else {"original_max_position_embeddings": trained}
+        return rope | original | {"rope_type": kind, "factor": self.metadata.get(f"{scaling}.factor", 1.0)}
+
+    def _state(self, config: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+        state = {}
+        for name, info in self.tensors.items():
+            if name == _FREQUENCIES:
+                continue
+            tensor = self._read(info)
+            if config.model_type == "llama" and (match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.\w+", name)):
+                heads = config.num_attention_heads if match[1] == "q" else config.num_key_value_heads
+                tensor = _unpermuted(tensor, heads)
+            state[self._torch_name(name)] = tensor.to(dtype)
+        return state
+
+    def _fill(self, model: Any, state: dict[str, Tensor]) -> None:
+        try:
+            model.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()[:200]
+            raise InputError(f"{self.path} does not fit its own metadata: {reason}") from None
+
+    def _torch_name(self, name: str) -> str:
+        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        layer, stem, kind = match.groups() if match else (None, name, "")
+        known = (_TOP if layer is None else _IN_LAYER).get(stem)
+        if known is None:
+            raise InputError(f"{self.path} holds a tensor {name!r}, which none of the supported models has")
+        return f"{known}.{kind}" if layer is None else f"model.layers.{layer}.{known}.{kind}"
+
+    def _scale_frequencies(self, model: Any) -> None:
+        # LLaMA 3 files carry their context extension as one divisor a frequency, not as numbers in the metadata.
+        if (info := self.tensors.get(_FREQUENCIES)) is not None:
+            frequencies = model.model.rotary_emb.inv_freq
+            frequencies.div_(self._read(info).to(frequencies.device))
+
+    def _read(self, info: TensorInfo) -> Tensor:
+        numpy, gguf = _packages()
+        try:
+            kind = gguf.GGMLQuantizationType(info.kind)
+            shape = gguf.quant_shape_to_byte_shape(info.shape, kind)
+            stored = numpy.memmap(self.path, numpy.uint8, "r", offset=info.offset, shape=shape)
+            values = gguf.dequantize(stored, kind)
+        except (NotImplementedError, ValueError, OSError) as error:
+            raise InputError(f"{self.path} cannot be dequantised: {last_line(error)}") from None
+        return torch.from_numpy(numpy.array(values, dtype=numpy.float32))
+
+
+def _packages() -> tuple[Any, Any]:
+    try:
+        import gguf
+        import numpy
+    except ImportError as error:
+        raise InputError(f"GGUF models need the package {error.name}; pip install gguf") from None
+    return numpy, gguf
+
+
+def _unpermuted(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of a query or key projection in the order of transformers, [heads * head_dim, ...].
+
+    llama.cpp rotates neighbouring channels, transformers rotates the two halves of a head.
+    """
+    rest = tensor.shape[1:]
+    return tensor.reshape(heads, -1, 2, *rest).transpose(1, 2).reshape(tensor.shape)

@@ -1,0 +1,157 @@
+"""`random:NAME`: real shapes with random weights. Speed and memory do not depend on the weights; accuracy does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.errors import InputError, unknown
+from harness.models import smollm2
+from harness.models.weightless import config_for, empty_model, finish
+
+SEED = 0
+WEIGHT_STD = 0.02
+
+# The published config.json files, fields at their default left out.
+KNOWN: dict[str, dict[str, Any]] = {
+    "llama-3.1-8b": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
+    "qwen2.5-7b": {
+        "model_type": "qwen2",
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    },
+}
+
+
+class ByteTokenizer:
+    """One token a byte of UTF-8, ids 0 to 255, where no real tokenizer is installed."""
+
+    chat_template = None
+    eos_token_id = None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; there are no special tokens to add."""
+        return list(text.encode())
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; ids above 255 and broken sequences become U+FFFD."""
+        return b"".join(bytes([i]) if i < 256 else b"\xff" for i in token_ids).decode(errors="replace")
+
+
+class RandomModel:
+    """A model whose weights are drawn, not read."""
+
+    latency_only = True
+
+    def __init__(self, shape: str) -> None:
+        """Reads the shape.
+
+        Args:
+            shape: a name in `KNOWN`, or the path of a config.json.
+
+        Raises:
+            InputError: neither, or not a configuration.
+        """
+        self.fields = _fields(shape)
+
+    def config(self) -> Any:
+        """The transformers configuration."""
+        fields = dict(self.fields)
+        return config_for(fields.pop("model_type"), fields)
+
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+        """Model and tokenizer.
+
+        The weights are drawn on `device` and in `dtype` at once: 8 B parameters as float32 in host memory first would
+        take minutes and 32 GB. The same seed gives other weights on another device or in another dtype.
+
+        Raises:
+            InputError: the vocabulary cannot even hold bytes.
+        """
+        tokenizer = _tokenizer(config.vocab_size)
+        model = empty_model(config, dtype).to_empty(device=device)
+        _draw(model, torch.Generator(device).manual_seed(SEED))
+        return finish(model, device), tokenizer
+
+    def weights_hash(self) -> str:
+        """Hash of the recipe: fields, seed and spread."""
+        recipe = json.dumps([self.fields, SEED, WEIGHT_STD], sort_keys=True)
+        return hashlib.sha256(recipe.encode()).hexdigest()
+
+
+@torch.no_grad()
+def _draw(model: Any, generator: torch.Generator) -> None:
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            parameter.zero_()
+        elif parameter.dim() == 1:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(std=WEIGHT_STD, generator=generator)
+
+
+def _tokenizer(vocab: int) -> Any:
+    path = smollm2.find()
+    if path is not None and vocab >= smollm2.VOCAB:
+        return smollm2.tokenizer(path)
+    if vocab < 256:
+        raise InputError(f"random model: a vocabulary of {vocab} cannot hold the 256 bytes that its tokenizer needs")
+    return ByteTokenizer()
+
+
+def _fields(shape: str) -> dict[str, Any]:
+    if shape in KNOWN:
+        return KNOWN[shape]
+    path = Path(shape).expanduser()
+    if not shape.endswith(".json"):
+        raise unknown("random model (a name, or a path ending in .json)", shape, KNOWN)
+    if not path.is_file():
+        raise InputError(f"random model: no file {shape}")
+    return read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a config.json.
+
+    Raises:
+        InputError: not JSON, or without a `model_type`.
+    """
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable as JSON: {error}") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise InputError(f"{path} has no model_type, so it is no model's configuration")
+    return fields

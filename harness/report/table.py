@@ -1,0 +1,149 @@
+"""A table before it has a format: what is in each cell, for Markdown, CSV, LaTeX and HTML alike."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: for people.
+        value: for machines, unrounded; None where nothing was measured.
+        low, high: ends of the 95 % interval of `value`, if it has one.
+        leads: best, or not told from the best, by the paired tests of `harness.statistics.paired.leaders`.
+    """
+
+    text: str
+    value: Any = None
+    low: float | None = None
+    high: float | None = None
+    leads: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One table.
+
+    Attributes:
+        name: of its files.
+        title: its heading.
+        note: what the numbers mean.
+        head: [columns] headings.
+        rows: [rows][columns].
+        labels: how many columns at the left hold labels; the others hold numbers or verdicts.
+    """
+
+    name: str
+    title: str
+    note: str
+    head: list[str]
+    rows: list[list[Cell]]
+    labels: int = 1
+
+
+def label(text: object) -> Cell:
+    """A cell that names something."""
+    return Cell(str(text), str(text))
+
+
+def number(value: Any, text: str, low: Any = None, high: Any = None, leads: bool = False) -> Cell:
+    """A cell with a number; NaN and NA become None. What leads must have been measured."""
+    known = plain(value)
+    return Cell(text, known, plain(low), plain(high), leads and known is not None)
+
+
+def plain(value: Any) -> Any:
+    """A number as Python and JSON know it, None for null, NaN and NA."""
+    if value is None or pd.isna(value):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def to_markdown(grid: Grid) -> str:
+    """A Markdown table with its heading and note; what leads is bold."""
+    rule = [":---" if index < grid.labels else "---:" for index in range(len(grid.head))]
+    body = [[_markdown_cell(cell, index < grid.labels) for index, cell in enumerate(row)] for row in grid.rows]
+    head = [text.replace("|", "\\|") for text in grid.head]
+    lines = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
+    return f"## {grid.title}\n\n{grid.note}\n\n{lines}\n"
+
+
+def to_csv(grid: Grid) -> str:
+    """CSV of unrounded values; intervals and marks have columns of their own, null is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    parts = [_parts(grid, index) for index in range(len(grid.head))]
+    writer.writerow([head + suffix for head, names in zip(grid.head, parts, strict=True) for suffix in names.values()])
+    for row in grid.rows:
+        writer.writerow([getattr(cell, name) for cell, names in zip(row, parts, strict=True) for name in names])
+    return text.getvalue()
+
+
+def to_latex(grid: Grid) -> str:
+    """A LaTeX table for the package booktabs; what leads is bold."""
+    columns = "l" * grid.labels + "r" * (len(grid.head) - grid.labels)
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{escaped(grid.title)}. {escaped(grid.note)}}}",
+        f"\\label{{tab:{grid.name}}}",
+        f"\\begin{{tabular}}{{{columns}}}",
+        "\\toprule",
+        _latex_row(map(escaped, grid.head)),
+        "\\midrule",
+        *(_latex_row(map(_latex_cell, row)) for row in grid.rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "<": "\\textless{}",
+    ">": "\\textgreater{}",
+    "|": "\\textbar{}",
+    "[": "{[}",  # after the end of a row it would be taken for the distance to the next
+}
+
+
+def _parts(grid: Grid, index: int) -> dict[str, str]:
+    """Attributes of the cells of this column that are written out, and what their headings end in."""
+    cells = [row[index] for row in grid.rows]
+    parts = {"value": ""}
+    if any(cell.low is not None for cell in cells):
+        parts |= {"low": " low", "high": " high"}
+    return parts | ({"leads": " leads"} if any(cell.leads for cell in cells) else {})
+
+
+def _markdown_cell(cell: Cell, is_label: bool) -> str:
+    text = cell.text.replace("|", "\\|").replace("\n", " ")
+    if is_label:
+        return "`" + text.replace("`", "'") + "`"
+    return f"**{text}**" if cell.leads else text
+
+
+def _latex_cell(cell: Cell) -> str:
+    return f"\\textbf{{{escaped(cell.text)}}}" if cell.leads else escaped(cell.text)
+
+
+def _latex_row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + " \\\\"

@@ -1,0 +1,1 @@
+"""`harness reproduce diffusion`: may a token be dropped once what it said has spread?"""

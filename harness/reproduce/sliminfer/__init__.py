@@ -1,0 +1,1 @@
+"""`harness reproduce sliminfer`: the paper's table beside this machine's."""

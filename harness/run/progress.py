@@ -1,0 +1,57 @@
+"""How far a run is: a bar with the time left on a terminal, a plain line a record elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from harness.storage.record import OUT_OF_MEMORY, Record
+
+Advance = Callable[[Record], None]
+
+
+class Progress:
+    """Prints on the console it is given; decides for itself whether that is a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        """Args:
+        console: where to print.
+        """
+        self._console = console
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """Shows one task's progress; call what it yields with every record."""
+        if not self._console.is_terminal:
+            yield self._plain(label, total)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console) as bar:
+            line = bar.add_task(label, total=total)
+            yield lambda record: bar.update(line, advance=1, description=f"{label} [dim]{_method(record)}[/]")
+
+    def _plain(self, label: str, total: int) -> Advance:
+        done = 0
+
+        def advance(record: Record) -> None:
+            nonlocal done
+            done += 1
+            print(f"{label} {done}/{total} {record.method}: {_outcome(record)}", file=self._console.file, flush=True)
+
+        return advance
+
+
+def _method(record: Record) -> str:
+    return record.method.partition(":")[0]
+
+
+def _outcome(record: Record) -> str:
+    if OUT_OF_MEMORY in record.extra:
+        return f"out of memory, {record.prompt_tokens} tokens"
+    score = "" if record.score is None else f"score {record.score:.2f}, "
+    ttft = "simulated" if record.ttft_s is None else f"TTFT {record.ttft_s:.3f} s"
+    return f"{score}{ttft}, {record.prompt_tokens} + {record.new_tokens} tokens"

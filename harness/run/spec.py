@@ -1,0 +1,103 @@
+"""What a run is: a strict, typed description from which every cell follows, and the content hashes that identify it.
+
+A cell is one model x method x task. It is described by values alone, never by live objects, so that another executor
+can run the same cells, and a record is reused only where everything that shapes its answer is equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from harness.engine.engine import Engine
+from harness.grammar import without_paths
+from harness.measuring.provenance import source_hash
+from harness.run.catalog import MethodSpec
+from tasks.base import Task
+
+
+class RunSpec(BaseModel):
+    """Everything the user may decide about a run.
+
+    `limit` and `data_dir` say how much is asked and where the data lies; they do not shape a single answer, so a run
+    may be extended or moved. All else is part of the run's identity.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "smollm2"
+    methods: str = "full,slim,lazyllm"
+    tasks: str = "needle"
+    data_dir: Path | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+    max_length: Annotated[int, Field(ge=16)] | None = None
+    seed: int = 0
+    question: Literal["prompt", "after"] = "prompt"
+    parts: bool = False
+    ledger: bool = False
+    noise_floor: bool = False
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    memory_limit: Annotated[float, Field(gt=0)] | None = None
+    attention: Literal["auto", "fa3", "fa2", "cudnn", "flash", "sdpa"] = "auto"
+    engine: Literal["auto", "graphed", "fused", "stock"] = "auto"
+
+    def identity(self) -> dict[str, Any]:
+        """The part that shapes answers, as JSON values."""
+        public = {"model": public_name(self.model), "tasks": without_paths(self.tasks)}
+        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | public
+
+    def run_hash(self) -> str:
+        """Hash of what the user asked for; equal hashes may share a results folder."""
+        return content_hash(self.identity())
+
+
+def public_name(model: str) -> str:
+    """A model's name without the path to it, which may say whose machine this is; the weights' hash identifies it."""
+    kind, colon, path = model.rpartition(":")
+    is_path = Path(path).expanduser().exists() or path.startswith(("/", "~", "."))
+    return f"{kind}{colon}{Path(path).name}" if is_path else model
+
+
+def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, dtype: str, kernel: str) -> str:
+    """Hash of everything that shapes one cell's answers: two methods can never share one.
+
+    Args:
+        spec: the run.
+        method: with its options and source.
+        task: with its options and source.
+        weights_hash: of the model's weights.
+        dtype: that the weights really have.
+        kernel: of attention, and of the engine around it.
+    """
+    return content_hash(
+        {
+            "model": weights_hash,
+            "dtype": dtype,
+            "kernel": kernel,
+            "engine": source_hash(Engine),
+            "device": spec.device,
+            "method": [
+                method.label,
+                method.kind.name,
+                method.options.model_dump(mode="json"),
+                source_hash(method.kind),
+            ],
+            "task": [task.label, task.options.model_dump(mode="json"), source_hash(type(task)), task.fingerprint()],
+            "max_length": spec.max_length,
+            "question": spec.question,
+            "seed": spec.seed,
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+        }
+    )
+
+
+def content_hash(value: Any) -> str:
+    """First 16 hex digits of the sha256 of a JSON value's canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What paired samples can say, and what they cannot."""

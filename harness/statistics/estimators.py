@@ -1,0 +1,400 @@
+"""Effects of one method against another, from paired values: estimate, interval, p and what could have been seen.
+
+Everything is paired: the same sample, answered by both methods, a moment apart. That takes out what the two share, most
+of the spread: how hard a sample is, how long its prompt is, how busy the machine was.
+
+**Scores** are averaged, so their effect is a mean of differences. Its interval is a bootstrap; which one was chosen by
+simulated coverage (docs/statistics.md): BCa (Efron 1987) covers less than plain percentiles where few answers differ,
+so percentiles it is, widened for small samples, and Student's t where there are too few samples to resample.
+
+**Times** are compared as logarithms of ratios, so that twice as fast and twice as slow are equally far from 1 and one
+ratio of 20 (a run that the machine interrupted) does not outweigh twenty of 1. The order within pairs changes from pair
+to pair, so a steady drift gives to some what it takes from others. The effect is a trimmed mean: of 20 pairs or more,
+the fifth at each end (of 10 or more, the tenth; of fewer, none) is left out of the mean and, winsorised, kept in the
+interval (Tukey & McLaughlin 1963).
+
+Where values come in clusters (samples that share a context), clusters are resampled, flipped or trimmed, not samples.
+Several tasks are strata: each counts the same, and each is resampled on its own.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
+from scipy.stats import binomtest
+
+Floats = NDArray[np.float64]
+
+ALPHA = 0.05
+SPEED_ALPHA = 0.01
+POWER = 0.8
+RESAMPLES = 2000
+
+# Below this many units a bootstrap is too narrow.
+_FEWEST_TO_RESAMPLE = 20
+# Sign flips are enumerated up to 2^13, drawn up to 500 units, and normal beyond, where that is the same.
+_ENUMERATED, _DRAWN, _FLIPS = 13, 500, 9999
+_CHUNK = 1 << 21
+_EQUAL = 1e-12
+
+
+class Effect(NamedTuple):
+    """What was found, on a scale where 0 is no effect and more is better; what is not known is NaN.
+
+    Attributes:
+        n: pairs.
+        units: independent units among them: clusters, or the pairs themselves.
+        estimate: score difference as a fraction, or log of a ratio of times.
+        low, high: ends of the confidence interval.
+        p: two-sided, of no effect; not adjusted for the company it keeps.
+        se: standard error of the estimate.
+        df: degrees of freedom of `se`.
+        step: mean size of the unit differences that are not 0, 1 if all are; of scores alone.
+        test: name of the test behind `p`.
+    """
+
+    n: int
+    units: int
+    estimate: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    se: float = math.nan
+    df: float = math.nan
+    step: float = math.nan
+    test: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Paired values of one task.
+
+    Attributes:
+        values: [n] differences of scores (-1 to 1), or logs of ratios of times.
+        units: [n] which cluster each pair is of, any integers.
+        label: makes the resamples of this task others than those of the next, and the same in every run.
+    """
+
+    values: Floats
+    units: NDArray[np.int64]
+    label: str = ""
+
+    @cached_property
+    def sums(self) -> Floats:
+        """[units] sum of the values of each unit."""
+        return np.bincount(self._codes, self.values, len(self.counts)).astype(float)
+
+    @cached_property
+    def counts(self) -> Floats:
+        """[units] pairs in each unit."""
+        return np.bincount(self._codes).astype(float)
+
+    @cached_property
+    def medians(self) -> Floats:
+        """[units] median value of each unit: one interrupted run in a cluster moves it little."""
+        if len(self.counts) == len(self.values):
+            return self.values
+        return np.array([np.median(self.values[self._codes == code]) for code in range(len(self.counts))])
+
+    @property
+    def mean(self) -> float:
+        """Mean over pairs."""
+        return float(self.values.mean()) if len(self.values) else math.nan
+
+    @property
+    def residuals(self) -> Floats:
+        """[units] what each unit adds to the mean, times n: linearisation of a ratio of sums."""
+        return self.sums - self.mean * self.counts
+
+    def resampled(self, seed: int) -> Floats:
+        """[RESAMPLES] means over units drawn with replacement."""
+        if seed not in self._resampled:
+            self._resampled[seed] = _resample(self, seed)
+        return self._resampled[seed]
+
+    @cached_property
+    def _codes(self) -> NDArray[np.int64]:
+        return np.unique(self.units, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def _resampled(self) -> dict[int, Floats]:
+        return {}
+
+
+def pairs(values: ArrayLike, units: ArrayLike | None = None, label: str = "") -> Pairs:
+    """Pairs whose values are known; NaN and infinite ones are left out.
+
+    Args:
+        values: [n].
+        units: [n] integers; None where each pair stands for itself.
+        label: see `Pairs`.
+    """
+    numbers = np.asarray(values, dtype=float)
+    codes = np.arange(len(numbers)) if units is None else np.asarray(units)
+    known = np.isfinite(numbers)
+    return Pairs(numbers[known], codes[known].astype(np.int64), label)
+
+
+def score_effect(tasks: Sequence[Pairs], confidence: float = 1 - ALPHA, seed: int = 0) -> Effect:
+    """Mean difference of scores, every task counting the same.
+
+    The interval is Student's below 20 units, else a bootstrap over units with percentiles moved outwards as t is wider
+    than the normal (Hesterberg 2015, "expanded percentile"). Where no unit differs from the others, resampling would
+    claim certainty; the interval is then all means that are possible when at most 1 - alpha^(1/n) of units differ
+    (exact; about 3/n: Hanley & Lippman-Hand 1983). One such task among several adds this to the interval of the whole.
+
+    p is McNemar's (1947) in its exact form for right-or-wrong answers of one task without clusters, else of a
+    permutation test that flips the signs of whole units (Fisher 1935), of which McNemar's is a special case.
+
+    Args:
+        tasks: differences of scores, method minus reference, -1 to 1.
+        confidence: of the interval.
+        seed: of resampling and of sign flips.
+    """
+    found = _blank(tasks, [task.mean for task in tasks])
+    if _too_few(tasks):
+        return found
+    number = len(tasks)
+    variance = sum(map(_variance, tasks)) / number**2
+    found = found._replace(se=math.sqrt(variance), df=float(found.units - number), step=_step(tasks))
+    low, high = _score_interval(tasks, found, confidence, seed)
+    p, test = score_p(tasks, seed)
+    return found._replace(low=max(-1.0, low), high=min(1.0, high), p=p, test=test)
+
+
+def score_p(tasks: Sequence[Pairs], seed: int = 0) -> tuple[float, str]:
+    """p of no difference between scores, and the name of the test; see `score_effect`."""
+    if _too_few(tasks):
+        return math.nan, ""
+    task = tasks[0]
+    if len(tasks) == 1 and len(task.counts) == len(task.values) and _all_or_nothing(task.values):
+        return mcnemar(int((task.values < -0.5).sum()), int((task.values > 0.5).sum())), "McNemar"
+    shares = np.concatenate([task.sums / (len(task.values) * len(tasks)) for task in tasks])
+    return sign_flip(shares, seed), "sign flip"
+
+
+def speed_effect(tasks: Sequence[Pairs], confidence: float = 1 - ALPHA) -> Effect:
+    """Trimmed mean of log ratios of times, every task counting the same.
+
+    95 % intervals of 5 to 50 pairs held the truth 94 to 100 % of the time on simulated machines with lognormal noise, a
+    drift of 20 % and up to a tenth of the runs interrupted (`python -m harness.statistics.bench coverage`, 4000
+    repeats; table in docs/statistics.md). Where more pairs are interrupted than are trimmed, intervals get wide, not
+    wrong. Over several tasks the squared errors add up, with Welch's (1947) degrees of freedom.
+
+    Ratios that are all equal give no interval: no clock is that exact, so something other than time was measured.
+
+    Args:
+        tasks: logs of (time of the reference / time of the method).
+        confidence: of the interval.
+    """
+    parts = [trimmed_mean(task.medians) for task in tasks]
+    found = _blank(tasks, [mean for mean, _, _ in parts])
+    variances = np.array([se**2 for _, se, _ in parts])
+    if _too_few(tasks) or not np.all(variances > 0):
+        return found
+    df = float(variances.sum() ** 2 / sum(v**2 / df for v, (_, _, df) in zip(variances, parts, strict=True)))
+    se = float(np.sqrt(variances.sum())) / len(tasks)
+    half = _t(df, (1 + confidence) / 2) * se
+    low, high = found.estimate - half, found.estimate + half
+    p = float(2 * stdtr(df, -abs(found.estimate) / se))
+    return found._replace(low=low, high=high, p=p, se=se, df=df, test="trimmed t")
+
+
+def mcnemar(losses: int, gains: int) -> float:
+    """Exact p of McNemar's test (McNemar 1947): are as many answers lost as gained?
+
+    A large p does not mean that the methods answer alike: as many may be lost as gained, or too few differ to tell.
+
+    Args:
+        losses: samples that only the reference answers.
+        gains: samples that only the method answers.
+    """
+    return float(binomtest(gains, losses + gains).pvalue) if losses + gains else 1.0
+
+
+def sign_flip(values: Floats, seed: int = 0) -> float:
+    """p of a permutation test: how often does flipping signs by chance give a sum as far from 0 (Fisher 1935)?
+
+    All flips up to 13 values that are not 0; 9999 random ones, the observed among them (Phipson & Smyth 2010), up to
+    500; beyond, the normal distribution that the sum then has.
+    """
+    moved = values[np.abs(values) > _EQUAL]
+    size = len(moved)
+    if not size:
+        return 1.0
+    least = abs(moved.sum()) * (1 - 1e-9)
+    if size > _DRAWN:
+        return float(2 * ndtr(-abs(moved.sum()) / np.linalg.norm(moved)))
+    if size <= _ENUMERATED:
+        return float(np.mean(np.abs(_all_signs(size) @ moved) >= least))
+    signs = np.random.default_rng(seed).integers(0, 2, (_FLIPS, size), dtype=np.int8) * 2.0 - 1
+    return float((1 + (np.abs(signs @ moved) >= least).sum()) / (1 + _FLIPS))
+
+
+def trimmed_mean(values: Floats) -> tuple[float, float, float]:
+    """Trimmed mean of [n] values, its standard error and degrees of freedom (Tukey & McLaughlin 1963; Yuen 1974)."""
+    number = len(values)
+    if number < 2:
+        return (float(values[0]) if number else math.nan), math.nan, math.nan
+    cut = _cut(number)
+    ordered = np.sort(values)
+    inner = ordered[cut : number - cut]
+    spread = float(np.clip(ordered, inner[0], inner[-1]).std(ddof=1))
+    spread = spread if spread > _EQUAL else 0.0
+    return float(inner.mean()), spread / ((1 - 2 * cut / number) * math.sqrt(number)), float(len(inner) - 1)
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Holm's (1979) step-down adjustment: at most alpha of families have any p below alpha by chance.
+
+    Args:
+        p: any shape of p values of one family; NaN ones are no part of it.
+    """
+    values = np.asarray(p, dtype=float)
+    adjusted = np.full(values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values.flat[known], kind="stable")]
+    steps = values.flat[order] * np.arange(len(order), 0, -1)
+    adjusted.flat[order] = np.minimum(1, np.maximum.accumulate(steps)) if len(order) else steps
+    return adjusted
+
+
+def score_mde(found: Effect, alpha: float = ALPHA) -> float:
+    """Smallest true difference of scores that would have been found with 80 % power at `alpha`, as a fraction.
+
+    The larger of two: (t + t) x standard error, t at 1 - alpha/2 and at 0.8 (Bloom 1995); and, as flipping k signs
+    cannot give a p below 2^(1-k), the rate at which k differences all of one direction turn up with 80 % power
+    (inverse of the binomial tail; Clopper & Pearson 1934), times the mean size of a difference. Infinite where even
+    if all samples differed p would stay above alpha: nothing could have been found.
+    """
+    if math.isnan(found.se):
+        return math.inf
+    fewest = math.ceil(1 - math.log2(alpha) - 1e-9)
+    if found.units < fewest:
+        return math.inf
+    rate = float(betaincinv(fewest, found.units - fewest + 1, POWER))
+    return max(rate * found.step, _detectable(found, alpha))
+
+
+def speed_mde(found: Effect, alpha: float = SPEED_ALPHA) -> float:
+    """Smallest true log ratio of times that would have been found with 80 % power at `alpha`; see `score_mde`."""
+    return math.inf if math.isnan(found.se) else _detectable(found, alpha)
+
+
+def pairs_needed(spread: float, ratio: float = 1.05, alpha: float = SPEED_ALPHA, power: float = 0.95) -> int:
+    """Pairs that find a true ratio of times with this power.
+
+    The usual ((z + z) x spread / effect)^2 with t for z, so that it holds for few pairs too.
+
+    Args:
+        spread: standard deviation of the log ratio of a pair; `Effect.se` x sqrt(n) of an earlier run estimates it.
+        ratio: the true ratio to be found.
+        alpha: two-sided level.
+        power: how often it is to be found.
+    """
+    effect, number = abs(math.log(ratio)), 2
+    while number < 10**6:
+        df = number - 2 * _cut(number) - 1
+        if (_t(df, 1 - alpha / 2) + _t(df, power)) * spread / math.sqrt(number) <= effect:
+            return number
+        number += 1 + number // 100
+    return number
+
+
+def _blank(tasks: Sequence[Pairs], estimates: Sequence[float]) -> Effect:
+    number = sum(len(task.values) for task in tasks)
+    units = sum(len(task.counts) for task in tasks)
+    return Effect(number, units, float(np.mean(estimates)) if estimates else math.nan)
+
+
+def _too_few(tasks: Sequence[Pairs]) -> bool:
+    return not tasks or any(len(task.counts) < 2 for task in tasks)
+
+
+def _t(df: float, quantile: float) -> float:
+    return float(stdtrit(df, quantile))
+
+
+def _detectable(found: Effect, alpha: float) -> float:
+    return (_t(found.df, 1 - alpha / 2) + _t(found.df, POWER)) * found.se
+
+
+def _constant(task: Pairs) -> bool:
+    return bool(np.abs(task.residuals).max() < _EQUAL)
+
+
+def _variance(task: Pairs) -> float:
+    """Of a mean; of one whose units are all the same, what its interval says rather than 0."""
+    units = len(task.counts)
+    if _constant(task):
+        return float((_unseen(units, ALPHA) * (1 + abs(task.mean)) / ndtri(1 - ALPHA / 2)) ** 2)
+    return float(units / (units - 1) * (task.residuals**2).sum() / len(task.values) ** 2)
+
+
+def _unseen(units: int, alpha: float) -> float:
+    """Largest share of units that differ when, at this level, none of so many does."""
+    return float(1 - alpha ** (1 / units))
+
+
+def _step(tasks: Sequence[Pairs]) -> float:
+    means = np.concatenate([np.abs(task.sums / task.counts) for task in tasks])
+    moved = means[means > _EQUAL]
+    return float(moved.mean()) if len(moved) else 1.0
+
+
+def _all_or_nothing(values: Floats) -> bool:
+    size = np.abs(values)
+    return bool(np.all((size < _EQUAL) | (np.abs(size - 1) < _EQUAL)))
+
+
+def _score_interval(tasks: Sequence[Pairs], found: Effect, confidence: float, seed: int) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    if all(map(_constant, tasks)):
+        return _constant_interval(tasks, found.estimate, 1 - confidence)
+    if found.units < _FEWEST_TO_RESAMPLE:
+        half = _t(found.df, 1 - tail) * found.se
+        return found.estimate - half, found.estimate + half
+    widened = float(ndtr(-math.sqrt(found.units / found.df) * _t(found.df, 1 - tail)))
+    means = np.mean([task.resampled(seed) for task in tasks], axis=0)
+    low, high = found.estimate - np.quantile(means, [widened, 1 - widened])
+    # What tasks without any change do not know adds to what resampling shows (Zou & Donner 2008).
+    still = sum(_variance(task) for task in tasks if _constant(task)) * (_t(found.df, 1 - tail) / len(tasks)) ** 2
+    return found.estimate - math.sqrt(low**2 + still), found.estimate + math.sqrt(high**2 + still)
+
+
+def _constant_interval(tasks: Sequence[Pairs], estimate: float, alpha: float) -> tuple[float, float]:
+    """Means that are possible while a share `rate` of units, of which none was seen, differ by up to 1."""
+    # For several tasks the rates trade against each other; their mean is largest as the smallest task allows.
+    rate = _unseen(len(tasks) * min(len(task.counts) for task in tasks), alpha)
+    means = [task.mean for task in tasks]
+    return estimate - rate * (1 + max(means)), estimate + rate * (1 - min(means))
+
+
+def _resample(task: Pairs, seed: int) -> Floats:
+    units = len(task.counts)
+    generator = np.random.default_rng([seed, zlib.crc32(task.label.encode())])
+    rows = max(1, _CHUNK // units)
+    parts = []
+    for start in range(0, RESAMPLES, rows):
+        drawn = generator.integers(0, units, (min(rows, RESAMPLES - start), units))
+        parts.append(task.sums[drawn].sum(1) / task.counts[drawn].sum(1))
+    return np.concatenate(parts).astype(float)
+
+
+def _cut(number: int) -> int:
+    """Pairs left out at each end. Trimming a fifth of fewer than 20 covers 93 %, so less is trimmed there."""
+    return number // 5 if number >= 20 else number // 10
+
+
+@lru_cache(maxsize=_ENUMERATED)
+def _all_signs(size: int) -> Floats:
+    bits = (np.arange(2**size)[:, None] >> np.arange(size)) & 1
+    return (bits * 2 - 1).astype(float)

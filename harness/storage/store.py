@@ -1,0 +1,341 @@
+"""A run on disk: what was asked, and every answer the moment it is there.
+
+    results/<name>/manifest.json   what was asked, of what, where; and whether it is complete
+    results/<name>/samples.jsonl   one record a line, only ever appended to, on the disk before the next sample starts
+
+`kill -9` loses at most the sample in flight: the half-written line it leaves is dropped when the run is opened again.
+A run that is kept for later may be packed, `gzip samples.jsonl`: it is read as it is, and unpacked if it goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from harness.errors import InputError
+from harness.storage.record import Record
+
+MANIFEST_VERSION = 1
+MANIFEST, SAMPLES, PACKED, LOCK = "manifest.json", "samples.jsonl", "samples.jsonl.gz", ".lock"
+
+_FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s")
+_INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
+
+
+class Manifest(BaseModel):
+    """What a run is. The caller fills in the upper half, the store keeps the lower half."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_hash: str = Field(description="content hash of everything that shapes the run's answers; equal hashes resume")
+    model: str = Field(description="the model, as asked for")
+    device: str = Field(description='where it runs: "cpu" or "cuda"')
+    latency_only: bool = Field(default=False, description="random weights: answers mean nothing and are not scored")
+    methods: list[str] = Field(description="labels in the order of the run")
+    tasks: list[str] = Field(description="labels in the order of the run")
+    spec: dict[str, Any] = Field(default_factory=dict, description="the whole specification, as JSON values")
+
+    version: int = MANIFEST_VERSION
+    status: Literal["running", "complete", "incomplete"] = "running"
+    reasons: list[str] = Field(default_factory=list, description="why the run is incomplete")
+    started: str = Field(default="", description="UTC, ISO 8601, of the first session")
+    updated: str = Field(default="", description="UTC, ISO 8601, of the last change to this file")
+    environments: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="machine and software (harness.measuring.provenance), a new one each time it changed",
+    )
+    facts: dict[str, Any] = Field(
+        default_factory=dict, description="what is known only once things are loaded (weights hash); never changes"
+    )
+
+
+class RunStore:
+    """The one writer of a results folder; a context manager, so that whatever happens the folder stays valid.
+
+    Leaving the context without `finish` marks the run incomplete and says why.
+
+    Attributes:
+        folder: the run's folder.
+        manifest: as it is on disk.
+        done: (cell, sample) of every record on disk.
+        repaired: bytes of a torn last line that were dropped on opening; 0 almost always.
+    """
+
+    def __init__(self, folder: Path | str, manifest: Manifest, environment: dict[str, Any] | None = None) -> None:
+        """Starts the run `manifest`, or resumes it where the folder holds a run of the same hash.
+
+        Args:
+            folder: made if it does not exist.
+            manifest: what the run is; the store adds what it keeps itself.
+            environment: `harness.measuring.provenance.environment()`, if it is to be recorded.
+
+        Raises:
+            InputError: the folder holds another run or other files, is being written by another process, is corrupt,
+                or cannot be written.
+        """
+        self.folder = Path(folder)
+        self._lock = _lock(self.folder)
+        try:
+            self.manifest = _resumed(self.folder, manifest)
+            _unpack(self.folder)
+            self.repaired = _drop_torn_line(self.folder / SAMPLES)
+            records = _read_samples(self.folder)
+            self.done = {(record.cell, record.sample) for record in records}
+            self._cells = {(record.method, record.task): record.cell for record in records}
+            self._set(status="running", reasons=[], environments=_joined(self.manifest.environments, environment))
+            self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def append(self, record: Record) -> None:
+        """Writes one record; it is on the disk when this returns, or not in the file at all.
+
+        Raises:
+            InputError: the disk is full or gone, or the run holds answers of this method and task from another cell:
+                from other code, weights or package versions.
+            ValueError: the sample was answered before.
+        """
+        key = (record.cell, record.sample)
+        if self._cells.setdefault((record.method, record.task), record.cell) != record.cell:
+            raise InputError(f"{self.folder}: code or versions changed since it was started; {_ANOTHER}")
+        if key in self.done:
+            raise ValueError(f"sample {record.sample!r} of {record.method} x {record.task} is recorded already")
+        try:
+            self._write(record.model_dump_json().encode() + b"\n")
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from None
+        self.done.add(key)
+
+    def describe(self, **facts: Any) -> None:
+        """Adds facts to the manifest that are known only now: weights hash, data revision, method source hashes.
+
+        Raises:
+            InputError: a fact differs from what the run was started with.
+        """
+        known = self.manifest.facts
+        fresh: dict[str, Any] = json.loads(json.dumps(facts))
+        for name, value in fresh.items():
+            if known.get(name, value) != value:
+                raise InputError(f"{self.folder}: {name} is not what this run was started with; {_ANOTHER}")
+        self._set(facts=known | fresh)
+
+    def finish(self, reasons: Sequence[str] = ()) -> None:
+        """Marks the run complete, or incomplete where there are reasons.
+
+        Raises:
+            InputError: the disk is full or gone.
+        """
+        self._set(status="incomplete" if reasons else "complete", reasons=list(reasons))
+
+    def close(self) -> None:
+        """Lets other processes write the run; may be called twice."""
+        for name in ("_file", "_lock"):
+            descriptor = self.__dict__.pop(name, None)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if self.manifest.status == "running":
+                # On a full disk this fails too; the status on disk stays "running", which is true enough.
+                with suppress(InputError):
+                    self.finish([_reason(kind)])
+        finally:
+            self.close()
+
+    def _write(self, line: bytes) -> None:
+        """All of the line or nothing: a disk that fills up, and Ctrl-C, may leave a part of it."""
+        end = os.fstat(self._file).st_size
+        try:
+            rest = line
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            os.fsync(self._file)
+        except BaseException:
+            os.ftruncate(self._file, end)
+            raise
+
+    def _set(self, **changes: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        changes |= {"updated": now, "started": self.manifest.started or now}
+        changed = self.manifest.model_copy(update=changes)
+        _replace(self.folder / MANIFEST, (changed.model_dump_json(indent=2) + "\n").encode())
+        self.manifest = changed
+
+
+def load(run: Path | str) -> pd.DataFrame:
+    """Reads the records of a run, of one that is still being written too.
+
+    Returns:
+        One row a record, in the order they were written: the fields of `harness.storage.record.Record` and
+        `kept_fraction`. What was not measured is NaN or NA.
+
+    Raises:
+        InputError: the folder is not a run, or a line of it is corrupt.
+    """
+    load_manifest(run)
+    rows = [record.model_dump() | {"kept_fraction": record.kept_fraction} for record in _read_samples(Path(run))]
+    frame = pd.DataFrame(rows, columns=[*Record.model_fields, "kept_fraction"])
+    return frame.astype(dict.fromkeys((*_FLOATS, "kept_fraction"), "float64") | dict.fromkeys(_INTS, "Int64"))
+
+
+def load_manifest(run: Path | str) -> Manifest:
+    """Reads what a run is.
+
+    Raises:
+        InputError: the folder is not a run, or its manifest is corrupt or of another version.
+    """
+    path = Path(run) / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{run} is not a run: it has no {MANIFEST}")
+    try:
+        values = json.loads(path.read_bytes())
+        version = values.get("version") if isinstance(values, dict) else None
+        if version != MANIFEST_VERSION:
+            raise InputError(f"{path} has version {version}; this harness reads version {MANIFEST_VERSION}")
+        return Manifest.model_validate(values)
+    except ValueError as error:
+        raise InputError(f"{path} is corrupt: {_first_line(error)}") from None
+
+
+_ANOTHER = "choose another --output or delete the folder"
+
+
+def _lock(folder: Path) -> int:
+    """Makes the folder and takes its lock; the kernel lets go of it when the process ends, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / MANIFEST).exists() and _strangers(folder):
+            raise InputError(f"{folder} holds files but no run; {_ANOTHER}")
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise InputError(f"{folder} is being written by another process; choose another --output or wait") from None
+    return lock
+
+
+def _strangers(folder: Path) -> set[str]:
+    """Names of files that a start which was killed at once cannot have left."""
+    return {path.name for path in folder.iterdir()} - {LOCK, MANIFEST + ".tmp"}
+
+
+def _resumed(folder: Path, asked: Manifest) -> Manifest:
+    """The manifest on disk if it is of the run that is asked for, the one asked for if there is none."""
+    if not (folder / MANIFEST).exists():
+        return asked
+    found = load_manifest(folder)
+    if found.run_hash != asked.run_hash:
+        raise InputError(f"{folder} holds a different run; {_ANOTHER}")
+    asked_fields = ("run_hash", "model", "device", "latency_only", "methods", "tasks", "spec")
+    return found.model_copy(update={name: getattr(asked, name) for name in asked_fields})
+
+
+def _joined(environments: list[dict[str, Any]], environment: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if environment is None or environments[-1:] == [environment]:
+        return environments
+    return [*environments, environment]
+
+
+def _drop_torn_line(path: Path) -> int:
+    """Cuts off what follows the last newline and returns how many bytes that was."""
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    return len(content) - whole
+
+
+def _read_samples(folder: Path) -> list[Record]:
+    """The records of all whole lines; a line without its newline is still being written."""
+    path = folder / (SAMPLES if (folder / SAMPLES).exists() else PACKED)
+    if not path.exists():
+        return []
+    *lines, _ = _content(path).split(b"\n")
+    records: dict[tuple[str, str], Record] = {}
+    for number, line in enumerate(lines, start=1):
+        record = _record(path, number, line)
+        if records.setdefault((record.cell, record.sample), record) is not record:
+            raise InputError(f"{path} line {number} repeats a sample that an earlier line holds")
+    return list(records.values())
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.name != PACKED:
+        return content
+    try:
+        if not content:  # which would unpack to no record at all
+            raise EOFError
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error):
+        raise InputError(f"{path} is corrupt: it cannot be unpacked") from None
+
+
+def _unpack(folder: Path) -> None:
+    """Makes a packed run one that can be appended to; killed in between, it is still whole."""
+    packed = folder / PACKED
+    if packed.exists():
+        if not (folder / SAMPLES).exists():
+            _replace(folder / SAMPLES, _content(packed))
+        packed.unlink()
+
+
+def _record(path: Path, number: int, line: bytes) -> Record:
+    try:
+        return Record.model_validate_json(line)
+    except ValidationError as error:
+        raise InputError(f"{path} line {number} is corrupt: {_first_line(error)}") from None
+
+
+def _first_line(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False)[0]
+        return ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
+    return str(error).partition("\n")[0]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Replaces a file in one step: a reader sees the old one or the new one, never half of either."""
+    scratch = path.with_name(path.name + ".tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise _cannot_write(path.parent, error) from None
+
+
+def _cannot_write(folder: Path, error: OSError) -> InputError:
+    return InputError(f"cannot write {folder}: {error.strerror or error}; what was recorded before is intact")
+
+
+def _reason(kind: type[BaseException] | None) -> str:
+    # Only the name: the message may hold paths of this machine, and the terminal shows it anyway.
+    if kind is None:
+        return "stopped before the end"
+    return "interrupted" if issubclass(kind, KeyboardInterrupt) else f"stopped by {kind.__name__}"

@@ -1,0 +1,1 @@
+"""What several methods share: scores, schedules, stores. No method is in here."""

@@ -1,0 +1,216 @@
+"""A layer's active set on the device, the rest of its prompt in host memory: SlimInfer's KV cache manager.
+
+All keys and values of the layer are copied out once, while the prefill goes on, and stay where they are; after that
+blocks only ever come in, over blocks that are no longer wanted. Which ones is decided on the device, after a step's
+attention, for the steps that follow: the transfer has the rest of the step to hide behind. A slot keeps its block until
+another one is wanted there, so a swap moves what is missing and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from harness.engine.cache import LayerCache
+from methods.common.capacity import capacity
+from methods.common.host_store import HostStore, Offload
+from methods.common.scores import block_maxima, unit_attention_from_means, unit_means
+
+if TYPE_CHECKING:
+    from harness.engine.replay.decode_table import ResidentCaches
+
+NONE = torch.iinfo(torch.int64).max
+"""Block in a slot that the request does not have: behind all others, in ascending order."""
+
+
+class ActiveBlocks:
+    """The active set of one layer. Serves requests one after the other; memory is kept as `capacity` says.
+
+    A recorded decode step works on all of that memory. What tells it how much of it is this request's (scores that are
+    never best, slots with no block) is on the device as well, so one recording serves prompts of all lengths that fit.
+
+    Attributes:
+        memory: identity of what a recorded step has the addresses of; unlike an address it never comes back.
+    """
+
+    def __init__(self, block: int, unit: int, offload: Offload) -> None:
+        """
+        Args:
+            block, unit: tokens of each.
+            offload: where the prompt waits, see `HostStore`.
+        """
+        self._block, self._unit = block, unit
+        self._store = HostStore(offload)
+        self.memory = object()
+        self._lift = self._unit_lift = self._units = torch.empty(0)
+        self._state = self._before = torch.zeros(2, dtype=torch.int64)
+        self.forget()
+
+    @property
+    def active(self) -> Tensor:
+        """The block in each slot, [room for slots] int64; `NONE` behind the request's own slots. A view."""
+        return self._state[:-2]
+
+    @property
+    def moved(self) -> Tensor:
+        """Blocks that came in, [1] int64. A view, as `swaps`, the steps in which some did."""
+        return self._state[-2:-1]
+
+    @property
+    def swaps(self) -> Tensor:
+        """Steps in which blocks came in, [1] int64. A view."""
+        return self._state[-1:]
+
+    def copy_out(self, cache: LayerCache, chosen: Tensor, lift: Tensor) -> None:
+        """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention.
+
+        Args:
+            cache: of the layer, holding all prompt tokens that entered it and nothing else.
+            chosen: the blocks that are active first, [slots] ascending, the last block among them.
+            lift: what every step adds to the blocks' scores, [blocks] float32: infinity for those that always stay.
+
+        Raises:
+            InputError: the host has no memory for what is to wait there.
+        """
+        self._store.copy_out(cache)
+        self._cache, self._origin, self._chosen = cache, cache.positions, chosen
+        self._make_room(len(lift), len(chosen), cache.keys)
+        means = unit_means(cache.keys, self._unit)
+        _overwrite(self._units, means, 0)
+        _overwrite(self._unit_lift, lift.new_zeros(len(means)), -torch.inf)
+        _overwrite(self._lift, lift, -torch.inf)
+        self._state.zero_()
+        _overwrite(self.active, chosen, NONE)
+        self._before.copy_(self._state)
+
+    def _make_room(self, blocks: int, slots: int, like: Tensor) -> None:
+        held = len(self._lift), len(self.active)
+        room = capacity(blocks, held[0])
+        # There are never more slots than blocks to choose from.
+        slot_room = capacity(slots, min(held[1], room))
+        if (room, slot_room) == held:
+            return
+        self.memory, units = object(), room * (self._block // self._unit)
+        self._lift, self._unit_lift = (like.new_empty(size, dtype=torch.float32) for size in (room, units))
+        self._units = like.new_empty((units, *like.shape[1:]))
+        self._state, self._before = like.new_empty((2, slot_room + 2), dtype=torch.int64)
+
+    def forget(self) -> None:
+        """Lets go of the request's cache."""
+        self._store.forget()
+        self._cache, self._origin, self._chosen = LayerCache(0), torch.empty(0), torch.empty(0)
+
+    def park(self) -> None:
+        """Leaves in the cache only the active blocks, before the first decode step."""
+        self._store.wait()
+        cache, index = self._cache, block_rows(self._chosen, self._block, len(self._origin))
+        keys, values, positions = cache.keys[index], cache.values[index], cache.positions[index]
+        cache.reset()
+        cache.append(keys, values, positions)
+
+    def wanted(self, q: Tensor) -> Tensor:
+        """The best blocks for a step, as many as the request has slots, ascending, then `NONE`: [room for slots] int64.
+
+        Relevance of a unit is the softmax over units of the query against their mean keys, mean over heads.
+
+        Args:
+            q: the step's query, [1, heads, head_dim].
+        """
+        units = unit_attention_from_means(q, self._units, self._unit_lift)
+        scores = block_maxima(units, self._block // self._unit) + self._lift
+        best = scores.topk(len(self.active)).indices
+        return best.masked_fill(self.active == NONE, NONE).sort().values
+
+    def reselect(self, wanted: Tensor, gamma: float) -> Tensor:
+        """Decides what the next steps attend to; the caller brings it in.
+
+        Args:
+            wanted: as `wanted` returns it; the last block is among them.
+            gamma: least share of the wanted blocks that must be active for the set to stay.
+
+        Returns:
+            The block that comes into each slot, [room for slots] int64; -1 where none does.
+        """
+        self._before.copy_(self._state)
+        active = self.active
+        same = wanted.unsqueeze(1) == active
+        fresh, leaving = ~same.any(1), ~same.any(0)
+        slots = (active != NONE).sum()
+        swap = (slots - fresh.sum()) / slots < gamma
+        # The n-th fresh block goes where the n-th leaving one was; there are as many of the one as of the other.
+        arrivals = torch.zeros_like(wanted).scatter_add_(0, _rank(fresh), wanted * fresh)
+        source = torch.where(leaving & swap, arrivals[_rank(leaving)], -1)
+        active.copy_(torch.where(source < 0, active, source))
+        self.moved.add_((source >= 0).sum())
+        self.swaps.add_(swap)
+        return source
+
+    def take_back(self) -> Tensor:
+        """Undoes the last `reselect`, unless its step ran for good; returns what that does."""
+        now = self.active.clone()
+        self._state.copy_(self._before)
+        return torch.where(now == self.active, -1, self.active)
+
+    def bring_in(self, source: Tensor, layer: int, resident: ResidentCaches | None) -> None:
+        """Copies the blocks that `reselect` named into their slots."""
+        if resident is not None:
+            resident.fetch(layer, source, self._store.addresses, self._units, self._block)
+            return
+        slots = (source >= 0).nonzero().squeeze(1)
+        into, come = (_tokens(blocks, self._block) for blocks in (slots, source[slots]))
+        for here, there in ((self._cache.keys, self._store.keys), (self._cache.values, self._store.values)):
+            here[into] = there[come.to(there.device)].to(here.device)
+        self.settle()
+        # Only a step that is recorded may have run for nothing.
+        self._before.copy_(self._state)
+
+    def settle(self) -> None:
+        """Brings the cache's original positions up to date with its slots."""
+        index = block_rows(self.active[: len(self._chosen)], self._block, len(self._origin))
+        self._cache.positions[: len(index)] = self._origin[index]
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of all keys and values of the layer's prompt, wherever they wait."""
+        return self._store.nbytes
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of the keys and values that came in."""
+        return int(self.moved) * self._block * 2 * self._units[0].nbytes
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes held on the device beside keys and values, room for longer requests included."""
+        own = (self._units, self._unit_lift, self._lift, self._state, self._before)
+        return self._store.spare_nbytes + sum(tensor.nbytes for tensor in own)
+
+
+def _overwrite(memory: Tensor, content: Tensor, beyond: float) -> None:
+    """Puts `content` at the beginning and fills what lies beyond it."""
+    memory[: len(content)] = content
+    memory[len(content) :] = beyond
+
+
+def _rank(mask: Tensor) -> Tensor:
+    """How many are true before each one that is: [n] bool -> [n] int64."""
+    return (mask.cumsum(0) - 1).clamp(min=0)
+
+
+def block_rows(blocks: Tensor, block: int, rows: int) -> Tensor:
+    """Tokens of the given blocks of `rows` tokens, in the order of the blocks.
+
+    Args:
+        blocks: [m], the last block in the last place, so that only that one can be short and the number of tokens is
+            known without asking the device; ascending where the tokens are to be.
+        block: tokens a block.
+        rows: tokens of all blocks.
+    """
+    index = _tokens(blocks, block)
+    return index[: index.shape[0] - (-rows % block)]
+
+
+def _tokens(blocks: Tensor, block: int) -> Tensor:
+    return (blocks.unsqueeze(1) * block + torch.arange(block, device=blocks.device)).flatten()

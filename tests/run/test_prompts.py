@@ -1,0 +1,91 @@
+"""Cutting, wrapping and tokenising a prompt, on a tokenizer made here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers.decoders import Fuse
+from transformers import PreTrainedTokenizerFast
+
+from harness.errors import InputError
+from harness.run.prompts import encode
+from tasks.base import Sample
+
+BOS = "<s>"
+PLAIN = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+
+
+def make(template: str | None = None, bos: bool = True) -> Any:
+    """A tokenizer with one token a letter that puts a BOS in front by itself."""
+    letters = [chr(code) for code in range(32, 127)]
+    vocabulary = {token: index for index, token in enumerate([BOS, "<unk>", *letters])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    core.decoder = Fuse()
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    factory: Any = PreTrainedTokenizerFast  # not annotated
+    made = factory(tokenizer_object=core, bos_token=BOS, unk_token="<unk>", clean_up_tokenization_spaces=False)
+    made.chat_template = template
+    return made
+
+
+def sample(prompt: str, chat: bool = False) -> Sample:
+    return Sample("a", prompt, ("x",), 8, chat=chat)
+
+
+def text(ids: list[int], tokenizer: Any) -> str:
+    return str(tokenizer.decode(ids))
+
+
+def test_a_short_prompt_is_only_tokenised() -> None:
+    tokenizer = make()
+    assert encode(sample("abcd"), tokenizer) == encode(sample("abcd"), tokenizer, 5) == tokenizer.encode("abcd")
+    assert text(encode(sample("abcd", chat=True), tokenizer), tokenizer) == "<s>abcd"  # no template, no wrap
+
+
+def test_the_middle_goes_and_special_tokens_count() -> None:
+    tokenizer = make()
+    # 11 ids with the BOS: the first half of 6 is BOS, a, b; decoded without the BOS.
+    assert text(encode(sample("abcdefghij"), tokenizer, 6), tokenizer) == "<s>abhij"
+    assert text(encode(sample("abcdefghij"), tokenizer, 11), tokenizer) == "<s>abcdefghij"
+
+
+def test_an_odd_length_is_rounded_down_on_both_sides() -> None:
+    tokenizer = make(bos=False)
+    assert text(encode(sample("abcdefghij"), tokenizer, 5), tokenizer) == "abij"
+
+
+@pytest.mark.parametrize("max_length", [1, 0, -4])
+def test_a_length_that_leaves_nothing_is_refused(max_length: int) -> None:
+    with pytest.raises(InputError, match="leaves nothing"):
+        encode(sample("abcdef"), make(), max_length)
+
+
+def test_the_template_goes_around_the_cut_prompt() -> None:
+    tokenizer = make(PLAIN, bos=False)
+    assert text(encode(sample("abcdefghij", chat=True), tokenizer, 4), tokenizer) == "[user]abij[a]"
+    assert text(encode(sample("abcdefghij"), tokenizer, 4), tokenizer) == "abij"
+
+
+@pytest.mark.parametrize("template", [PLAIN, "{{ bos_token }}" + PLAIN])
+def test_there_is_exactly_one_bos(template: str) -> None:
+    tokenizer = make(template)
+    ids = encode(sample("abcd", chat=True), tokenizer)
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
+    assert text(ids, tokenizer) == "<s>[user]abcd[a]"
+
+
+def test_a_template_that_prints_the_date_prints_always_the_same() -> None:
+    dated = "{% if not date_string is defined %}{% set date_string = strftime_now('%Y') %}{% endif %}{{ date_string }}"
+    tokenizer = make(dated)
+    assert text(encode(sample("abcd", chat=True), tokenizer), tokenizer) == "<s>26 Jul 2024"
+
+
+def test_a_failing_template_is_explained() -> None:
+    with pytest.raises(InputError, match="chat template fails: TemplateError: no users"):
+        encode(sample("abcd", chat=True), make("{{ raise_exception('no users') }}"))

@@ -1,0 +1,66 @@
+"""Two protocols: the question inside the pruned prompt, or behind a context that was pruned without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness.engine.engine import Request
+from harness.models.load import load
+from harness.run.catalog import build_tasks
+from harness.run.prompts import encode, encode_with_question
+from tasks.base import Sample, TaskContext
+from tests.command import run
+from tests.tiny import END, build, random_ids, tiny_engine
+
+METHODS = ["full", "slim", "lazyllm", "lazyllm:revive=false", "streaming:window=32", "streaming:mode=evict:window=32",
+           "streaming:mode=ashape:window=32", "quest:budget=64", "recent", "truncate"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", METHODS)
+def test_every_method_takes_a_question_behind_its_context(text: str) -> None:
+    engine, ids = tiny_engine(), random_ids(200)
+    method = build(text, engine)
+    request = Request(ids, 6, frozenset([END]), question=17, question_after=True)
+    tokens = list(engine.stream(method, request))
+    assert tokens and all(0 <= token <= END for token in tokens)
+    assert method.prompt_len <= 183 and request.late_tokens(method) == 17
+
+
+def test_full_attention_answers_the_same_under_both() -> None:
+    engine, ids = tiny_engine(), random_ids(200)
+    inside = list(engine.stream(build("full", engine), Request(ids, 8)))
+    assert inside == list(engine.stream(build("full", engine), Request(ids, 8, question=30, question_after=True)))
+
+
+def test_quest_reads_the_question_token_by_token_if_asked() -> None:
+    engine, ids = tiny_engine(), random_ids(200)
+    method = build("quest:question=decode:budget=1000", engine)
+    request = Request(ids, 8, question=30)
+    assert request.late_tokens(method) == 30 and Request(ids, 8).late_tokens(method) == 32
+    assert list(engine.stream(method, request)) == list(engine.stream(build("full", engine), request))
+
+
+def test_the_question_of_a_prompt_is_found_and_counted() -> None:
+    tokenizer = load("smollm2").tokenizer
+    sample = Sample("1", "A long context. The question?", ("x",), 4, chat=True, question=" The question?")
+    ids, question = encode_with_question(sample, tokenizer)
+    assert ids == encode(sample, tokenizer)
+    assert tokenizer.decode(ids[-question:]).startswith(" The question?<|im_end|>")
+
+
+def test_every_longbench_prompt_ends_in_its_question(longbench_dir: Path) -> None:
+    for task in build_tasks("longbench,longbench-e", TaskContext(longbench_dir, limit=1)):
+        (sample,) = task.samples(None)  # type: ignore[arg-type]
+        assert sample.prompt.endswith(sample.question) and 0 < len(sample.question) < len(sample.prompt)
+
+
+def test_the_protocol_is_recorded_and_part_of_the_run(tmp_path: Path) -> None:
+    arguments = ["run", "--methods", "full,slim", "--tasks", "needle:lengths=256:depths=0.5:repeats=1"]
+    for protocol in ("prompt", "after"):
+        assert run(*arguments, "--question", protocol, "--output", tmp_path / protocol) == 0
+        records = harness.load(tmp_path / protocol)
+        assert set(records.question) == {protocol}
+        assert (records.context_tokens < records.prompt_tokens).all() == (protocol == "after")

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import harness
+from harness.errors import InputError
+from harness.storage.record import Record
+from harness.storage.store import Manifest, RunStore, load, load_manifest
+
+
+def record(sample: str = "0", **changes: Any) -> Record:
+    values: dict[str, Any] = {
+        "cell": "c",
+        "method": "full",
+        "task": "needle",
+        "sample": sample,
+        "prompt_hash": "p",
+        "prompt_tokens": 100,
+        "context_tokens": 100,
+        "question": "prompt",
+        "new_tokens": 2,
+        "prediction": "42\n\u2028ü",
+        "score": 1.0,
+        "metric": "exact match",
+        "answers": ["42"],
+        "ttft_s": 0.5,
+        "tpot_s": None,
+        "token_s": None,
+        "parts_s": None,
+        "ledger": None,
+        "prefill_flops": None,
+        "dense_flops": None,
+        "decode_read_bytes": None,
+        "prefill_floor_s": None,
+        "decode_floor_s": None,
+        "device_state": None,
+        "e2e_s": 0.75,
+        "peak_memory_bytes": None,
+        "kv_bytes": 1000,
+        "kv_bytes_host": 0,
+        "extra_bytes": 0,
+        "tokens_requested": [100, 50],
+        "tokens_kept": [100, 50],
+        "tokens_recomputed": 0,
+    }
+    return Record(**(values | changes))
+
+
+def manifest(run_hash: str = "h", **changes: Any) -> Manifest:
+    values: dict[str, Any] = {"model": "smollm2", "device": "cpu", "methods": ["full"], "tasks": ["needle"]}
+    return Manifest(run_hash=run_hash, **(values | changes))
+
+
+def write(folder: Path, *samples: str) -> None:
+    with RunStore(folder, manifest()) as store:
+        for sample in samples:
+            store.append(record(sample))
+        store.finish()
+
+
+def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "run", "0", "1")
+    frame = harness.load(tmp_path / "a" / "run")
+    assert list(frame["sample"]) == ["0", "1"]
+    assert list(frame["kept_fraction"]) == [0.75, 0.75]
+    assert frame["prediction"][0] == "42\n\u2028ü"
+    assert frame["tpot_s"].isna().all() and frame["peak_memory_bytes"].isna().all()
+    assert frame["kv_bytes"].dtype == "Int64" and frame["score"].dtype == "float64"
+
+
+def test_an_empty_run_loads_with_all_columns(tmp_path: Path) -> None:
+    write(tmp_path)
+    frame = load(tmp_path)
+    assert frame.empty
+    assert list(frame.columns) == [*Record.model_fields, "kept_fraction"]
+
+
+def test_a_record_is_on_disk_when_append_returns(tmp_path: Path) -> None:
+    with RunStore(tmp_path, manifest()) as store:
+        store.append(record("0"))
+        assert len(load(tmp_path)) == 1
+        assert load_manifest(tmp_path).status == "running"
+
+
+def test_the_same_run_resumes(tmp_path: Path) -> None:
+    write(tmp_path, "0")
+    before = load_manifest(tmp_path)
+    with RunStore(tmp_path, manifest()) as store:
+        assert store.done == {("c", "0")}
+        assert store.manifest.status == "running"
+        assert store.manifest.started == before.started
+        with pytest.raises(ValueError, match="recorded already"):
+            store.append(record("0"))
+        store.append(record("1"))
+        store.finish()
+    assert len(load(tmp_path)) == 2
+    assert load_manifest(tmp_path).status == "complete"
+
+
+def test_a_different_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, "0")
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="holds a different run; choose another --output or delete"):
+        RunStore(tmp_path, manifest("other"))
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match="holds files but no run"):
+        RunStore(tmp_path, manifest())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(InputError, match="cannot write"):
+        RunStore(tmp_path / "run", manifest())
+
+
+def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / "manifest.json.tmp").write_text("{")
+    write(tmp_path, "0")
+    assert not (tmp_path / "manifest.json.tmp").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_line_torn_at_any_byte_is_dropped(tmp_path: Path, kept: int) -> None:
+    names = [str(number) for number in range(kept + 1)]
+    write(tmp_path, *names)
+    samples = tmp_path / "samples.jsonl"
+    lines = samples.read_bytes().splitlines(keepends=True)
+    whole, torn = b"".join(lines[:-1]), lines[-1]
+    for cut in range(len(torn)):
+        samples.write_bytes(whole + torn[:cut])
+        assert len(load(tmp_path)) == kept
+        with RunStore(tmp_path, manifest()) as store:
+            assert store.repaired == cut
+            assert store.done == {("c", name) for name in names[:kept]}
+        assert samples.read_bytes() == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(junk=st.binary(max_size=40).filter(lambda junk: b"\n" not in junk), at=st.integers(0, 2))
+def test_a_corrupt_line_is_refused_with_its_number(
+    tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    write(folder, "0", "1")
+    samples = folder / "samples.jsonl"
+    lines = samples.read_bytes().splitlines()
+    lines.insert(at, junk)
+    damaged = b"\n".join([*lines, b""])
+    samples.write_bytes(damaged)
+    for opened in (lambda: RunStore(folder, manifest()), lambda: load(folder)):
+        with pytest.raises(InputError, match=rf"samples\.jsonl line {at + 1} is corrupt") as caught:
+            opened()
+        assert "\n" not in str(caught.value)
+    assert samples.read_bytes() == damaged
+
+
+def test_a_packed_run_is_read_as_it_is_and_unpacked_when_it_goes_on(tmp_path: Path) -> None:
+    write(tmp_path, "0", "1")
+    plain, packed = tmp_path / "samples.jsonl", tmp_path / "samples.jsonl.gz"
+    content, frame = plain.read_bytes(), load(tmp_path)
+    packed.write_bytes(gzip.compress(content))
+    plain.unlink()
+    pd.testing.assert_frame_equal(load(tmp_path), frame)
+    write(tmp_path, "2")
+    assert not packed.exists() and plain.read_bytes().startswith(content) and len(load(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"{}\n" * 99)[:-9]], ids=["empty", "not packed", "cut off"]
+)
+def test_a_packed_run_that_is_damaged_is_one_line(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, "0")
+    (tmp_path / "samples.jsonl").unlink()
+    (tmp_path / "samples.jsonl.gz").write_bytes(content)
+    for opened in (lambda: load(tmp_path), lambda: RunStore(tmp_path, manifest())):
+        with pytest.raises(InputError, match="gz is corrupt") as caught:
+            opened()
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "samples.jsonl.gz").read_bytes() == content
+
+
+def test_a_repeated_sample_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "0")
+    samples = tmp_path / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes() * 2)
+    with pytest.raises(InputError, match="line 2 repeats"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"version": 1}', '{"version": 99}', "\xff"])
+def test_a_corrupt_manifest_is_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content, encoding="latin-1")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert "manifest.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(InputError, match=r"is not a run: it has no manifest\.json"):
+            load(folder)
+
+
+def test_two_writers_exclude_each_other(tmp_path: Path) -> None:
+    with RunStore(tmp_path, manifest()), pytest.raises(InputError, match="being written by another process"):
+        RunStore(tmp_path, manifest())
+    RunStore(tmp_path, manifest()).close()
+
+
+def test_a_refused_start_lets_go_of_the_lock(tmp_path: Path) -> None:
+    write(tmp_path)
+    for _ in range(2):
+        with pytest.raises(InputError, match="different run"):
+            RunStore(tmp_path, manifest("other"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("/home/me"), "stopped by RuntimeError")]
+)
+def test_what_ends_a_run_early_is_recorded(tmp_path: Path, error: BaseException, reason: str) -> None:
+    with pytest.raises(type(error)), RunStore(tmp_path, manifest()) as store:
+        store.append(record("0"))
+        raise error
+    assert load_manifest(tmp_path).status == "incomplete"
+    assert load_manifest(tmp_path).reasons == [reason]
+    assert len(load(tmp_path)) == 1
+
+
+def test_leaving_without_finish_is_incomplete(tmp_path: Path) -> None:
+    with RunStore(tmp_path, manifest()):
+        pass
+    assert load_manifest(tmp_path).reasons == ["stopped before the end"]
+
+
+def test_finish_with_reasons_stays_incomplete_until_resumed(tmp_path: Path) -> None:
+    with RunStore(tmp_path, manifest()) as store:
+        store.finish(["2 samples did not fit"])
+    assert load_manifest(tmp_path).reasons == ["2 samples did not fit"]
+    write(tmp_path)
+    assert load_manifest(tmp_path).reasons == []
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync"])
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    real_write = os.write
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def short_then_full(file: int, content: bytes) -> int:
+        if len(content) < 100:
+            raise full
+        return real_write(file, content[:-50])
+
+    def sync(file: int) -> None:
+        raise full
+
+    with RunStore(tmp_path, manifest()) as store:
+        store.append(record("0"))
+        before = (tmp_path / "samples.jsonl").read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, failing, short_then_full if failing == "write" else sync)
+            with pytest.raises(InputError, match="No space left on device"):
+                store.append(record("1"))
+        assert (tmp_path / "samples.jsonl").read_bytes() == before
+        assert store.done == {("c", "0")}
+        store.append(record("1"))
+    assert len(load(tmp_path)) == 2
+
+
+def test_a_full_disk_keeps_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with RunStore(tmp_path, manifest()) as store:
+        monkeypatch.setattr(os, "fsync", sync)
+        with pytest.raises(InputError, match="No space left on device"):
+            store.finish()
+        monkeypatch.undo()
+        assert load_manifest(tmp_path).status == "running"
+        assert not (tmp_path / "manifest.json.tmp").exists()
+
+
+def test_facts_are_added_and_may_not_change(tmp_path: Path) -> None:
+    with RunStore(tmp_path, manifest()) as store:
+        store.describe(weights="abc", layers=(1, 2))
+        store.describe(data="r1")
+    assert load_manifest(tmp_path).facts == {"weights": "abc", "layers": [1, 2], "data": "r1"}
+    with RunStore(tmp_path, manifest()) as store:
+        store.describe(weights="abc", layers=(1, 2))
+        with pytest.raises(InputError, match="weights is not what this run was started with"):
+            store.describe(weights="xyz")
+
+
+def test_answers_of_two_cells_do_not_mix_under_one_label(tmp_path: Path) -> None:
+    write(tmp_path, "0")
+    with RunStore(tmp_path, manifest()) as store:
+        with pytest.raises(InputError, match="code or versions changed"):
+            store.append(record("1", cell="other"))
+        store.append(record("1", cell="other", method="slim"))
+
+
+def test_a_run_may_be_extended(tmp_path: Path) -> None:
+    write(tmp_path, "0")
+    with RunStore(tmp_path, manifest(tasks=["needle", "more"], spec={"limit": 2})) as store:
+        store.finish()
+    assert load_manifest(tmp_path).tasks == ["needle", "more"]
+    assert load_manifest(tmp_path).spec == {"limit": 2}
+
+
+def test_a_changed_environment_is_added(tmp_path: Path) -> None:
+    for python in ("3.11", "3.11", "3.12"):
+        with RunStore(tmp_path, manifest(), {"python": python}) as store:
+            store.finish()
+    assert load_manifest(tmp_path).environments == [{"python": "3.11"}, {"python": "3.12"}]
+
+
+def test_kill_9_loses_only_the_sample_in_flight(tmp_path: Path) -> None:
+    script = f"""
+        import itertools
+        from harness.storage.record import Record
+        from harness.storage.store import Manifest, RunStore
+        record = Record.model_validate_json({record().model_dump_json()!r})
+        manifest = Manifest.model_validate_json({manifest().model_dump_json()!r})
+        with RunStore({str(tmp_path / "run")!r}, manifest) as store:
+            for number in itertools.count():
+                store.append(record.model_copy(update={{"sample": str(number)}}))
+                print(number, flush=True)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for _ in range(5):
+            child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+        seen = 5 + len(child.stdout.readlines())
+    with RunStore(tmp_path / "run", manifest()) as store:
+        assert seen <= len(store.done) <= seen + 1
+
+
+def test_reading_runs_and_rendering_them_needs_no_torch() -> None:
+    script = (
+        "import sys, harness.storage.store, harness.report.render, harness.measuring.provenance;"
+        "harness.load; print({'torch', 'transformers', 'matplotlib.pyplot'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_other_attributes_of_the_package_are_unknown() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        harness.lode  # noqa: B018
+
+
+def test_samples_are_plain_json_lines(tmp_path: Path) -> None:
+    write(tmp_path, "0")
+    (line,) = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    assert json.loads(line)["tpot_s"] is None
+    assert pd.read_json(tmp_path / "samples.jsonl", lines=True).shape[0] == 1

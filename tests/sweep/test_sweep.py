@@ -1,0 +1,176 @@
+"""`harness sweep`: the file, the cells, the estimate, the runs, the table and the plots."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import harness
+from harness.errors import InputError
+from harness.sweep.cells import plan_sweep
+from harness.sweep.grid_file import read_grid
+from harness.sweep.results import collect
+from tests.command import run
+
+GRIDS = sorted((Path(__file__).resolve().parents[2] / "results/reference").rglob("*.yaml"))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def tiny(folder: Path) -> str:
+    config = {
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 300,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"random:{folder / 'config.json'}"
+
+
+GRID = """
+name: tiny
+model: {model}
+methods:
+  - full
+  - method: slim
+    options:
+      budgets: [0.75/0.375/0.25, [0.5, 0.5, 0.5]]
+      w: [4, 8]
+      block: 32
+tasks: speed:repeats=2:new_tokens=2
+lengths: [256, 512]
+seed: [0, 1]
+limit: 1
+"""
+
+
+def test_options_lists_and_run_axes_multiply(tmp_path: Path) -> None:
+    sweep = plan_sweep(read_grid(written(tmp_path, GRID.format(model=tiny(tmp_path)))))
+    assert [run.folder for run in sweep.runs] == ["config.json-seed=0", "config.json-seed=1"]
+    assert list(sweep.options) == [
+        "full",
+        "slim:block=32:budgets=0.75/0.375/0.25:w=4",
+        "slim:block=32:budgets=0.75/0.375/0.25:w=8",
+        "slim:block=32:budgets=0.5/0.5/0.5:w=4",
+        "slim:block=32:budgets=0.5/0.5/0.5:w=8",
+    ]
+    first = sweep.runs[0].plan
+    assert [task.label for task in first.tasks] == [
+        f"speed:repeats=2:new_tokens=2:lengths={length}" for length in (256, 512)
+    ]
+    assert first.spec.limit == 1 and sweep.runs[1].plan.spec.seed == 1
+
+
+def test_one_command_runs_the_grid_again_asks_nothing_and_draws_every_axis(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
+    assert run("sweep", grid, "--output", folder) == 0
+    assert len(harness.load(folder / "config.json-seed=1")) == 5 * 2
+    table = pd.read_csv(folder / "sweep.csv")
+    assert len(table) == 5 * 2 * 2 and set(table["seed"]) == {0, 1}
+    names = {path.stem for path in folder.glob("axis-*.svg")}
+    assert names == {"axis-seed", "axis-length", "axis-slim-budgets", "axis-slim-w"}
+    before = {path: path.read_bytes() for path in folder.glob("*/samples.jsonl")}
+    assert run("sweep", grid, "--output", folder) == 0
+    assert before == {path: path.read_bytes() for path in folder.glob("*/samples.jsonl")}
+    assert "| `0` | `speed" in capsys.readouterr().out
+
+
+def test_a_point_on_an_axis_is_of_the_methods_with_that_value(tmp_path: Path) -> None:
+    text = GRID.format(model=tiny(tmp_path)).replace("limit: 1", "limit: 2")
+    grid, folder = written(tmp_path, text), tmp_path / "out"
+    assert run("sweep", grid, "--output", folder) == 0
+    results = collect(plan_sweep(read_grid(grid)), folder)
+    axes = {axis.name: axis for axis in results.axes()}
+    w = axes["slim w"]
+    assert w.lines == ["full", "budgets=0.75/0.375/0.25", "budgets=0.5/0.5/0.5"] and w.values == ["4", "8"]
+    found = next(r for r in w.readings if (r.x, r.line) == ("8", "budgets=0.5/0.5/0.5"))
+    records = results.records
+    own = records[records["method"] == "slim:block=32:budgets=0.5/0.5/0.5:w=8"].set_index(["cell", "sample"])["ttft_s"]
+    full = records[records["method"] == "full"].set_index(["cell", "sample"])["ttft_s"]
+    assert found.speed[1] < found.speed[0] < found.speed[2]
+    assert (full / own).min() <= found.speed[0] <= (full / own).max()
+    assert {r.line for r in axes["seed"].readings} == set(results.sweep.options)
+
+
+def test_an_unfinished_sweep_shows_what_there_is(tmp_path: Path) -> None:
+    grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
+    sweep = plan_sweep(read_grid(grid))
+    from harness.run.terminal import carry_out
+    from harness.sweep.pages import write
+
+    assert write(sweep, folder) == []
+    carry_out(sweep.runs[0].plan.spec, folder / sweep.runs[0].folder)
+    page = write(sweep, folder)[0].read_text()
+    assert "1 runs have no records yet" in page and "`speed" in page
+
+
+def test_a_dry_run_prints_cells_and_says_where_its_estimate_is_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "runs/out"
+    assert run("sweep", grid, "--dry-run", "--output", folder) == 0
+    printed = capsys.readouterr().out
+    assert "20 cells, 20 requests" in printed and "from FLOPs and ceilings (20 cells)" in printed
+    assert not folder.exists()
+    assert run("sweep", grid, "--output", folder) == 0
+    capsys.readouterr()
+    assert run("sweep", grid, "--dry-run", "--output", folder) == 0
+    assert "from recorded requests (20 cells)" in capsys.readouterr().out
+
+
+BAD = [
+    ("methods: [full]\ntasks: [needle]\nmodell: smollm2\n", 3, "did you mean 'model'"),
+    ("methods: [full]\n", 1, "no 'tasks'"),
+    ("methods: []\ntasks: [needle]\n", 1, "axis 'methods' has no values"),
+    ("methods:\n  - full\n  - method: slim\n    options:\n      w: []\ntasks: [needle]\n", 5, "axis 'w' has no values"),
+    ("methods:\n  - full\n  - slimm\ntasks: [needle]\n", 3, "did you mean 'slim'"),
+    ("methods:\n  - full\n  - method: slim\n    opts: 1\ntasks: needle\n", 4, "did you mean 'options'"),
+    ("methods:\n  - full\n  - method: slim\n    options:\n      ww: [4]\ntasks: needle\n", 3, "unknown option"),
+    ("methods:\n  - full\n  - slim:layers=10/20/40\ntasks: needle\n", 3, "must lie in 1..29"),
+    ("methods:\n  - full\n  - full\ntasks: needle\n", 3, "listed twice"),
+    ("methods:\n  - slim\ntasks: needle\n", 2, "lack 'full'"),
+    ("methods: full\ntasks:\n  - needle\n  - neddle\n", 4, "did you mean 'needle'"),
+    ("methods: full\ntasks: needle\nlengths: [64]\n", 2, "lengths"),
+    ("methods: full\ntasks: needle\nseed: [0, one]\n", 3, "seed"),
+    ("methods: full\ntasks: needle\nlimit: 0\n", 3, "limit"),
+    ("methods: full\ntasks: needle\nmodel: [smollm2, no/such/model]\n", 3, "no/such/model"),
+    ("methods: full\ntasks: needle\nseed: [1, 1]\n", 3, "'1' twice"),
+    ("methods: full\ntasks: needle\ntasks: needle\n", 3, "stands twice"),
+    ("methods: [full\ntasks: needle\n", 2, "not YAML"),
+    ("- full\n", 1, "'key: value'"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "words"), BAD, ids=[words for _, _, words in BAD])
+def test_a_bad_file_is_one_line_that_says_where(
+    text: str, line: int, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = written(tmp_path, text)
+    assert run("sweep", grid, "--output", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert f"grid.yaml line {line}: " in error and words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_not_there_or_empty(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        read_grid(tmp_path / "none.yaml")
+    with pytest.raises(InputError, match="is empty"):
+        read_grid(written(tmp_path, "# nothing\n"))
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=[path.stem for path in GRIDS])
+def test_the_grids_of_the_project_can_be_run(path: Path) -> None:
+    grid = read_grid(path)
+    files = [model.text for model in grid.runs["model"] if model.text.endswith(".gguf")]
+    if not all(Path(model).is_file() for model in files):
+        pytest.skip(f"{files} is not here")
+    assert plan_sweep(grid).runs
