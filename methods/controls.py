@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.engine.method import Method
+from harness.engine.method import FirstLayers, Method
+from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.options import OptionSet
 from methods.slim import Slim
@@ -71,13 +72,13 @@ class Truncate(Method):
         """Raises `InputError` where SlimInfer would."""
         Slim.check(options, shape)
 
-    def prompt(self, ids: Tensor) -> Tensor:
+    def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
         """First and last halves of as many tokens as SlimInfer keeps a layer on average; positions count anew."""
         plan = Slim(self.options, self.model)
         plan.begin(len(ids), 0)
         kept = sum(plan.tokens_requested()) // self.model.shape.layers
         return torch.cat((ids[: kept - kept // 2], ids[len(ids) - kept // 2 :])) if kept < len(ids) else ids
 
-    def static_decode(self) -> bool:
+    def replay(self) -> Replay:
         """Every token attends to everything that was shown."""
-        return True
+        return self.dense_replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from harness.engine.method import Method
+from harness.engine.replay.replay import Replay
 
 
 class Full(Method):
@@ -11,6 +12,6 @@ class Full(Method):
     name = "full"
     summary = "full attention, nothing pruned: the baseline"
 
-    def static_decode(self) -> bool:
+    def replay(self) -> Replay:
         """Every token attends to everything."""
-        return True
+        return self.dense_replay

@@ -21,7 +21,6 @@ Interpretations, where the paper leaves a choice:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from types import MappingProxyType
 from typing import Literal
 
@@ -30,13 +29,11 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.engine.method import Method, ModelContext
-from harness.engine.replay.decode_table import ResidentCaches
+from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
-from harness.engine.stopwatch import part
 from harness.options import Budget, OptionSet, budget_tokens
 from methods.common.aux_cache import AuxCache, true_at
-from methods.common.capacity import capacity
 from methods.common.schedule import check_schedule, pruning_layers, requested_tokens
 from methods.common.scores import token_attention
 from methods.replay.lazyllm import Revival
@@ -67,7 +64,7 @@ class LazyLLM(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.layers = pruning_layers(self.options.layers, model.shape.layers)
-        self._revival: Revival | None = None
+        self._revival = Revival(self.layers, model.shape.layers)
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -81,7 +78,7 @@ class LazyLLM(Method):
         self.aux = {layer: AuxCache() for layer in self.layers}
         self._total = prompt_len + max_new_tokens
         self._index: Tensor | None = None
-        self._recomputed = 0
+        self._recomputed = self._revival.recomputed = 0
 
     def end(self) -> None:
         """Frees the Aux Caches too."""
@@ -92,8 +89,6 @@ class LazyLLM(Method):
         """In decode, attends to the selected tokens alone, by their original positions."""
         if step.phase == "prefill" or not self.options.revive:
             return super().attend(layer, heads, step)
-        if step.resident is not None:
-            return self._account.attend(layer, heads, step.resident)
         if layer == 0:
             self._index = None
         cache = self.cache[layer]
@@ -101,75 +96,25 @@ class LazyLLM(Method):
         self._recomputed += len(heads) - step.count
         keys, values, mask = self._visible(cache.keys), self._visible(cache.values), None
         if len(heads) > 1:
-            mask = self._visible(cache.positions) <= heads.positions.unsqueeze(1)
+            mask = self._visible(cache.token_positions) <= heads.positions.unsqueeze(1)
         return self.model.attention.masked(heads.q, keys, values, mask)
-
-    def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
-        """A recorded step chooses here already: the host learns how many rows come while the layer runs on."""
-        if step.resident is not None and step.count and layer + 1 in self.cuts():
-            self._account.choose(layer, heads, step.resident)
-        return rows
 
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """At a pruning point: selects, puts dropped rows aside and, in decode, fetches missing ones."""
-        if step.resident is not None and self.options.revive:
-            self._account.leave(layer, rows, step.count == 1)
-            return rows
         if layer + 1 not in self.aux:
             return rows
         if step.phase == "prefill":
             return self._prune(layer, rows, heads)
         return self._reselect(layer, rows, heads, step) if self.options.revive else rows
 
-    def static_decode(self) -> bool:
-        """Always; with revival, up to the number of rows behind a pruning point."""
-        return True
-
-    def cuts(self) -> tuple[int, ...]:
-        """At the pruning points, with revival."""
-        return self.layers if self.options.revive else ()
-
-    @property
-    def _account(self) -> Revival:
-        assert self._revival is not None
-        return self._revival
-
-    def capture_key(self) -> Hashable:
-        """Changes with the memory that revival is managed in."""
+    def replay(self) -> Replay:
+        """The same work for every token; with revival, up to the number of rows behind a pruning point."""
         if not self.options.revive:
-            return None
-        device, room = self.cache[0].keys.device, capacity(self._total, self._revival.room if self._revival else 0)
-        if self._revival is None or self._revival.room != room:
-            self._revival = Revival(self.layers, len(self.cache), room, device)
-        return self._revival
-
-    def ready_to_replay(self, *, rehearsal: bool) -> None:
-        """Hands the request over to the device's account."""
-        if not self.options.revive:
-            return
+            return self.dense_replay
         start = self.cache[0].length
         wanted = [self._counts(seen) for seen in range(start + 1, self._total + 1)]
-        if rehearsal:
-            self._account.rehearse(self.cache, start, wanted)
-        else:
-            self._account.load(self.cache, self.aux, start, wanted)
-
-    def arriving(self, layer: int, resident: ResidentCaches) -> int:
-        """See `methods.replay.lazyllm`."""
-        return self._account.arriving(layer, self.cache, resident)
-
-    def enter(self, layer: int, rows: Rows, count: int, step: Step) -> Rows:
-        """Revived rows, and the newest token's."""
-        return self._account.enter(layer, rows, count, step.count == 1)
-
-    def replayed(self, count: int, position: int) -> None:
-        """Takes note of replayed steps and of what they revived."""
-        if not self.options.revive:
-            return super().replayed(count, position)
-        for cache in self.cache[: self.layers[0]]:
-            cache.extended(count, position)
-        self._account.settle(self.cache, position + count)
-        self._recomputed += self._account.recomputed
+        self._revival.prepare(self.cache, self.aux, self._total, wanted)
+        return self._revival
 
     def _prune(self, layer: int, rows: Rows, heads: Heads) -> Rows:
         chosen = self._choose(layer, heads.q[-1:], heads.k, self.prompt_len)
@@ -178,13 +123,13 @@ class LazyLLM(Method):
         if self.options.revive:
             dropped = torch.ones(len(rows), dtype=torch.bool, device=chosen.device).index_fill_(0, chosen, False)
             self.aux[layer + 1].put(rows.select(true_at(dropped, len(rows) - len(chosen))))
-        with part("gather"):
+        with self.model.part("gather"):
             return rows.select(chosen)
 
     def _reselect(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Selects among the tokens visible in `layer`; returns the rows that layer + 1 has to compute."""
         cache, behind, seen = self.cache[layer], self.cache[layer + 1], step.start + step.count
-        positions = self._visible(cache.positions)
+        positions = self._visible(cache.token_positions)
         chosen = self._choose(layer, heads.q[-1:], self._visible(cache.keys), seen)
         if chosen is not None:
             positions = positions[chosen]
@@ -193,7 +138,7 @@ class LazyLLM(Method):
         # A lone new token is always among the chosen, so the device need not be asked how many there are.
         count = len(positions) if step.count == 1 else int(selected.sum())
         rows = self._exchange(self.aux[layer + 1], rows, selected, step)
-        present = torch.cat((behind.positions, rows.positions))
+        present = torch.cat((behind.token_positions, rows.positions))
         self._index = None if count == len(present) else true_at(selected[present], count)
         return rows
 
@@ -218,9 +163,9 @@ class LazyLLM(Method):
         count = self._count(self.layers.index(layer + 1), seen, keys.shape[0])
         if count >= keys.shape[0]:
             return None
-        with part("score"):
+        with self.model.part("score"):
             scores = token_attention(q, keys)
-        with part("select"):
+        with self.model.part("select"):
             scores[-1] = torch.inf
             return scores.topk(count).indices.sort().values
 
@@ -252,9 +197,8 @@ class LazyLLM(Method):
 
         And of what replayed steps keep of all tokens: some 80 bytes each.
         """
-        account = 0 if self._revival is None else self._revival.nbytes
-        return sum(aux.nbytes for aux in self.aux.values()) + account
+        return sum(aux.nbytes for aux in self.aux.values()) + self._revival.nbytes
 
     def tokens_recomputed(self) -> int:
         """Prompt tokens times layers that decode computed."""
-        return self._recomputed
+        return self._recomputed + self._revival.recomputed

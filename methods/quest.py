@@ -24,7 +24,6 @@ Interpretations, where the authors' two implementations differ:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -33,14 +32,13 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.engine.method import Method, ModelContext
-from harness.engine.replay.decode_table import ResidentCaches
-from harness.engine.replay.pages import MOST_PAGES, ResidentPages
+from harness.engine.replay.pages import MOST_PAGES
+from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Rows, Step
-from harness.engine.stopwatch import part
 from harness.options import Budget, OptionSet, window_tokens
-from methods.common.capacity import capacity
 from methods.common.host_store import HostStore
 from methods.common.paging import PageBounds
+from methods.replay.quest import QuestReplay
 
 
 class Quest(Method):
@@ -66,10 +64,7 @@ class Quest(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.pages: list[PageBounds] = []
-        # Recorded steps find the bounds of the request by their addresses.
-        self._addresses = torch.zeros((model.shape.layers, 2), dtype=torch.int64)
-        self._chooser: ResidentPages | None = None
-        self._memory, self._tokens, self._room = object(), 0, 0
+        self._replay = QuestReplay(self.options.dense_layers, self.options.page, self.options.per)
         paged = range(self.options.dense_layers, model.shape.layers) if self.options.offload == "host" else ()
         self._stores = {layer: HostStore("async") for layer in paged}
         self._leaving: list[int] = []
@@ -88,7 +83,7 @@ class Quest(Method):
         self.count, needed = max(1, self.budget // page), -(-total // page)
         self._fits = total <= self.budget or needed <= self.count
         self.pages = [PageBounds(page, needed) for _ in self.cache]
-        self._make_room(total)
+        self._replay.make_room(total)
         self._leaving.clear()
         for store in self._stores.values():
             store.forget()
@@ -98,20 +93,10 @@ class Quest(Method):
         super().end()
         self.pages = []
 
-    def _make_room(self, total: int) -> None:
-        """Has recorded steps choose among the pages of that many tokens, in the last request's memory if it will do."""
-        page, self._tokens = self.options.page, capacity(total, self._tokens)
-        # More than a recorded step can choose from only where they are needed.
-        room = max(-(-total // page), min(-(-self._tokens // page), MOST_PAGES))
-        if room != self._room:
-            self._room, self._chooser, self._memory = room, None, object()
-
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Dense in the prefill and in the first layers; pages elsewhere, chosen anew for every token."""
-        if layer < self.options.dense_layers or (step.resident is not None and self._fits):
+        if layer < self.options.dense_layers:
             return super().attend(layer, heads, step)
-        if step.resident is not None:
-            return self._decode_resident(layer, heads, step.resident)
         if step.phase == "prefill":
             self._leave(but=1)
             out = super().attend(layer, heads, step)
@@ -150,44 +135,28 @@ class Quest(Method):
             return self.model.attention.causal(row.q, cache.keys.to(row.q.device), cache.values.to(row.q.device))
         kv_heads, head_dim = row.k.shape[1:]
         groups = row.q.view(kv_heads, -1, head_dim)
-        with part("score"):
+        with self.model.part("score"):
             scores = pages.scores(groups)
         if self.options.per == "kv_head":
             scores = scores.amax(1, keepdim=True)
-        with part("select"):
+        with self.model.part("select"):
             chosen = _best_pages(scores, self.count)
         return _attend_pages(groups, cache.keys, cache.values, chosen, self.options.page)
 
-    def _decode_resident(self, layer: int, heads: Heads, resident: ResidentCaches) -> Tensor:
-        if self._chooser is None:
-            self._chooser = resident.pages(self._room, self.options.page, self.options.per)
-        return self._chooser.attend(layer, heads, self._addresses, self.count)
-
-    def static_decode(self) -> bool:
+    def replay(self) -> Replay | None:
         """Where every step reads the same number of pages.
 
         Not so while a cache fits a budget that is not whole pages, and outgrows it later: then all pages are read at
         first, and one fewer from some token on.
         """
         if self._fits:
-            return True
-        self._point_to_bounds()
+            return self.dense_replay
         whole = self.budget <= self.count * self.options.page
-        return self._room <= MOST_PAGES and (whole or self.cache[0].length >= self.budget)
-
-    @torch.inference_mode()
-    def _point_to_bounds(self) -> None:
-        addresses = torch.tensor([[pages.low.data_ptr(), pages.high.data_ptr()] for pages in self.pages])
-        self._addresses = self._addresses.to(self.cache[0].keys.device)
-        self._addresses.copy_(addresses)
-
-    def capture_key(self) -> Hashable:
-        """Changes with the memory to choose in and the number of chosen pages; dense decode knows neither.
-
-        Prompts of different lengths share both, unless the budget is a share of the prompt. Keys, values and bounds may
-        lie anywhere.
-        """
-        return None if self._fits else (self.count, self._memory)
+        steady = whole or self.cache[0].length >= self.budget
+        if not steady or self._replay.room > MOST_PAGES:
+            return None
+        self._replay.prepare(self.pages, self.count)
+        return self._replay
 
     def kv_bytes(self) -> int:
         """Bytes of the caches that are on the device when the prefill is over."""
@@ -217,9 +186,8 @@ class Quest(Method):
 
         The bounds are an eighth of the keys' bytes at 16 tokens a page.
         """
-        choosing = 0 if self._chooser is None else self._chooser.nbytes
         spare = sum(store.spare_nbytes for store in self._stores.values())
-        return sum(pages.nbytes for pages in self.pages) + choosing + spare
+        return sum(pages.nbytes for pages in self.pages) + self._replay.nbytes + spare
 
 
 def _best_pages(scores: Tensor, count: int) -> Tensor:

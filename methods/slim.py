@@ -26,28 +26,24 @@ Interpretations, where the paper leaves a choice:
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from contextlib import nullcontext
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from harness.engine.method import Method, ModelContext
+from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
-from harness.engine.stopwatch import part
 from harness.errors import InputError
 from harness.options import Budget, OptionSet
 from methods.common.active_blocks import ActiveBlocks, block_rows
 from methods.common.host_store import Offload
 from methods.common.schedule import budgets_in_tokens, check_schedule, pruning_layers, requested_tokens
 from methods.common.scores import block_maxima, head_attention, token_attention, unit_absdot, unit_attention, unit_sums
-
-if TYPE_CHECKING:
-    from harness.engine.replay.decode_table import ResidentCaches
+from methods.replay.slim import SlimReplay
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -88,6 +84,7 @@ class Slim(Method):
         super().__init__(options, model)
         self.layers = pruning_layers(self.options.layers, model.shape.layers)
         self.active: dict[int, ActiveBlocks] = {}
+        self._replay = SlimReplay(self.active, self.options.gamma, beside=self.options.offload != "sync")
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -128,42 +125,20 @@ class Slim(Method):
         if step.phase == "prefill" or layer not in self.active:
             return super().attend(layer, heads, step)
         self._park()
-        out = super().attend(layer, heads, step)
-        self._reselect(layer, heads, step)
+        out, active = super().attend(layer, heads, step), self.active[layer]
+        active.bring_in(active.reselect(active.wanted(heads.q[-1:]), self.options.gamma))
         return out
 
-    def static_decode(self) -> bool:
+    def replay(self) -> Replay:
         """The same work for every token: what comes in is decided, and fetched, on the device."""
         self._park()
-        return True
+        return self._replay
 
     def _park(self) -> None:
         if not self.parked:
             for active in self.active.values():
                 active.park()
         self.parked = True
-
-    def _reselect(self, layer: int, heads: Heads, step: Step) -> None:
-        active = self.active[layer]
-        beside = step.resident is not None and self.options.offload != "sync"
-        with step.resident.aside(heads.q) if step.resident is not None and beside else nullcontext():
-            source = active.reselect(active.wanted(heads.q[-1:]), self.options.gamma)
-            active.bring_in(source, layer, step.resident)
-
-    def replayed(self, count: int, position: int) -> None:
-        """Takes note of replayed steps; positions follow the blocks that came in."""
-        super().replayed(count, position)
-        for active in self.active.values():
-            active.settle()
-
-    def rewind(self, resident: ResidentCaches) -> None:
-        """Brings back the blocks that were active before the step."""
-        for layer, active in self.active.items():
-            active.bring_in(active.take_back(), layer, resident)
-
-    def capture_key(self) -> Hashable:
-        """Changes with the memory that active blocks are managed in, not with how much of it a prompt uses."""
-        return tuple((layer, active.memory) for layer, active in self.active.items())
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
@@ -180,15 +155,15 @@ class Slim(Method):
         if budget >= len(rows):
             self.active.pop(layer, None)  # nothing is parked here, so no memory is kept for it either
             return rows
-        with part("score"):
+        with self.model.part("score"):
             scores = self.block_scores(heads.q[-self.options.w :], heads.k)
-        with part("select"):
+        with self.model.part("select"):
             lift = self._lift(scores)
             chosen = self.choose(scores + lift, budget, len(rows))
             index = block_rows(chosen, self.options.block, len(rows))
         if self.options.reselect == "C":
             self._copy_out(layer, chosen, lift)
-        with part("gather"):
+        with self.model.part("gather"):
             return rows.select(index)
 
     def _copy_out(self, layer: int, chosen: Tensor, lift: Tensor) -> None:

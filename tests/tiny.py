@@ -16,8 +16,9 @@ from harness.conformance.tiny import (
     tiny_model,
     tiny_shape,
 )
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.models.load import FAMILIES
 from harness.run.catalog import parse_methods
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from statistics import mean
 from typing import Any, Literal
 
 import torch
@@ -22,8 +23,8 @@ from torch import Tensor
 
 from harness.conformance.tiny import END, LAYERS, MODELS, random_ids, tiny_engine, tiny_shape
 from harness.conformance.witness import Session, State, Trace
-from harness.engine.engine import Request
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.errors import InputError
 from harness.run.catalog import MethodSpec
 
@@ -295,24 +296,23 @@ def _positions(subject: Subject) -> Iterator[str]:
     """Cached positions are original, unique and, unless the class declares `reorders`, ascending."""
     ordered = not subject.spec.kind.reorders
     for where, trace, state in subject.states():
-        for layer, positions in enumerate(state.positions):
+        for layer, positions in ((layer, head) for layer, heads in enumerate(state.positions) for head in heads):
             if len(set(positions)) != len(positions):
                 yield f"{where}: layer {layer} holds a position twice"
             if not all(0 <= position < trace.length for position in positions):
                 yield f"{where}: layer {layer} holds a position outside the sequence"
             if ordered and positions != sorted(positions):
                 yield f"{where}: the positions of layer {layer} do not ascend"
-        if ordered and trace.displaced:
+        if trace.displaced:
             yield f"{where}: {trace.displaced}"
 
 
 @_check("last-token")
 def _last_token(subject: Subject) -> Iterator[str]:
-    """The prompt's last token survives in every layer."""
+    """The last token's row reaches every layer, in the prefill and in each step."""
     for where, trace in subject.traces():
-        for layer, positions in enumerate(trace.prefilled.positions):
-            if trace.prompt_len - 1 not in positions:
-                yield f"{where}: layer {layer} lost it"
+        if trace.lost is not None:
+            yield f"{where}: layer {trace.lost} lost it"
 
 
 @_check("kept-counts")
@@ -320,14 +320,16 @@ def _kept_counts(subject: Subject) -> Iterator[str]:
     """`tokens_kept` counts the prompt tokens that the caches really hold."""
     for where, trace, state in subject.states():
         for layer, (positions, lengths) in enumerate(zip(state.positions, state.lengths, strict=True)):
-            if lengths != (len(positions), len(positions)):
-                yield f"{where}: layer {layer} has {lengths[0]} keys, {lengths[1]} values, {len(positions)} positions"
+            for (keys, values), held in zip(lengths, positions, strict=True):
+                if not keys == values == len(held):
+                    yield f"{where}: layer {layer} has {keys} keys, {values} values, {len(held)} positions"
         if state.kept != (real := _prompt_tokens(trace, state)):
             yield f"{where}: reported {state.kept}, there are {real}"
 
 
-def _prompt_tokens(trace: Trace, state: State) -> list[int]:
-    return [sum(position < trace.prompt_len for position in positions) for positions in state.positions]
+def _prompt_tokens(trace: Trace, state: State) -> list[float]:
+    """Prompt tokens a layer, mean over KV heads."""
+    return [mean(sum(position < trace.prompt_len for position in head) for head in heads) for heads in state.positions]
 
 
 @_check("bytes")
@@ -394,7 +396,8 @@ def _prompt(subject: Subject) -> Iterator[str]:
     """What `prompt` feeds to the model is no longer than the prompt and ends with its last token."""
     for length in subject.lengths:
         ids = prompt(length)
-        fed = subject.session().method.prompt(ids)
+        session = subject.session()
+        fed = session.method.prompt(ids, session.engine.first_layers)
         if not torch.equal(ids, prompt(length)):
             yield f"prompt of {length}: changed in place"
         if fed.dim() != 1 or fed.dtype != ids.dtype or not 1 <= len(fed) <= length:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.engine.engine import Engine, Request
+from harness.engine.cache import LayerCache
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.engine.step import Heads, Rows, Step
 
 
@@ -42,16 +44,16 @@ class State:
     """What a method holds and what it reports at one moment; lists have one entry a layer.
 
     Attributes:
-        positions: of the cached tokens.
-        lengths: how many keys, and how many values, there are.
+        positions: of the cached tokens: for each KV head, or once where all heads hold the same.
+        lengths: how many keys, and how many values, there are, likewise.
         requested, kept, kv_bytes, kv_bytes_host, extra_bytes, recomputed: the method's reports.
         memory: what was found.
     """
 
-    positions: list[list[int]]
-    lengths: list[tuple[int, int]]
+    positions: list[list[list[int]]]
+    lengths: list[list[tuple[int, int]]]
     requested: list[int]
-    kept: list[int]
+    kept: Sequence[float]
     kv_bytes: int
     kv_bytes_host: int
     extra_bytes: int
@@ -70,6 +72,7 @@ class Trace:
         prefilled: when the first token was out. finished: after the last.
         logits: of every step, [vocab]; left out when traces are compared.
         displaced: where a position stood for another token than its own; "" if nowhere.
+        lost: the first layer that the prompt's last row did not reach; None if it reached all.
     """
 
     prompt_len: int
@@ -78,6 +81,7 @@ class Trace:
     prefilled: State
     finished: State
     displaced: str
+    lost: int | None
     logits: list[Tensor] = field(compare=False)
 
     @property
@@ -113,7 +117,8 @@ class Session:
         prefilled = state(method)
         tokens += stream
         watch.look_at(method)
-        return Trace(method.prompt_len, watch.length, tokens, prefilled, state(method), watch.displaced, watch.steps)
+        found = watch.displaced, watch.lost, watch.steps
+        return Trace(method.prompt_len, watch.length, tokens, prefilled, state(method), *found)
 
 
 class _Watch:
@@ -121,6 +126,7 @@ class _Watch:
 
     def begin(self) -> None:
         self.displaced, self.length = "", 0
+        self.lost: int | None = None
         self.steps: list[Tensor] = []
         self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
@@ -135,6 +141,8 @@ class _Watch:
     def attend(self, original: Callable[[int, Heads, Step], Tensor]) -> Callable[[int, Heads, Step], Tensor]:
         def watched(layer: int, heads: Heads, step: Step) -> Tensor:
             self.length = max(self.length, step.start + step.count)
+            if self.lost is None and int(heads.positions[-1]) != step.start + step.count - 1:
+                self.lost = layer
             self._seen.setdefault(layer, []).append((heads.positions.clone(), heads.v.clone()))
             return original(layer, heads, step)
 
@@ -161,12 +169,14 @@ class _Watch:
             positions, values = (torch.cat(parts) for parts in zip(*self._seen[layer], strict=True))
             known = values.new_full((int(positions.max()) + 1, *values.shape[1:]), torch.nan)
             known[positions] = values
-            cached = cache.positions.clamp(0, len(known) - 1)
-            # Loose enough for a cache of fewer bits.
-            if cache.values.shape != known[cached].shape or not cache.values.allclose(
-                known[cached], 0.05, 0.05, equal_nan=True
-            ):
-                self._note(f"the cache of layer {layer} holds a position with another token's values")
+            for head, held in enumerate(cache.heads()):
+                expected = known[held.positions.clamp(0, len(known) - 1), head]
+                # Loose enough for a cache of fewer bits.
+                same = held.values.shape == expected.shape and held.values.allclose(
+                    expected, 0.05, 0.05, equal_nan=True
+                )
+                if not same:
+                    self._note(f"the cache of layer {layer} holds a position with another token's values")
 
     def _note(self, text: str) -> None:
         self.displaced = self.displaced or text
@@ -185,8 +195,8 @@ def _same_tokens(before: Rows, after: Rows) -> bool:
 def state(method: Method) -> State:
     """What the method holds and reports now."""
     return State(
-        positions=[cache.positions.tolist() for cache in method.cache],
-        lengths=[(len(cache.keys), len(cache.values)) for cache in method.cache],
+        positions=[[held.tolist() for held in cache.kept_positions()] for cache in method.cache],
+        lengths=[_lengths(cache) for cache in method.cache],
         requested=method.tokens_requested(),
         kept=method.tokens_kept(),
         kv_bytes=method.kv_bytes(),
@@ -197,10 +207,16 @@ def state(method: Method) -> State:
     )
 
 
+def _lengths(cache: LayerCache) -> list[tuple[int, int]]:
+    entries = len(cache.kept_positions())
+    return [(len(head.keys), len(head.values)) for head in cache.heads()[:entries]] or [(0, 0)] * entries
+
+
 def memory(method: Method) -> Memory:
     """Bytes of every tensor that the method can reach, the model's own left out."""
-    shown = [tensor for cache in method.cache for tensor in (cache.keys, cache.values)]
-    caches, positions = _storages(shown), _storages([cache.positions for cache in method.cache])
+    heads = [head for cache in method.cache for head in cache.heads()]
+    shown = [tensor for head in heads for tensor in (head.keys, head.values)]
+    caches, positions = _storages(shown), _storages([head.positions for head in heads])
     seen: set[int] = set()
     models = _storages(_tensors(method.model, seen))
     held = list(_tensors(method, seen))

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class HeadTokens(NamedTuple):
+    """What one KV head of a layer holds.
+
+    Attributes:
+        keys, values: [n, head_dim].
+        positions: [n] int64.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
 
 
 class LayerCache:
     """What one layer can still attend to.
 
     Token-major ([token, kv_head, channel]): appending and gathering tokens touch contiguous memory, and it is the
-    layout of the flash kernels. Layers may hold different numbers of tokens. Memory is reserved at the first `append`,
-    since only then does a pruned layer know how many tokens will enter it.
+    layout of the flash kernels. Layers may hold different numbers of tokens, and KV heads different tokens. Memory is
+    reserved at the first `append`, since only then does a pruned layer know how many tokens will enter it.
     """
 
     def __init__(self, spare: int, most: int | None = None) -> None:
@@ -21,6 +36,7 @@ class LayerCache:
             most: tokens that there can ever be, if that is known.
         """
         self.spare, self.most = spare, most
+        self._positions = torch.empty((0, 1), dtype=torch.int64)
         self.reset()
 
     @property
@@ -35,8 +51,37 @@ class LayerCache:
 
     @property
     def positions(self) -> Tensor:
-        """Original positions of the cached tokens, [length] int64, ascending."""
+        """Original positions of the tokens that each KV head holds, [length, kv_heads] int64, a view."""
+        return self._held_positions.expand(-1, self._keys.shape[1] if self._keys.dim() > 1 else 1)
+
+    @property
+    def token_positions(self) -> Tensor:
+        """The same where all KV heads hold the same tokens, [length] int64, a view that may be written to."""
+        assert self.alike, "the KV heads of this layer hold different tokens"
+        return self._held_positions[:, 0]
+
+    @property
+    def alike(self) -> bool:
+        """Whether all KV heads hold the same tokens, as far as the memory for positions tells."""
+        return self._positions.shape[1] == 1
+
+    @property
+    def _held_positions(self) -> Tensor:
         return self._positions[self._start : self._start + self.length]
+
+    def heads(self) -> list[HeadTokens]:
+        """What each KV head holds."""
+        each = zip(self.keys.unbind(1), self.values.unbind(1), self.positions.unbind(1), strict=True)
+        return [HeadTokens(*head) for head in each] if self.length else []
+
+    def kept_positions(self) -> list[Tensor]:
+        """Positions that are held, [n] int64: one entry for each KV head, or a single one where all hold the same."""
+        return list(self._held_positions.unbind(1))
+
+    def tokens_before(self, position: int) -> int | float:
+        """Tokens at positions below `position`, mean over KV heads."""
+        count = int((self._held_positions < position).sum()) / self._held_positions.shape[1]
+        return int(count) if count.is_integer() else count
 
     @property
     def nbytes(self) -> int:
@@ -53,8 +98,9 @@ class LayerCache:
 
         Args:
             keys, values: [n, kv_heads, head_dim].
-            positions: [n] int64.
+            positions: [n] int64, or [n, kv_heads] where the heads hold different tokens, which the first call decides.
         """
+        positions = positions if positions.dim() == 2 else positions.unsqueeze(1)
         self._reserve(keys, values, positions, keys.shape[0])
         begin = self._start + self.length
         end = begin + keys.shape[0]
@@ -66,7 +112,8 @@ class LayerCache:
     def extended(self, count: int, position: int) -> None:
         """Counts `count` tokens in, at `position` and behind it, whose keys and values a kernel has already written."""
         begin = self._start + self.length
-        self._positions[begin : begin + count] = torch.arange(position, position + count, device=self._positions.device)
+        new = torch.arange(position, position + count, device=self._positions.device)
+        self._positions[begin : begin + count] = new.unsqueeze(1)
         self.length += count
 
     def claim(self, count: int) -> bool:
@@ -91,16 +138,23 @@ class LayerCache:
         return self._keys.shape[0] - self._start - self.length
 
     def keep(self, index: Tensor) -> None:
-        """Forgets all tokens but those at `index` ([m] int64, ascending); the memory stays reserved."""
+        """Forgets all tokens but those at `index`; the memory stays reserved.
+
+        Args:
+            index: [m] int64, or [m, kv_heads] for each KV head its own.
+        """
         count = index.shape[0]
+        if index.dim() == 2 and self.alike:
+            self._positions = self._positions.expand(-1, index.shape[1]).contiguous()
         for store, now in self._stores():
-            store[:count] = now.index_select(0, index)
+            store[:count] = gather(now, index)
         self._start, self.length = 0, count
 
     def reset(self) -> None:
         """Forgets everything and gives the memory back."""
         self.length = self._start = 0
-        self._keys = self._values = self._positions = torch.empty(0)
+        self._keys = self._values = torch.empty(0)
+        self._positions = torch.empty((0, 1), dtype=torch.int64)
 
     def move(self, keys: Tensor, values: Tensor) -> None:
         """Keys and values lie in other memory from now on, which already holds them; theirs so far is given back.
@@ -123,16 +177,16 @@ class LayerCache:
 
     def _stores(self) -> list[tuple[Tensor, Tensor]]:
         whole = (self._keys, self._values, self._positions)
-        return list(zip(whole, (self.keys, self.values, self.positions), strict=True))
+        return list(zip(whole, (self.keys, self.values, self._held_positions), strict=True))
 
     def _reserve(self, keys: Tensor, values: Tensor, positions: Tensor, count: int) -> None:
         needed = self.length + count
         if self._start + needed <= self._keys.shape[0]:
             return
         room = self._room(needed)
+        self._positions = _grown(self._held_positions, positions if not self.length else self._positions, room)
         self._keys = _grown(self.keys, keys, room)
         self._values = _grown(self.values, values, room)
-        self._positions = _grown(self.positions, positions, room)
         self._start = 0
 
     def _room(self, needed: int) -> int:
@@ -148,3 +202,18 @@ def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:
     if old.shape[0]:
         new[: old.shape[0]] = old
     return new
+
+
+def gather(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens at an index: of every KV head the same ones, or of each its own.
+
+    Args:
+        x: [n, kv_heads, ...], or [n, 1] of positions that all heads share, in which case `index` has one dimension.
+        index: [m] or [m, kv_heads] int64.
+
+    Returns:
+        [m, kv_heads, ...].
+    """
+    if index.dim() == 1:
+        return x.index_select(0, index)
+    return x[index, torch.arange(index.shape[1], device=index.device)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.engine.replay.decode_table import dependent_launch
+from harness.engine.hardware import dependent_launch
 from harness.engine.rotary import Rotary
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows

@@ -12,20 +12,23 @@ A method is created once for a model and begins anew with every request, so noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from harness.engine.attention import Attention
 from harness.engine.cache import LayerCache
+from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
+from harness.engine.stopwatch import Stopwatch
 from harness.options import OptionSet
 
-if TYPE_CHECKING:
-    from harness.engine.replay.decode_table import ResidentCaches
+FirstLayers = Callable[[Tensor, int], Heads]
+"""(token ids [n], layer) -> what that layer projects from them under full attention."""
 
 
 def causal_pairs(n: int) -> int:
@@ -41,11 +44,17 @@ class ModelContext:
         shape: the model's numbers.
         attention: the attention kernel that every method of a run shares.
         move: (x [n, heads, d], by [n]) -> queries or keys x as if so many positions further on, or back.
+        stopwatch: times the parts of a prefill.
     """
 
     shape: ModelShape
     attention: Attention
     move: Callable[[Tensor, Tensor], Tensor]
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """Work inside counts as part `name` of TTFT: "score", "select", "gather"."""
+        return self.stopwatch.part(name)
 
 
 class Method:
@@ -58,6 +67,7 @@ class Method:
         nothing: options with which it prunes nothing, so that it must equal full attention.
         cache: one `LayerCache` a layer, of the current request.
         prompt_len: tokens of the current prompt.
+        dense_replay: decodes as full attention does, see `replay`.
     """
 
     name: ClassVar[str]
@@ -75,14 +85,20 @@ class Method:
             InputError: the options do not fit the model (a layer it does not have).
         """
         self.options, self.model = options, model
+        self.dense_replay = Replay()
         self.check(options, model.shape)
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` where the options do not fit the model; called before its weights load."""
 
-    def prompt(self, ids: Tensor) -> Tensor:
-        """The token ids, [m], that the model is to see of the prompt `ids`, [n]; positions count from 0 in them."""
+    def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
+        """The token ids, [m], that the model is to see of the prompt `ids`, [n]; positions count from 0 in them.
+
+        Args:
+            ids: [n] int64.
+            run: takes a pass of its own through the model's first layers; it counts in TTFT and in the prefill's work.
+        """
         return ids
 
     def question_tokens(self, prompt_len: int, question: int) -> int:
@@ -116,8 +132,6 @@ class Method:
         Returns:
             [n, heads * head_dim], one row for each query.
         """
-        if step.resident is not None:
-            return step.resident.attend(layer, heads)
         cache = self.cache[layer]
         cache.append(heads.k, heads.v, heads.positions)
         return self.model.attention.causal(heads.q, cache.keys, cache.values)
@@ -130,64 +144,12 @@ class Method:
         """The rows that go on to the next layer. `heads` is what this layer projected before any row was dropped."""
         return rows
 
-    def static_decode(self) -> bool:
-        """Whether all decode steps of this request do the same work on the device, whatever the tokens are.
+    def replay(self) -> Replay | None:
+        """What does the decode steps that follow when they are recorded and replayed; None where they cannot be.
 
-        But for the number of rows behind its `cuts`.
-
-        Asked once, after the prefill, by an engine that can replay steps: the place to prepare memory for them.
-        Then the engine may record one of them and replay it: the hooks run once, with `step.resident`, and must neither
-        wait for the device nor make shapes, or decisions of the host, that depend on what is in a tensor.
+        Asked behind the prefill, or a later step, by an engine that can replay: the place to prepare for it. A method
+        whose decode attends to all that its caches hold, and changes nothing else, returns `self.dense_replay`.
         """
-        return False
-
-    def cuts(self) -> tuple[int, ...]:
-        """Layers before which a recorded step is cut, since how many rows go on there is known on the device alone.
-
-        Behind a cut the newest token's row may be joined by others; see `arriving` and `enter`.
-        """
-        return ()
-
-    def arriving(self, layer: int, resident: ResidentCaches) -> int:
-        """How many rows, the newest token's included, a step that is replayed takes in at the cut before a layer.
-
-        Asked once a step and cut, when all before it has been launched: the place to wait for the device, and to make
-        room for the rows' keys and values.
-        """
-        return 1
-
-    def enter(self, layer: int, rows: Rows, count: int, step: Step) -> Rows:
-        """The rows that go on at the cut before a layer: `count` of those that arrive and are not through yet.
-
-        Args:
-            layer: the first behind the cut.
-            rows: the newest token's.
-            count: as many as the step is recorded for. Where `step.count` is 1 they are all that are left, the newest
-                token's last, with padding ahead if that is fewer; where it is 0 the newest is not among them.
-            step: a step that is being recorded.
-        """
-        return rows
-
-    def ready_to_replay(self, *, rehearsal: bool) -> None:
-        """Brings what the method has on the device up to the request, before its steps are replayed.
-
-        Args:
-            rehearsal: steps are about to run only to be recorded, and may do no harm.
-        """
-
-    def replayed(self, count: int, position: int) -> None:
-        """Takes note of `count` steps, from `position` on, that were replayed: kernels have filled the caches."""
-        for cache in self.cache:
-            cache.extended(count, position)
-
-    def rewind(self, resident: ResidentCaches) -> None:
-        """Takes back what one decode step did to the method's own memory: it ran only to be recorded.
-
-        Keys and values that it stored need no care, since the step runs again with the same token.
-        """
-
-    def capture_key(self) -> Hashable:
-        """Changes with the addresses of the method's own tensors that a recorded decode step uses."""
         return None
 
     # What the method reports of the current request.
@@ -196,9 +158,9 @@ class Method:
         """Prompt tokens a layer that the options ask for; the whole prompt where nothing is pruned."""
         return [self.prompt_len] * self.model.shape.layers
 
-    def tokens_kept(self) -> list[int]:
-        """Prompt tokens a layer whose keys and values are really there."""
-        return [int((cache.positions < self.prompt_len).sum()) for cache in self.cache]
+    def tokens_kept(self) -> Sequence[float]:
+        """Prompt tokens a layer whose keys and values are really there, mean over KV heads."""
+        return [cache.tokens_before(self.prompt_len) for cache in self.cache]
 
     def kv_bytes(self) -> int:
         """Bytes allocated on the device for keys and values, the reserve for new tokens included."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from harness.engine.replay.decode_table import ResidentCaches
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,9 @@ class Step:
         phase: "prefill" brings the prompt in; "decode" brings in tokens after it (one a step while generating, several
             where a question follows a pruned context).
         start: position of the first token that this step brings in.
-        count: how many tokens it brings in; 0 in a piece of a step through which others run first.
-        resident: the caches as kernels see them, in a step of one token that may be captured in a CUDA graph; None
-            elsewhere. Such a step has no `start`: its position is on the device.
+        count: how many tokens it brings in.
     """
 
     phase: Literal["prefill", "decode"]
     start: int
     count: int
-    resident: ResidentCaches | None = None

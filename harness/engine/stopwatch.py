@@ -1,7 +1,7 @@
 """Where the time of a prefill goes: project, score, select, gather, attention, feed forward.
 
-Off by default: then `part` costs one comparison. Switched on, every border between parts is marked, by a device event
-on CUDA and by the clock elsewhere, and the time between two borders belongs to the innermost part that is open.
+Off by default: then `part` costs one comparison. Running, every border between parts is marked, by a device event on
+CUDA and by the clock elsewhere, and the time between two borders belongs to the innermost part that is open.
 """
 
 from __future__ import annotations
@@ -17,33 +17,30 @@ import torch
 OTHER = "other"
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
-_active: Parts | None = None
 
 
-def part(name: str) -> AbstractContextManager[None]:
-    """Marks a piece of work as part `name`; nested parts are taken out of the outer one."""
-    return _NOTHING if _active is None else _active.inside(name)
-
-
-class Parts:
+class Stopwatch:
     """Times the parts of whatever runs between `start` and `stop`."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Parts of work on `device`."""
-        self._on_cuda = device.type == "cuda"
-        self._open: list[str] = [OTHER]
+    def __init__(self) -> None:
+        """Stands still."""
+        self._running = self._on_cuda = False
+        self._open: list[str] = []
         self._marks: list[tuple[str, Any]] = []
 
-    def start(self) -> None:
-        """From now on `part` marks this object's borders; there can be one at a time."""
-        global _active
-        _active = self
+    def part(self, name: str) -> AbstractContextManager[None]:
+        """Work inside is part `name`; nested parts are taken out of the outer one."""
+        return self._inside(name) if self._running else _NOTHING
+
+    def start(self, device: torch.device) -> None:
+        """Begins to time work on `device`."""
+        self._running, self._on_cuda = True, device.type == "cuda"
+        self._open, self._marks = [OTHER], []
         self._mark()
 
     def stop(self) -> dict[str, float]:
         """Seconds of each part since `start`; waits for the device."""
-        global _active
-        _active = None
+        self._running = False
         self._mark()
         if self._on_cuda:
             torch.cuda.synchronize()
@@ -53,8 +50,7 @@ class Parts:
         return dict(seconds)
 
     @contextmanager
-    def inside(self, name: str) -> Iterator[None]:
-        """Opens a part; see `part`."""
+    def _inside(self, name: str) -> Iterator[None]:
         self._open.append(name)
         self._mark()
         try:

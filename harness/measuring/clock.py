@@ -10,16 +10,17 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
-from harness.engine.engine import Engine, Request, Work
+from harness.engine.engine import Engine
+from harness.engine.generation import Work
 from harness.engine.method import Method
-from harness.engine.stopwatch import Parts
+from harness.engine.request import Request
 from harness.storage.spans import Ranges, kept_spans
 
 
@@ -37,6 +38,7 @@ class Measured:
         work: rows a layer that the prefill computed.
         decode_bytes: bytes of keys, values and method data that a decode step reads, after the first token.
         parts_s: seconds of each part of TTFT, if they were asked for.
+        overlap: how much of the work beside a decode step was hidden, see `Overlap.read`; None where nothing was.
     """
 
     tokens: list[int]
@@ -44,11 +46,12 @@ class Measured:
     e2e_s: float
     token_s: list[float]
     peak_memory_bytes: int | None
-    kept: list[int]
+    kept: Sequence[float]
     spans: list[Ranges | None] | None
     work: Work
     decode_bytes: int
     parts_s: dict[str, float] | None
+    overlap: dict[str, float] | None
 
     @property
     def tpot_s(self) -> float | None:
@@ -59,24 +62,24 @@ class Measured:
 def measure(engine: Engine, method: Method, request: Request, *, parts: bool = False) -> Measured:
     """Runs one request and times it; `parts` also times the parts of TTFT, which costs a little."""
     device = request.prompt.device
-    peak, stopwatch = PeakMemory(device), Parts(device) if parts else None
+    peak, stopwatch = PeakMemory(device), engine.context.stopwatch
     synchronize(device)
     start = time.perf_counter()
-    if stopwatch is not None:
-        stopwatch.start()
+    if parts:
+        stopwatch.start(device)
     stream = engine.stream(method, request)
     tokens, clocks = [next(stream)], [time.perf_counter()]
     # What the method did in its prefill is read between two tokens, with the clock stopped.
-    parts_s = stopwatch.stop() if stopwatch is not None else None
-    kept, work, decode_bytes = method.tokens_kept(), engine.work, method.decode_bytes()
-    spans = kept_spans([cache.positions for cache in method.cache], method.prompt_len)
+    parts_s = stopwatch.stop() if parts else None
+    kept, work, decode_bytes = method.tokens_kept(), stream.work, method.decode_bytes()
+    spans = kept_spans([cache.kept_positions() for cache in method.cache], method.prompt_len)
     pause = time.perf_counter() - clocks[0]
     for token in stream:
         tokens.append(token)
         clocks.append(time.perf_counter() - pause)
     gaps = [after - before for before, after in pairwise(clocks)]
     ttft, e2e = clocks[0] - start, clocks[-1] - start
-    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, spans, work, decode_bytes, parts_s)
+    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, spans, work, decode_bytes, parts_s, stream.overlap())
 
 
 def synchronize(device: torch.device) -> None:

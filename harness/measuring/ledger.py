@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 
 TOLERANCE = 0.02
 """Share of a request's memory that may stay unexplained without a reason."""

@@ -19,15 +19,17 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
+from harness.engine.generation import Generation, Work
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.measuring.clock import measure, synchronize
 from harness.run.catalog import parse_methods
 from harness.statistics.estimators import pairs, speed_effect
@@ -101,9 +103,9 @@ def bare_ttft(engine: Engine, method: Method, request: Request) -> float:
 
 def own_cost(engine: Engine, method: Method, request: Request, times: int = _CLOCKED) -> float:
     """Median seconds of `measure` with an engine that takes no time, after one real prefill filled the caches."""
-    next(engine.stream(method, request))
-    replay: Any = _Replay(engine)
-    return statistics.median(_clocked(lambda: measure(replay, method, request)) for _ in range(times))
+    next(real := engine.stream(method, request))
+    instant: Any = _Instant(engine, real.work)
+    return statistics.median(_clocked(lambda: measure(instant, method, request)) for _ in range(times))
 
 
 def _clocked(work: Callable[[], object]) -> float:
@@ -112,15 +114,15 @@ def _clocked(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-class _Replay:
-    """Answers one token at once; what was computed is what the real engine computed last."""
+class _Instant:
+    """Answers one token at once; what was computed is what a real engine computed."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.work = engine.work
+    def __init__(self, engine: Engine, work: Work) -> None:
+        self.context, self._work = engine.context, work
 
-    def stream(self, method: Method, request: Request) -> Iterator[int]:
+    def stream(self, method: Method, request: Request) -> Generation:
         """One token."""
-        yield 0
+        return Generation((token for token in (0,)), self._work)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from harness.engine.attention import check_attention
-from harness.engine.engine import Engine, Request, build_engine
+from harness.engine.engine import Engine, build_engine
 from harness.engine.fused import check_engine
+from harness.engine.request import Request
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.measuring.gpu import GpuMonitor

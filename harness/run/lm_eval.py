@@ -19,7 +19,8 @@ from lm_eval.api.registry import register_model
 from pydantic import Field
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from harness.engine.engine import Request, build_engine
+from harness.engine.engine import build_engine
+from harness.engine.request import Request
 from harness.errors import InputError
 from harness.models.load import LoadedModel, load
 from harness.options import OptionSet

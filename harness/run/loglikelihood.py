@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError
 from harness.run.prompts import encode

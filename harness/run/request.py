@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.errors import InputError
 from harness.measuring.clock import Measured, measure
 from harness.measuring.gpu import GpuMonitor
@@ -170,7 +171,7 @@ def _identity(bench: Bench, cell: Cell, prompt: Prompt, extra: dict[str, Any]) -
 
 def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:
     method = cell.method
-    identity = _identity(bench, cell, prompt, {"kept_spans": measured.spans} | _notes(bench.engine, method))
+    identity = _identity(bench, cell, prompt, {"kept_spans": measured.spans} | _notes(measured, method))
     tokens = {
         "new_tokens": len(measured.tokens),
         "tokens_requested": method.tokens_requested(),
@@ -181,8 +182,8 @@ def _record(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dic
     return identity | tokens | _score(bench, cell, prompt, measured) | dict.fromkeys(_TIMES) | times
 
 
-def _notes(engine: Engine, method: Method) -> dict[str, Any]:
-    overlap = engine.overlap()
+def _notes(measured: Measured, method: Method) -> dict[str, Any]:
+    overlap = measured.overlap
     return method.notes() if overlap is None else method.notes() | {"decode_overlap": overlap}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -82,8 +83,8 @@ class Record(BaseModel):
         description="clocks, temperature, throttle reasons and foreign processes of the GPU right after the request"
     )
     tokens_requested: list[int] = Field(description="prompt tokens a layer that the method's options ask for")
-    tokens_kept: list[int] = Field(
-        description="prompt tokens a layer whose keys and values were there after the prefill"
+    tokens_kept: Sequence[int | float] = Field(
+        description="prompt tokens a layer whose keys and values were there after the prefill, mean over KV heads"
     )
     tokens_recomputed: int = Field(description="prompt tokens x layers computed during decode instead of the prefill")
     extra: dict[str, Any] = Field(default_factory=dict, description="the task's own facts (depth, length, classes)")

@@ -17,19 +17,22 @@ Ranges = list[list[int]]
 """[start, end) pairs, ascending."""
 
 
-def kept_spans(positions: Sequence[Tensor], prompt_len: int) -> list[Ranges | None] | None:
+def kept_spans(positions: Sequence[Sequence[Tensor]], prompt_len: int) -> list[Ranges | None] | None:
     """The kept prompt positions of every layer.
 
     Args:
-        positions: [tokens] int64 a layer, of everything in its cache.
+        positions: for each layer what its KV heads hold, [tokens] int64 each; one entry where all hold the same.
         prompt_len: tokens of the prompt; later ones are left out.
 
     Returns:
-        One entry a layer, None where it is the same as the layer before; None altogether if it is too much.
+        One entry a layer, None where it is the same as the layer before; None altogether if it is too much, or KV heads
+        hold different tokens.
     """
     layers: list[Ranges | None] = []
     before: Ranges | None = None
-    for kept in positions:
+    if any(len(heads) > 1 for heads in positions):
+        return None
+    for (kept,) in positions:
         now = ranges(kept[kept < prompt_len])
         layers.append(None if now == before else now)
         before = now

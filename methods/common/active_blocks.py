@@ -8,8 +8,6 @@ another one is wanted there, so a swap moves what is missing and nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -17,9 +15,6 @@ from harness.engine.cache import LayerCache
 from methods.common.capacity import capacity
 from methods.common.host_store import HostStore, Offload
 from methods.common.scores import block_maxima, unit_attention_from_means, unit_means
-
-if TYPE_CHECKING:
-    from harness.engine.replay.decode_table import ResidentCaches
 
 NONE = torch.iinfo(torch.int64).max
 """Block in a slot that the request does not have: behind all others, in ascending order."""
@@ -33,6 +28,8 @@ class ActiveBlocks:
 
     Attributes:
         memory: identity of what a recorded step has the addresses of; unlike an address it never comes back.
+        block: tokens a block.
+        units: mean keys of the units, [room for units, kv_heads, head_dim].
     """
 
     def __init__(self, block: int, unit: int, offload: Offload) -> None:
@@ -41,10 +38,10 @@ class ActiveBlocks:
             block, unit: tokens of each.
             offload: where the prompt waits, see `HostStore`.
         """
-        self._block, self._unit = block, unit
+        self.block, self._unit = block, unit
         self._store = HostStore(offload)
         self.memory = object()
-        self._lift = self._unit_lift = self._units = torch.empty(0)
+        self._lift = self._unit_lift = self.units = torch.empty(0)
         self._state = self._before = torch.zeros(2, dtype=torch.int64)
         self.forget()
 
@@ -75,10 +72,10 @@ class ActiveBlocks:
             InputError: the host has no memory for what is to wait there.
         """
         self._store.copy_out(cache)
-        self._cache, self._origin, self._chosen = cache, cache.positions, chosen
+        self._cache, self._origin, self._chosen = cache, cache.token_positions, chosen
         self._make_room(len(lift), len(chosen), cache.keys)
         means = unit_means(cache.keys, self._unit)
-        _overwrite(self._units, means, 0)
+        _overwrite(self.units, means, 0)
         _overwrite(self._unit_lift, lift.new_zeros(len(means)), -torch.inf)
         _overwrite(self._lift, lift, -torch.inf)
         self._state.zero_()
@@ -92,9 +89,9 @@ class ActiveBlocks:
         slot_room = capacity(slots, min(held[1], room))
         if (room, slot_room) == held:
             return
-        self.memory, units = object(), room * (self._block // self._unit)
+        self.memory, units = object(), room * (self.block // self._unit)
         self._lift, self._unit_lift = (like.new_empty(size, dtype=torch.float32) for size in (room, units))
-        self._units = like.new_empty((units, *like.shape[1:]))
+        self.units = like.new_empty((units, *like.shape[1:]))
         self._state, self._before = like.new_empty((2, slot_room + 2), dtype=torch.int64)
 
     def forget(self) -> None:
@@ -105,8 +102,8 @@ class ActiveBlocks:
     def park(self) -> None:
         """Leaves in the cache only the active blocks, before the first decode step."""
         self._store.wait()
-        cache, index = self._cache, block_rows(self._chosen, self._block, len(self._origin))
-        keys, values, positions = cache.keys[index], cache.values[index], cache.positions[index]
+        cache, index = self._cache, block_rows(self._chosen, self.block, len(self._origin))
+        keys, values, positions = cache.keys[index], cache.values[index], cache.token_positions[index]
         cache.reset()
         cache.append(keys, values, positions)
 
@@ -118,8 +115,8 @@ class ActiveBlocks:
         Args:
             q: the step's query, [1, heads, head_dim].
         """
-        units = unit_attention_from_means(q, self._units, self._unit_lift)
-        scores = block_maxima(units, self._block // self._unit) + self._lift
+        units = unit_attention_from_means(q, self.units, self._unit_lift)
+        scores = block_maxima(units, self.block // self._unit) + self._lift
         best = scores.topk(len(self.active)).indices
         return best.masked_fill(self.active == NONE, NONE).sort().values
 
@@ -153,13 +150,15 @@ class ActiveBlocks:
         self._state.copy_(self._before)
         return torch.where(now == self.active, -1, self.active)
 
-    def bring_in(self, source: Tensor, layer: int, resident: ResidentCaches | None) -> None:
+    @property
+    def addresses(self) -> Tensor:
+        """Where all keys and all values wait, see `HostStore`."""
+        return self._store.addresses
+
+    def bring_in(self, source: Tensor) -> None:
         """Copies the blocks that `reselect` named into their slots."""
-        if resident is not None:
-            resident.fetch(layer, source, self._store.addresses, self._units, self._block)
-            return
         slots = (source >= 0).nonzero().squeeze(1)
-        into, come = (_tokens(blocks, self._block) for blocks in (slots, source[slots]))
+        into, come = (_tokens(blocks, self.block) for blocks in (slots, source[slots]))
         for here, there in ((self._cache.keys, self._store.keys), (self._cache.values, self._store.values)):
             here[into] = there[come.to(there.device)].to(here.device)
         self.settle()
@@ -168,8 +167,8 @@ class ActiveBlocks:
 
     def settle(self) -> None:
         """Brings the cache's original positions up to date with its slots."""
-        index = block_rows(self.active[: len(self._chosen)], self._block, len(self._origin))
-        self._cache.positions[: len(index)] = self._origin[index]
+        index = block_rows(self.active[: len(self._chosen)], self.block, len(self._origin))
+        self._cache.token_positions[: len(index)] = self._origin[index]
 
     @property
     def waiting_bytes(self) -> int:
@@ -179,12 +178,12 @@ class ActiveBlocks:
     @property
     def moved_bytes(self) -> int:
         """Bytes of the keys and values that came in."""
-        return int(self.moved) * self._block * 2 * self._units[0].nbytes
+        return int(self.moved) * self.block * 2 * self.units[0].nbytes
 
     @property
     def extra_bytes(self) -> int:
         """Bytes held on the device beside keys and values, room for longer requests included."""
-        own = (self._units, self._unit_lift, self._lift, self._state, self._before)
+        own = (self.units, self._unit_lift, self._lift, self._state, self._before)
         return self._store.spare_nbytes + sum(tensor.nbytes for tensor in own)
 
 

@@ -39,6 +39,11 @@ def head_attention(q: Tensor, k: Tensor) -> Tensor:
     return logits.softmax(-1).mean(1)
 
 
+def window_attention(q: Tensor, k: Tensor) -> Tensor:
+    """The same for every KV head, mean over the query heads that read it: [kv_heads, n] float32."""
+    return head_attention(q, k).view(k.shape[1], -1, k.shape[0]).mean(1)
+
+
 def unit_attention(q: Tensor, k: Tensor, unit: int) -> Tensor:
     """Softmax over units of the mean query against mean keys, mean over heads.
 

@@ -51,8 +51,8 @@ def test_the_worked_method_really_prunes(tmp_path: Path) -> None:
     assert kept(kind, {}) == [167] * 6 and kept(kind, {"keep": "100"}) == [100] * 6
 
 
-def kept(kind: type[Method], options: dict[str, str]) -> list[int]:
-    return Subject(MethodSpec("own", kind, kind.Options.read("own", options))).trace(333).prefilled.kept
+def kept(kind: type[Method], options: dict[str, str]) -> list[float]:
+    return list(Subject(MethodSpec("own", kind, kind.Options.read("own", options))).trace(333).prefilled.kept)
 
 
 def test_the_worked_method_is_short() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.engine.engine import Request
+from harness.engine.request import Request
 from harness.engine.step import Step
 from tests.tiny import END, FAMILIES, HEADS, build, generate, random_ids, tiny_engine, tiny_model
 

@@ -10,11 +10,12 @@ import torch
 
 from harness.conformance.tiny import tiny_model, tiny_shape
 from harness.engine.cache import LayerCache
-from harness.engine.engine import Engine, Request, build_engine
+from harness.engine.engine import Engine, build_engine
 from harness.engine.fused import why_not_fused
 from harness.engine.method import Method
-from harness.engine.replay import graphs
-from harness.engine.replay.graphs import GraphedDecode
+from harness.engine.replay import recorded
+from harness.engine.replay.recorded import RecordedDecode
+from harness.engine.request import Request
 from harness.errors import InputError
 from harness.run.catalog import parse_methods
 from tests.reference.interpreter import DEVICE, kernels
@@ -59,11 +60,11 @@ def build(text: str, engine: Engine) -> Method:
 def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on steps run once before they are first replayed, as before a recording on a GPU."""
 
-    def captured(_: GraphedDecode, body: Callable[[], None], pool: object) -> Callable[[], None]:
+    def captured(_: RecordedDecode, body: Callable[[], None], pool: object) -> Callable[[], None]:
         body()
         return body
 
-    monkeypatch.setattr(GraphedDecode, "_captured", captured)
+    monkeypatch.setattr(RecordedDecode, "_captured", captured)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -76,9 +77,9 @@ def test_fused_logits_equal_the_stock_model(family: str) -> None:
 def same_answer(method: Method, expected: Method, request: Request, fused: Engine, stock: Engine) -> None:
     assert list(fused.stream(method, request)) == list(stock.stream(expected, request))
     for ours, theirs in zip(method.cache, expected.cache, strict=True):
-        by_place, expected_order = ours.positions.argsort(), theirs.positions.argsort()
-        assert method.reorders or ours.positions.tolist() == theirs.positions.tolist()
-        assert ours.positions[by_place].tolist() == theirs.positions[expected_order].tolist()
+        by_place, expected_order = ours.token_positions.argsort(), theirs.token_positions.argsort()
+        assert method.reorders or ours.token_positions.tolist() == theirs.token_positions.tolist()
+        assert ours.token_positions[by_place].tolist() == theirs.token_positions[expected_order].tolist()
         assert torch.allclose(ours.keys[by_place], theirs.keys[expected_order], atol=1e-4)
         assert torch.allclose(ours.values[by_place], theirs.values[expected_order], atol=1e-4)
 
@@ -89,7 +90,7 @@ def test_replayed_decode_gives_the_same_tokens_and_caches(text: str) -> None:
     expected, method = build(text, stock), build(text, fused)
     for length, new in ((64, 3), (56, 2)):
         same_answer(method, expected, Request(PROMPT[:length], new), fused, stock)
-        assert method.static_decode()
+        assert method.replay() is not None
 
 
 def test_a_stop_token_ends_a_replayed_answer_and_leaves_no_trace_of_what_was_begun() -> None:
@@ -101,12 +102,12 @@ def test_a_stop_token_ends_a_replayed_answer_and_leaves_no_trace_of_what_was_beg
     assert [cache.length for cache in method.cache] == [cache.length for cache in expected.cache]
 
 
-@pytest.mark.parametrize("counts", [(1, 4, 8), graphs.ROW_COUNTS], ids=str)
+@pytest.mark.parametrize("counts", [(1, 4, 8), recorded.ROW_COUNTS], ids=str)
 @pytest.mark.parametrize("text", REVIVING)
 def test_replayed_revival_gives_the_same_tokens_and_caches(
     text: str, counts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "ROW_COUNTS", counts)
+    monkeypatch.setattr(recorded, "ROW_COUNTS", counts)
     stock, fused = attention_alone(layers=6)
     expected, method = build(text, stock), build(text, fused)
     for length, new in ((64, 3), (80, 3), (56, 3)):
@@ -116,7 +117,7 @@ def test_replayed_revival_gives_the_same_tokens_and_caches(
 
 
 def test_revived_tokens_may_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "ROW_COUNTS", (1,))
+    monkeypatch.setattr(recorded, "ROW_COUNTS", (1,))
     stock, fused = attention_alone(layers=4)
     text = "lazyllm:layers=1/3:keep=8/4"
     same_answer(build(text, fused), build(text, stock), Request(PROMPT[:24], 3), fused, stock)
@@ -140,13 +141,13 @@ def test_memory_for_revived_tokens_grows_with_them() -> None:
     list(fused.stream(method, Request(PROMPT, 8)))
     after = [cache.room + cache.length for cache in method.cache]
     assert before[0] + 7 == after[0] >= after[2] > before[2] + 7
-    assert len(set(method.cache[2].positions.tolist())) == method.cache[2].length <= after[2]
+    assert len(set(method.cache[2].token_positions.tolist())) == method.cache[2].length <= after[2]
 
 
 @pytest.mark.parametrize("text", REVIVING[:2])
 def test_pieces_that_run_only_to_be_recorded_do_no_harm(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed(monkeypatch)
-    monkeypatch.setattr(graphs, "ROW_COUNTS", (1, 4, 8))
+    monkeypatch.setattr(recorded, "ROW_COUNTS", (1, 4, 8))
     stock, fused = attention_alone(layers=6)
     expected, method = build(text, stock), build(text, fused)
     for length, new in ((72, 3), (56, 3), (80, 3)):  # in memory that is new, known and outgrown
@@ -199,20 +200,22 @@ def test_the_engine_says_why_it_cannot_fuse() -> None:
 def test_work_beside_a_step_is_timed_where_there_are_streams() -> None:
     _, fused = attention_alone()
     slim, full = build(f"slim:{SCHEDULE}", fused), build("full", fused)
-    assert list(fused.stream(slim, Request(PROMPT, 6)))
-    found = fused.overlap()
+    generation = fused.stream(slim, Request(PROMPT, 6))
+    assert list(generation)
+    found = generation.overlap()
     if DEVICE == "cpu":
         assert found is None
     else:
         assert found is not None and found["beside_s"] > 0 and found["waited_s"] > 0 and 0 <= found["hidden"] < 1
-    assert list(fused.stream(full, Request(PROMPT, 3))) and fused.overlap() is None
+    generation = fused.stream(full, Request(PROMPT, 3))
+    assert list(generation) and generation.overlap() is None
 
 
 @pytest.mark.parametrize("vocab", [1, 97, 512, 49_152])
 def test_the_next_token_is_the_first_of_the_best(vocab: int) -> None:
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(vocab)).to(DEVICE, torch.bfloat16)
-    assert graphs._argmax(logits).tolist() == [int(logits.argmax())]
+    assert recorded._argmax(logits).tolist() == [int(logits.argmax())]
     ties = [place for place in (vocab // 3, vocab // 2, vocab - 1) if place < vocab]
     logits[ties] = 9.0
-    assert graphs._argmax(logits).tolist() == [ties[0]]
-    assert graphs._argmax(torch.full_like(logits, -torch.inf)).tolist() == [0]
+    assert recorded._argmax(logits).tolist() == [ties[0]]
+    assert recorded._argmax(torch.full_like(logits, -torch.inf)).tolist() == [0]

@@ -101,7 +101,7 @@ def rerun(
 
 def with_spans(one: Record, moved: bool) -> Record:
     """The record with the tokens of each layer: the first of the prompt; if moved, in layer 2 those from 1 on."""
-    spans: list[list[list[int]] | None] = [[[0, count]] for count in one.tokens_kept]
+    spans: list[list[list[float]] | None] = [[[0, count]] for count in one.tokens_kept]
     spans[2] = [[1, 1 + one.tokens_kept[2]]] if moved else spans[2]
     return one.model_copy(update={"extra": {"kept_spans": spans}})
 

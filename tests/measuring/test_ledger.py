@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.engine.engine import Request
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.engine.step import Heads, Step
 from harness.measuring.ledger import TOLERANCE, AllocatorPeak, Ledger, TensorMemory, ledger, model_bytes
 from harness.run.catalog import METHODS

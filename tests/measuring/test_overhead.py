@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 import pytest
 
 from harness.conformance.tiny import random_ids, tiny_engine
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.measuring.overhead import bare_ttft, overhead, own_cost
 from harness.models import smollm2
 from harness.models.load import load
@@ -24,7 +26,7 @@ def test_what_a_method_takes_to_be_read_is_counted(monkeypatch: pytest.MonkeyPat
     before = own_cost(engine, method, request, times=5)
     kept = method.tokens_kept
 
-    def slowly() -> list[int]:
+    def slowly() -> Sequence[float]:
         time.sleep(0.02)
         return kept()
 

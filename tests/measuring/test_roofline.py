@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.engine.engine import Request
 from harness.engine.method import causal_pairs
+from harness.engine.request import Request
 from harness.engine.shape import ModelShape
 from harness.measuring import roofline
 from harness.measuring.ledger import model_bytes

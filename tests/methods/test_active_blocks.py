@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from harness.conformance.tiny import random_ids, tiny_model, tiny_shape
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
+from harness.engine.request import Request
 from harness.errors import InputError
 from harness.run.catalog import parse_methods
 from methods.common.active_blocks import NONE, ActiveBlocks
@@ -48,7 +49,7 @@ def build(text: str, on: Engine) -> Slim:
 
 
 def held(method: Slim) -> list[tuple[list[int], torch.Tensor]]:
-    return [(cache.positions.tolist(), cache.keys.clone()) for cache in method.cache]
+    return [(cache.token_positions.tolist(), cache.keys.clone()) for cache in method.cache]
 
 
 def same_caches(method: Slim, expected: Slim) -> None:
@@ -80,9 +81,9 @@ def test_what_decode_brings_in_is_what_the_prefill_had_computed(options: str) ->
     list(on.stream(method, Request(prompt, 9)))
     # Layer 0 saw the whole prompt, so its keys are full attention's wherever they ended up.
     cache = method.cache[0]
-    old = cache.positions < 150
-    assert torch.equal(cache.keys[old], full.cache[0].keys[cache.positions[old]])
-    assert len(set(cache.positions.tolist())) == cache.length
+    old = cache.token_positions < 150
+    assert torch.equal(cache.keys[old], full.cache[0].keys[cache.token_positions[old]])
+    assert len(set(cache.token_positions.tolist())) == cache.length
 
 
 @torch.inference_mode()
@@ -90,7 +91,7 @@ def test_a_swap_moves_what_is_missing_and_counts_it() -> None:
     on = engine()
     method = build(f"{SCHEDULE}:gamma=1", on)
     list(on.stream(method, Request(ids(150), 1)))
-    method.static_decode()
+    method.replay()
     active = method.active[0]
     before = active.active.clone()
     wanted = before.clone()
@@ -98,7 +99,7 @@ def test_a_swap_moves_what_is_missing_and_counts_it() -> None:
     wanted[1] = absent
     source = active.reselect(wanted.sort().values, 1.0)
     assert (source >= 0).sum() == 1 and source[1] == absent
-    active.bring_in(source, 0, None)
+    active.bring_in(source)
     assert active.moved == 1 and active.swaps == 1
     assert active.reselect(before, 0.5).max() == -1 and active.swaps == 1
 
@@ -111,9 +112,9 @@ def test_one_recording_serves_prompts_of_many_lengths(text: str) -> None:
     for length in (128, 99, 70, 300, 56):
         request, expected = Request(ids(length, seed=length), 3), build(text, plain)
         assert list(replayed.stream(method, request)) == list(plain.stream(expected, request))
-        assert method.static_decode() and method.notes() == expected.notes() and method.notes()["kv_bytes_moved"] > 0
+        assert method.notes() == expected.notes() and method.notes()["kv_bytes_moved"] > 0
         same_caches(method, expected)
-        keys.append(method.capture_key())
+        keys.append(method.replay().key())
     assert keys[0] == keys[1] == keys[2] and len(set(keys[2:])) == 3
 
 
@@ -167,17 +168,17 @@ def test_a_host_without_memory_is_one_clear_error(monkeypatch: pytest.MonkeyPatc
 @torch.inference_mode()
 def test_a_step_that_ran_only_to_be_recorded_is_taken_back() -> None:
     on = attention_alone()
-    method, resident = build(f"{SCHEDULE}:gamma=1", on), on._resident
-    assert resident is not None
+    method, table = build(f"{SCHEDULE}:gamma=1", on), on.table
+    assert table is not None
     # Eager steps, which stay.
     list(on.stream(method, Request(ids(100), 4), eager=True))
     before, notes = held(method), method.notes()
-    resident.load(method.cache)
+    table.load(method.cache)
     for layer, active in method.active.items():
-        active.bring_in(active.reselect(others(active), 1.0), layer, resident)
+        method._replay._fetch(layer, active.reselect(others(active), 1.0), table)
         active.settle()
     assert method.notes() != notes and held(method)[0][0] != before[0][0]
-    method.rewind(resident)
+    method._replay.undo(table)
     for active in method.active.values():
         active.settle()
     for ours, theirs in zip(held(method), before, strict=True):

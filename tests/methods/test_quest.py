@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from harness.conformance.tiny import random_ids, tiny_engine, tiny_model, tiny_shape
-from harness.engine.engine import Engine, Request
-from harness.engine.replay.graphs import GraphedDecode
+from harness.engine.engine import Engine
 from harness.engine.replay.pages import MOST_PAGES
+from harness.engine.replay.recorded import RecordedDecode
+from harness.engine.replay.replay import Replay
+from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError
 from harness.measuring.ledger import ledger
@@ -28,16 +30,16 @@ TOKEN_BYTES = 2 * 2 * 16 * 4
 
 
 @pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> list[GraphedDecode]:
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[RecordedDecode]:
     """An entry for every step that is recorded."""
-    made: list[GraphedDecode] = []
-    record = GraphedDecode._record
+    made: list[RecordedDecode] = []
+    record = RecordedDecode._record
 
-    def counted(graph: GraphedDecode) -> None:
+    def counted(graph: RecordedDecode, replay: Replay) -> None:
         made.append(graph)
-        record(graph)
+        record(graph, replay)
 
-    monkeypatch.setattr(GraphedDecode, "_record", counted)
+    monkeypatch.setattr(RecordedDecode, "_record", counted)
     return made
 
 
@@ -64,20 +66,20 @@ def test_replayed_quest_reads_the_same_pages(per: str, budget: float, replayed: 
     for length, static in zip((63, 31, 39), replayed, strict=True):
         request = Request(PROMPT[:length], 3)
         fused.read(method, request)
-        assert method.static_decode() == static
+        assert (method.replay() is not None) == static
         same_answer(method, expected, request, fused, stock)
         assert method.decode_bytes() == expected.decode_bytes()
 
 
 @pytest.mark.parametrize("options", ["kv_head", "query_head:offload=host"])
-def test_prompts_of_different_lengths_share_a_recording(options: str, recordings: list[GraphedDecode]) -> None:
+def test_prompts_of_different_lengths_share_a_recording(options: str, recordings: list[RecordedDecode]) -> None:
     stock, fused = attention_alone()
     expected, method = (quest(engine, f"{options}:budget=8:page=4") for engine in (stock, fused))
     keys = []
     # They need 21 pages, for which 24 are held, then 17, 11 and 20; 24 are too many for 5, and 5 too few for 6.
     for length, new in ((80, 2), (64, 3), (41, 2), (78, 2), (18, 2), (20, 2)):
         same_answer(method, expected, Request(PROMPT[:length], new), fused, stock)
-        keys.append(method.capture_key())
+        keys.append(method._replay.key())
     assert keys[0] == keys[1] == keys[2] == keys[3]
     assert len(set(keys)) == len(recordings) == 3
 
@@ -119,7 +121,7 @@ def test_quest_with_more_pages_than_can_be_chosen_from_is_not_replayed() -> None
     method = quest(attention_alone()[1], "kv_head:budget=32:page=1")
     for prompt_len, static in ((MOST_PAGES - 2, True), (MOST_PAGES - 1, False), (MOST_PAGES - 2, True)):
         method.begin(prompt_len, 2)
-        assert method.static_decode() == static
+        assert (method.replay() is not None) == static
 
 
 def lies_on_the_host(method: Quest, expected: Quest) -> None:
@@ -149,7 +151,7 @@ def test_keys_and_values_in_host_memory_change_no_token(per: str) -> None:
 
 
 @pytest.mark.parametrize(("per", "budget"), [("query_head", 32), ("kv_head", 32), ("kv_head", 1000)])
-def test_replayed_steps_read_host_memory(per: str, budget: int, recordings: list[GraphedDecode]) -> None:
+def test_replayed_steps_read_host_memory(per: str, budget: int, recordings: list[RecordedDecode]) -> None:
     stock, fused = attention_alone()
     expected, method = quest(stock, f"{per}:budget={budget}"), quest(fused, f"{per}:budget={budget}:offload=host")
     for length, new in ((64, 3), (50, 2)):

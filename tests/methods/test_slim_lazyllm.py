@@ -53,8 +53,8 @@ def test_kept_tokens_are_within_budget_nested_and_end_with_the_prompt(text: str,
     assert kept[0] == length
     assert all(0 < have <= may for have, may in zip(kept, asked, strict=True))
     for cache, below in zip(method.cache[1:], method.cache, strict=False):
-        positions = cache.positions.tolist()
-        assert positions == sorted(set(positions)) and set(positions) <= set(below.positions.tolist())
+        positions = cache.token_positions.tolist()
+        assert positions == sorted(set(positions)) and set(positions) <= set(below.token_positions.tolist())
         assert positions[-1] == length - 1
 
 
@@ -63,9 +63,9 @@ def test_slim_keeps_sink_and_tail_and_whole_blocks() -> None:
     method = build("slim:budgets=0.5:layers=3:block=16:unit=4", engine)
     method.begin(200, 1)
     engine.forward(method, random_ids(200), Step("prefill", 0, 200))
-    sizes = Counter((method.cache[3].positions // 16).tolist())
+    sizes = Counter((method.cache[3].token_positions // 16).tolist())
     assert 0 in sizes and sizes.pop(12) == 8 and set(sizes.values()) == {16}
-    assert len(method.cache[3].positions) == 88  # five blocks of 16 and the last one of 8 fit into 100
+    assert len(method.cache[3].token_positions) == 88  # five blocks of 16 and the last one of 8 fit into 100
 
 
 def test_dropped_rows_skip_the_feed_forward_of_the_layer_before() -> None:
@@ -97,7 +97,7 @@ def test_lazyllm_keeps_the_tokens_that_the_last_token_attends_to() -> None:
     q, k = queries[1][-1], full.cache[1].keys.repeat_interleave(2, dim=1)
     attention = torch.stack([(k[:, head] @ q[head] / 4).softmax(0) for head in range(4)]).mean(0)
     best = set(attention[:-1].topk(9).indices.tolist()) | {39}
-    assert set(method.cache[2].positions.tolist()) == best
+    assert set(method.cache[2].token_positions.tolist()) == best
 
 
 def decoding(text: str, length: int, steps: int) -> tuple[Method, Callable[[], None]]:

@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
+from harness.engine.request import Request
 from harness.engine.step import Step
 from methods.streaming import Streaming
 from tests.engine.test_replay import rehearsed
@@ -32,8 +33,8 @@ def engines(mode: str, band: str, family: str = "llama") -> tuple[tuple[Engine, 
     model, shape = tiny_model(family, layers=LAYERS), tiny_shape(layers=LAYERS, family=family)
     stock, replaying = (Engine(copy.deepcopy(model).to(DEVICE), shape, kind=kind) for kind in ("stock", "graphed"))
     replaying.verbs = stock.verbs
-    assert replaying._resident is not None
-    replaying._resident._attention.splits = 1  # interpreted programs take long
+    assert replaying.table is not None
+    replaying.table.attention.splits = 1  # interpreted programs take long
     pairs = [(engine, build(f"streaming:mode={mode}:{band}", engine)) for engine in (stock, replaying)]
     (a, plain), (b, replayed) = pairs
     assert isinstance(plain, Streaming) and isinstance(replayed, Streaming)
@@ -45,7 +46,7 @@ def same_answer(plain: tuple[Engine, Streaming], replaying: tuple[Engine, Stream
     (stock, expected), (engine, method) = plain, replaying
     assert list(engine.stream(method, request)) == list(stock.stream(expected, request))
     for ours, theirs in zip(method.cache, expected.cache, strict=True):
-        assert ours.positions.tolist() == theirs.positions.tolist()
+        assert ours.token_positions.tolist() == theirs.token_positions.tolist()
         assert torch.allclose(ours.keys, theirs.keys, atol=1e-4)
         assert torch.allclose(ours.values, theirs.values, atol=1e-4)
     for report in ("tokens_kept", "tokens_requested", "kv_bytes", "decode_bytes"):
@@ -68,7 +69,7 @@ def test_replayed_steps_slide_the_window(mode: str, band: str, prompts: tuple[in
     plain, replaying = engines(mode, band)
     for length in prompts:
         same_answer(plain, replaying, Request(PROMPT[:length], 6))
-        assert replaying[0]._can_replay(replaying[1], 1)
+        assert replaying[1].replay() is not None
 
 
 @pytest.mark.parametrize("mode", SLIDING)
@@ -77,7 +78,7 @@ def test_a_prompt_that_lacks_sinks_is_not_replayed(mode: str) -> None:
     for length, static in ((7, False), (8, True), (2, False)):
         request = Request(PROMPT[:length], 6)
         replaying[0].read(replaying[1], request)
-        assert replaying[1].static_decode() == static
+        assert (replaying[1].replay() is not None) == static
         same_answer(plain, replaying, request)
 
 
@@ -101,8 +102,10 @@ def test_a_step_that_was_begun_and_not_asked_for_does_no_harm(mode: str) -> None
     given = list(engine.stream(method, stopped))
     assert given == list(stock.stream(expected, stopped)) and 4 < len(given) <= 6
     for _ in range(2):
-        assert [cache.positions.tolist() for cache in method.cache] == [c.positions.tolist() for c in expected.cache]
-        position = int(method.cache[0].positions[-1]) + 1
+        assert [cache.token_positions.tolist() for cache in method.cache] == [
+            c.token_positions.tolist() for c in expected.cache
+        ]
+        position = int(method.cache[0].token_positions[-1]) + 1
         step = Step("decode", position, 1)
         ours, theirs = (e.forward(m, PROMPT[:1], step) for e, m in ((engine, method), (stock, expected)))
         assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -123,9 +126,10 @@ def test_a_recorded_step_finds_its_memory_again(mode: str) -> None:
     keys, addresses = [], []
     for length, new in ((60, 3), (59, 3), (40, 2), (60, 2)):
         same_answer(plain, (engine, method), Request(PROMPT[:length], new))
-        keys.append(method.capture_key())
-        assert method._front is not None
-        addresses.append([part.data_ptr() for part in (method._sinks, method._front.keys, method._front.values)])
+        keys.append(method._replay.key())
+        front = method._replay._front
+        assert front is not None
+        addresses.append([part.data_ptr() for part in (method._sinks, front.keys, front.values)])
     assert keys[0] == keys[1] == keys[3] != keys[2]
     assert addresses[0] == addresses[1] == addresses[2] == addresses[3]
 
@@ -143,5 +147,5 @@ def test_sinks_of_replayed_steps_are_reported() -> None:
 def test_mode_ashape_slides_nothing() -> None:
     _, (engine, method) = engines("ashape", "sinks=4:window=0.25")
     list(engine.stream(method, Request(PROMPT[:40], 3)))
-    assert method.static_decode() and method.capture_key() is None and method.extra_bytes() == 0
+    assert method.replay() is method.dense_replay and method.extra_bytes() == 0
     assert [cache.length for cache in method.cache] == [42] * LAYERS

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import harness
-from harness.engine.engine import Request
+from harness.engine.request import Request
 from harness.reproduce.diffusion.probe import SINK, Places, Probe
 from harness.reproduce.diffusion.run import ARMS, probe_spec, rate
 from harness.reproduce.diffusion.sentences import verdict
@@ -54,8 +54,8 @@ def test_rows_go_from_the_layer_on_and_stay_below() -> None:
     method = probe("drop=needle:layer=3", [10, 11])
     rated(method)
     assert method.tokens_kept() == method.tokens_requested() == [64, 64, 64, 62, 62, 62]
-    assert {10, 11} <= set(method.cache[2].positions.tolist())
-    assert not {10, 11} & set(method.cache[3].positions.tolist())
+    assert {10, 11} <= set(method.cache[2].token_positions.tolist())
+    assert not {10, 11} & set(method.cache[3].token_positions.tolist())
 
 
 @pytest.mark.parametrize("layer", [1, 3, 5])
@@ -65,7 +65,7 @@ def test_hiding_is_as_if_the_caches_below_had_lost_them_after_the_prefill(layer:
     logits, position = engine.read(twin, Request(random_ids(PROMPT), len(ANSWER)))
     with torch.inference_mode():
         for cache in twin.cache:
-            left = [at for at, token in enumerate(cache.positions.tolist()) if token not in dropped]
+            left = [at for at, token in enumerate(cache.token_positions.tolist()) if token not in dropped]
             cache.keep(torch.tensor(left))
     expected = sum(rate(engine, twin, logits, position, ANSWER)[0])
     hidden = rated(probe(f"drop=needle:layer={layer}:hide=true", dropped))

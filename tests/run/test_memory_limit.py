@@ -11,8 +11,9 @@ import torch
 
 import harness
 from harness.conformance.tiny import random_ids, tiny_engine
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.measuring.clock import Measured, measure
 from harness.run.catalog import parse_methods
 from tests.command import run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.engine.engine import Request
+from harness.engine.request import Request
 from harness.models.load import load
 from harness.run.catalog import build_tasks
 from harness.run.prompts import encode, encode_with_question

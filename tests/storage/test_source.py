@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.registry import _import_file
 from harness.run.catalog import METHODS, TASKS
@@ -47,6 +48,15 @@ def test_editing_what_a_method_imports_changes_its_hash_and_no_other(copied: Pat
     assert changed[0] != slim and changed[1] != lazyllm and changed[2:] == [full, streaming]
 
 
+def test_full_attention_s_answers_do_not_depend_on_what_other_methods_decode_with() -> None:
+    covered = {*source.source_files(Engine), *source.source_files(METHODS.get("full"))}
+    kernels = {name.rpartition(".")[2] for name in covered if ".kernels." in name}
+    assert kernels == {"decode_attention", "online_softmax", "gemv", "rowwise"}
+    assert not [name for name in covered if name.startswith(("methods.common", "methods.replay"))]
+    replays = {name.rpartition(".")[2] for name in covered if ".replay." in name}
+    assert replays == {"decode_table", "overlap", "recorded", "replay"}
+
+
 @pytest.mark.parametrize("file", ["harness/engine/method.py", "harness/engine/cache.py", "harness/engine/attention.py"])
 def test_editing_what_all_methods_build_on_changes_every_hash(copied: Path, file: str) -> None:
     before = hashes(*METHODS.names())
@@ -54,7 +64,7 @@ def test_editing_what_all_methods_build_on_changes_every_hash(copied: Path, file
     assert not set(before) & set(hashes(*METHODS.names()))
 
 
-@pytest.mark.parametrize("file", ["report/render.py", "store.py", "runner.py", "cli.py"])
+@pytest.mark.parametrize("file", ["report/render.py", "storage/store.py", "run/execute.py", "cli.py"])
 def test_reports_and_storage_are_no_part_of_an_answer(copied: Path, file: str) -> None:
     kinds: list[type] = [*map(METHODS.get, METHODS.names()), TASKS.get("needle"), TASKS.get("longbench")]
     before = [source.source_hash(kind) for kind in kinds]

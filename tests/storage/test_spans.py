@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.engine.engine import Request
+from harness.engine.request import Request
 from harness.measuring.clock import measure
 from harness.storage.spans import every_layer, kept_spans, ranges
 from tests.tiny import build, random_ids, tiny_engine
@@ -19,13 +19,13 @@ def test_ranges_hold_just_the_positions(positions: set[int]) -> None:
 
 def test_a_layer_like_the_one_before_is_not_written_again() -> None:
     whole, half = torch.arange(10), torch.arange(5)
-    spans = kept_spans([whole, whole, half], 8)
+    spans = kept_spans([[whole], [whole], [half]], 8)
     assert spans == [[[0, 8]], None, [[0, 5]]]
     assert every_layer(spans) == [[[0, 8]], [[0, 8]], [[0, 5]]]
 
 
 def test_too_many_ranges_are_not_recorded() -> None:
-    assert kept_spans([torch.arange(0, 20_000, 2)], 20_000) is None
+    assert kept_spans([[torch.arange(0, 20_000, 2)]], 20_000) is None
 
 
 def test_a_measured_request_knows_what_was_kept() -> None:

@@ -1,4 +1,4 @@
-"""How much of the work beside a decode step is hidden, by the device's own clock.
+"""Work beside a decode step, and how much of it is hidden, by the device's own clock.
 
 Marks on both streams are part of the recorded step, so every replay sets them anew: where work beside it begins and
 ends, when the step itself is through, and when it may go on.
@@ -7,10 +7,11 @@ ends, when the step itself is through, and when it may go on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Overlap:
@@ -47,6 +48,36 @@ class Overlap:
         beside = sum(_seconds(*span) for span in self._spans)
         waited = _seconds(*self._wait)
         return {"beside_s": beside, "waited_s": waited, "hidden": max(0.0, 1 - waited / beside)}
+
+
+class SideStream:
+    """Runs pieces of a step beside the rest of it; on a CPU, where they stand."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+        self._overlap: Overlap | None = None
+
+    def beside(self, *inputs: Tensor) -> AbstractContextManager[Any]:
+        """Work inside runs beside the rest of the step, up to `join`.
+
+        Args:
+            inputs: what it reads that may be freed meanwhile; at least one.
+        """
+        if not inputs[0].is_cuda:
+            return nullcontext()
+        cuda: Any = torch.cuda
+        self._stream = self._stream or cuda.Stream(inputs[0].device)
+        for tensor in inputs:
+            tensor.record_stream(self._stream)
+        self._overlap = self._overlap or Overlap(self._stream)
+        return self._overlap.beside()
+
+    def join(self) -> Overlap | None:
+        """Waits for what ran beside this step, and returns its marks; None where nothing did."""
+        overlap, self._overlap = self._overlap, None
+        if overlap is not None:
+            overlap.join()
+        return overlap
 
 
 def _mark() -> Any:

@@ -1,24 +1,21 @@
-"""Attention of one new token to the pages of the cache that its queries rate best, in steps that may be replayed."""
+"""Attention of one new token to the pages of the cache that its queries rate best, in recorded steps."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
-from harness.engine.replay.decode_table import dependent_launch
-from harness.engine.shape import ModelShape
+from harness.engine.hardware import dependent_launch
+from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.step import Heads
-
-if TYPE_CHECKING:
-    from harness.engine.kernels.decode_attention import DecodeAttention
 
 MOST_PAGES = 32768
 """Pages of one layer that can be chosen from."""
 
 
-class ResidentPages:
-    """Chooses pages and attends to them, on the device alone.
+class PagedAttention:
+    """Chooses pages and attends to them, on the device alone; one object serves all layers, one after the other.
 
     A recorded step holds the addresses of the buffers here, so the object must live as long as the step is replayed.
 
@@ -26,30 +23,23 @@ class ResidentPages:
         nbytes: bytes of the buffers.
     """
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        table: Tensor,
-        attention: DecodeAttention,
-        room: int,
-        page: int,
-        per: Literal["query_head", "kv_head"],
-    ) -> None:
+    def __init__(self, table: DecodeTable, room: int, page: int, per: Literal["query_head", "kv_head"]) -> None:
         """
         Args:
-            shape: the model's.
-            table, attention: where the caches are and what attends to them, of `ResidentCaches`.
-            room, page, per: see `ResidentCaches.pages`.
+            table: of the caches.
+            room: pages to choose from, at most, 1 to `MOST_PAGES`.
+            page: tokens a page.
+            per: who chooses: every query head, or all query heads of a KV head together, by the best of them.
         """
         from harness.engine.kernels.page_select import PageSelect
 
-        self._table, self._attention, self._page, device = table, attention, page, table.device
+        shape, device, self._page = table.shape, table.device, page
         self._select = PageSelect(
             shape.heads, shape.kv_heads, shape.head_dim, room, page, per, device, pdl=dependent_launch(device)
         )
         self.nbytes: int = self._select.nbytes
 
-    def attend(self, layer: int, heads: Heads, bounds: Tensor, count: int) -> Tensor:
+    def attend(self, layer: int, heads: Heads, bounds: Tensor, count: int, table: DecodeTable) -> Tensor:
         """Stores one token's key and value, takes the key into its page's bounds and attends to the best pages.
 
         Args:
@@ -57,12 +47,13 @@ class ResidentPages:
             heads: of the token.
             bounds: [layers, 2] int64, addresses of all layers' bounds, see `PageSelect.page_scores`.
             count: pages to attend to, the new token's among them, 1 to room; all of them where there are fewer.
+            table: of the caches.
 
         Returns:
             [1, heads * head_dim].
         """
         q, k, v = heads.q[0], heads.k[0], heads.v[0]
-        scores = self._select.page_scores(q, k, bounds, self._table, layer)
+        scores = self._select.page_scores(q, k, bounds, table.rows, layer)
         pages = self._select.best_pages(scores, count)
-        out: Tensor = self._attention.paged(q, k, v, self._table, layer, pages, self._page)
+        out: Tensor = table.attention.paged(q, k, v, table.rows, layer, pages, self._page)
         return out

@@ -113,7 +113,7 @@ class Probe(Method):
         """Takes over the prompt that another probe has read without the same rows, as it was before decode."""
         self.prompt_len, self.cache = other.prompt_len, other.cache
         for cache in self.cache:
-            cache.keep((cache.positions < self.prompt_len).nonzero().squeeze(1))
+            cache.keep((cache.token_positions < self.prompt_len).nonzero().squeeze(1))
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Full attention; with `hide`, decode does not see the dropped tokens below the layer."""
@@ -121,7 +121,7 @@ class Probe(Method):
             return super().attend(layer, heads, step)
         cache = self.cache[layer]
         cache.append(heads.k, heads.v, heads.positions)
-        seen = self._staying(cache.positions)
+        seen = self._staying(cache.token_positions)
         return self.model.attention.causal(heads.q, cache.keys[seen], cache.values[seen])
 
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:

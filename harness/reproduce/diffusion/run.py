@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.engine.engine import Engine, Request
+from harness.engine.engine import Engine
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError, unknown
 from harness.grammar import parse_item

@@ -1,0 +1,47 @@
+"""One request on its way: its tokens as they come, and what was done for them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+
+from harness.engine.replay.recorded import RecordedDecode
+
+
+@dataclass
+class Work:
+    """What was done for a request.
+
+    Attributes:
+        projected: rows that went through norm and q/k/v in the prefill, layer after layer, pass after pass.
+        fed: rows that went through output projection and MLP, likewise.
+        recorded: what replays the decode steps; None while every step is launched anew.
+    """
+
+    projected: list[int] = field(default_factory=list)
+    fed: list[int] = field(default_factory=list)
+    recorded: RecordedDecode | None = None
+
+
+class Generation(Iterator[int]):
+    """New token ids, each once it is on the host: the first `next` is the prefill (TTFT), later ones decode (TPOT).
+
+    Attributes:
+        work: complete as to the prefill with the first token.
+    """
+
+    def __init__(self, tokens: Generator[int], work: Work) -> None:
+        """
+        Args:
+            tokens: makes the tokens. When it is closed, or let go, caches hold what was handed out.
+            work: what it does; the generator may hold this, but not the object that is made here.
+        """
+        self._tokens, self.work = tokens, work
+
+    def __next__(self) -> int:
+        return next(self._tokens)
+
+    def overlap(self) -> dict[str, float] | None:
+        """`Overlap.read` of the last decode step; None if nothing ran beside it."""
+        overlap = self.work.recorded.overlap if self.work.recorded is not None else None
+        return overlap.read() if overlap is not None else None

@@ -1,0 +1,118 @@
+"""StreamingLLM's recorded decode step: caches slide on the device, and sinks come in front of the window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from harness.engine.cache import LayerCache
+from harness.engine.replay.decode_table import DecodeTable
+from harness.engine.replay.replay import Replay
+from harness.engine.step import Heads
+from methods.common.sinks import nearer, slide
+
+
+class StreamingReplay(Replay):
+    """One token: full caches begin one token later, sinks come in front of the window, the token behind it."""
+
+    def __init__(self, sinks: int, move: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """
+        Args:
+            sinks: first tokens that all see.
+            move: as `ModelContext.move`.
+        """
+        self._sinks, self._move = sinks, move
+        self._front: Front | None = None
+        self._window, self._originals = 0, torch.empty(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sinks that steps take from."""
+        return 0 if self._front is None else self._front.keys.nbytes + self._front.values.nbytes
+
+    def prepare(self, caches: Sequence[LayerCache], window: int, originals: Tensor | None) -> None:
+        """Is told of the request whose steps are to be replayed.
+
+        Args:
+            caches: a layer each, with all sinks.
+            window: recent tokens that stay.
+            originals: [layers, sinks, kv_heads, head_dim], keys of the sinks at their original positions, at one
+                address for all requests; None where they are seen from there.
+        """
+        if self._front is None:
+            self._front = Front(caches, self._sinks)
+        self._front.take(caches)
+        self._window, self._originals = window, torch.empty(0) if originals is None else originals
+
+    def key(self) -> Hashable:
+        """Changes with the window, which may be a share of the prompt."""
+        return self._window
+
+    def attend(self, layer: int, heads: Heads, table: DecodeTable) -> Tensor:
+        """Slides all caches ahead of the first layer."""
+        assert self._front is not None
+        if layer == 0:
+            table.slide(self._sinks + self._window, heads.k.nbytes)
+            self._turn(heads.positions)
+        self._front.put(layer, table)
+        return table.attend(layer, heads)
+
+    def _turn(self, position: Tensor) -> None:
+        """Moves all layers' sinks to where the query at `position` ([1]) sees them."""
+        if len(self._originals) and self._sinks:
+            assert self._front is not None
+            keys = self._originals.flatten(0, 1)
+            moved = self._move(keys, nearer(position, self._sinks, self._window).expand(len(keys)))
+            self._front.keys.copy_(moved.view_as(self._originals))
+
+    def give_back(self, caches: Sequence[LayerCache], count: int, position: int) -> None:
+        """Slides the caches as the device did, and mends the sinks.
+
+        A step that was begun and not asked for has overwritten the oldest recent token, which no later step sees.
+        """
+        super().give_back(caches, count, position)
+        assert self._front is not None
+        self._turn(torch.full((1,), position + count - 1, device=self._front.keys.device))
+        for layer, cache in enumerate(caches):
+            slide(cache, self._sinks, self._window)
+            self._front.copy_into(cache, layer)
+
+
+class Front:
+    """The sinks of all layers, from where every replayed step copies them in front of the window.
+
+    Attributes:
+        keys, values: [layers, sinks, kv_heads, head_dim], the keys as the next token meets them.
+    """
+
+    def __init__(self, caches: Sequence[LayerCache], sinks: int) -> None:
+        """
+        Args:
+            caches: a layer each, not empty. sinks: tokens to hold of each.
+        """
+        like = caches[0].keys
+        self.keys, self.values = like.new_empty((2, len(caches), sinks, *like.shape[1:]))
+        pairs = zip(self.keys, self.values, strict=True)
+        self._addresses = torch.tensor([[part.data_ptr() for part in pair] for pair in pairs], device=like.device)
+        self._block = torch.zeros(1, dtype=torch.int64, device=like.device)
+
+    @torch.inference_mode()
+    def take(self, caches: Sequence[LayerCache]) -> None:
+        """Copies the sinks out of a request's caches."""
+        sinks = self.keys.shape[1]
+        self.keys.copy_(torch.stack([cache.keys[:sinks] for cache in caches]))
+        self.values.copy_(torch.stack([cache.values[:sinks] for cache in caches]))
+
+    def put(self, layer: int, table: DecodeTable) -> None:
+        """Copies the sinks to where the layer's cache begins now."""
+        from harness.engine.kernels.fetch import fetch_blocks
+
+        if sinks := self.keys.shape[1]:
+            fetch_blocks(self._block, self._addresses[layer], self.keys, table.rows, layer, sinks)
+
+    def copy_into(self, cache: LayerCache, layer: int) -> None:
+        """The same from the host."""
+        sinks = self.keys.shape[1]
+        cache.keys[:sinks], cache.values[:sinks] = self.keys[layer], self.values[layer]

@@ -1,0 +1,68 @@
+"""SnapKV (Li et al., arXiv 2404.14469): the prompt's last queries tell which keys and values the answer will need.
+
+The queries of a window at the prompt's end are the observers. A token before the window is worth the attention that it
+gets from them; scores are pooled over neighbours, so that what stays are pieces of text and not single tokens. Each KV
+head keeps its own best tokens, and the window.
+
+Interpretations, where public code disagrees:
+- under grouped-query attention a KV head scores by the mean over its query heads, then pools, and keeps one set (the
+  authors' code copies keys and values for every query head);
+- scores are float32, and of equal ones the earlier token stays;
+- `budget` counts the window. The authors' code keeps 2048 tokens; LongBench's figures were made with `window=32`,
+  `kernel=7` and `pool=max`.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.engine.shape import ModelShape
+from harness.engine.step import Heads
+from harness.errors import InputError
+from harness.options import Budget, OptionSet, budget_tokens
+from methods.common.evicting import Evicting
+from methods.common.pooling import pooled
+from methods.common.scores import window_attention
+
+
+class SnapKV(Evicting):
+    """Keeps what the last queries look at."""
+
+    name = "snapkv"
+    summary = "SnapKV: each KV head keeps the keys and values that the prompt's last queries attend to"
+    nothing = MappingProxyType({"budget": "1"})
+
+    class Options(OptionSet):
+        """How much, and who looks."""
+
+        budget: Budget = Field(0.25, description="prompt tokens that each KV head keeps, window included; paper: 2048")
+        window: Annotated[int, Field(ge=1)] = Field(32, description="last queries that look, and always stay")
+        kernel: Annotated[int, Field(ge=1)] = Field(5, description="tokens that scores are pooled over, odd; 1: none")
+        pool: Literal["avg", "max"] = Field("avg", description="how: mean, with zeros beyond the ends, or maximum")
+
+    options: Options
+
+    @classmethod
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` for a kernel without a middle, and a budget that the window leaves nothing of."""
+        assert isinstance(options, cls.Options)
+        if options.kernel % 2 == 0:
+            raise InputError(f"{cls.name}: kernel={options.kernel} is even; a token must be in the middle")
+        if isinstance(options.budget, int) and options.budget <= options.window:
+            raise InputError(f"{cls.name}: budget={options.budget} leaves nothing beside window={options.window}")
+
+    def budget(self, layer: int) -> int:
+        """The same in every layer; the window always fits."""
+        return max(min(self.options.window, self.prompt_len), budget_tokens(self.options.budget, self.prompt_len))
+
+    def score(self, layer: int, heads: Heads) -> Tensor:
+        """Pooled attention from the window, mean over the query heads of a KV head; infinity inside the window."""
+        window = self.options.window
+        scores = window_attention(heads.q[-window:], heads.k)
+        scores = pooled(scores[:, :-window], self.options.kernel, self.options.pool)
+        return torch.nn.functional.pad(scores, (0, window), value=torch.inf)
