@@ -39,14 +39,14 @@ def overview_markdown(reported: Sequence[Reported]) -> str:
 
 
 def _shown(one: Reported) -> dict[str, object]:
-    grid = decision(one.run)
+    table = decision(one.run)
     return {
         "name": one.name,
         "link": f"{one.name}/index.html",
         "facts": facts(one.run),
         "advice": advice(one.run),
         "warnings": list(warnings(one.run)),
-        "decision": grid if grid.rows else None,
+        "decision": table if table.rows else None,
         "images": [picture(name, one.images[name]) for name in _pictures(one)],
     }
 
@@ -56,9 +56,9 @@ def _section(one: Reported) -> Iterator[str]:
     yield f"{', '.join(f'{name} {value}' for name, value in facts(one.run))}\n"
     yield f"**{advice(one.run)}**\n"
     yield from (f"- {text}" for text in warnings(one.run))
-    grid = decision(one.run)
-    if grid.rows:
-        yield "\n#" + to_markdown(grid)
+    table = decision(one.run)
+    if table.rows:
+        yield "\n#" + to_markdown(table)
     for name in _pictures(one):
         yield f"![{picture(name, b'')['caption']}]({one.name}/{name}.png)\n"
 
