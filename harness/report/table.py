@@ -17,7 +17,7 @@ class Cell:
 
     Attributes:
         text: for people.
-        value: for machines, unrounded; None where nothing was measured.
+        value: for machines, to twelve digits; None where nothing was measured.
         low, high: ends of the 95 % interval of `value`, if it has one.
         leads: best, or not told from the best, by the paired tests of `harness.statistics.paired.leaders`.
     """
@@ -57,8 +57,14 @@ def label(text: object) -> Cell:
 
 def number(value: Any, text: str, low: Any = None, high: Any = None, leads: bool = False) -> Cell:
     """A cell with a number; NaN and NA become None. What leads must have been measured."""
+    known = steady(value)
+    return Cell(text, known, steady(low), steady(high), leads and known is not None)
+
+
+def steady(value: Any) -> Any:
+    """`plain`, to twelve digits: how the last ones of a sum come out differs from processor to processor."""
     known = plain(value)
-    return Cell(text, known, plain(low), plain(high), leads and known is not None)
+    return float(f"{known:.12g}") if isinstance(known, float) else known
 
 
 def plain(value: Any) -> Any:
@@ -78,7 +84,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """CSV of unrounded values; intervals and marks have columns of their own, null is empty."""
+    """CSV of the values for machines; intervals and marks have columns of their own, null is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     parts = [_parts(table, index) for index in range(len(table.head))]
