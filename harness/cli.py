@@ -240,10 +240,10 @@ def check_command(
     from harness.gates.baseline import digest_run, read_baseline
     from harness.gates.check import check
     from harness.gates.output import as_json, write_outputs
-    from harness.gates.tolerance import parse_bounds, parse_undecided
+    from harness.gates.tolerance import parse_tolerance, parse_undecided
 
-    bounds, choice = parse_bounds(accuracy, speed, same_device), parse_undecided(undecided)
-    report = check(read_baseline(baseline), digest_run(run), bounds)
+    tolerance, choice = parse_tolerance(accuracy, speed, same_device), parse_undecided(undecided)
+    report = check(read_baseline(baseline), digest_run(run), tolerance)
     to_stdout = json_file == "-"
     write_outputs(report, choice, Path(json_file) if json_file and not to_stdout else None, junit)
     _say(as_json(report, choice).rstrip() if to_stdout else "\n".join(report.lines(choice)))

@@ -21,18 +21,18 @@ from typing import NamedTuple
 from harness.errors import InputError
 from harness.gates.baseline import Baseline, SampleDigest
 from harness.gates.effects import Both, Moved, as_seconds, median_of, moved_score, moved_speed, reversed_seconds
-from harness.gates.exact import exact_findings, exactness_notes
-from harness.gates.result import Finding, Outcome
-from harness.gates.tolerance import Bounds, Undecided
+from harness.gates.exact import exact_results, exactness_notes
+from harness.gates.result import GateResult, Outcome
+from harness.gates.tolerance import Tolerance, Undecided
 from harness.statistics.estimators import ALPHA, SPEED_ALPHA
 from harness.statistics.paired import ALL, REFERENCE, SPEEDS
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings of one check.
+    """What every gate of one check found.
 
-    No violation does **not** mean that nothing got worse: changes below the bounds pass, changes in undecided gates
+    No violation does **not** mean that nothing got worse: changes below the tolerance pass, changes in undecided gates
     and in cells or samples that the baseline lacks were not seen, and ratios say nothing of what slows the methods and
     full attention alike.
     """
@@ -40,12 +40,12 @@ class Report:
     baseline: str
     baseline_run: str
     run: str
-    findings: list[Finding]
+    results: list[GateResult]
     notes: list[str]
 
-    def of(self, outcome: Outcome) -> list[Finding]:
+    def of(self, outcome: Outcome) -> list[GateResult]:
         """Findings with this outcome, in the order of the gates."""
-        return [finding for finding in self.findings if finding.outcome == outcome]
+        return [result for result in self.results if result.outcome == outcome]
 
     def exit_code(self, undecided: Undecided = "pass") -> int:
         """1 where a bound is violated, or a gate undecided and that is to fail; else 0."""
@@ -66,28 +66,28 @@ class Report:
         return [*map(str, found), *(f"note: {note}" for note in self.notes), self.summary(undecided)]
 
 
-def check(base: Baseline, now: Baseline, bounds: Bounds | None = None) -> Report:
+def check(base: Baseline, now: Baseline, tolerance: Tolerance | None = None) -> Report:
     """Compares a run with a baseline; see `Report` for what a pass does not mean.
 
     Args:
         base: what was recorded.
         now: the digest of the run (`harness.gates.baseline.digest_run`).
-        bounds: how much worse is still well.
+        tolerance: how much worse is still well.
 
     Raises:
         InputError: they cannot be compared: other weights, no cell in common, or other machines where seconds count.
     """
-    bounds = bounds or Bounds()
+    tolerance = tolerance or Tolerance()
     cells = _cells(base, now)
-    _refuse(base, now, cells, bounds)
-    findings = [
+    _refuse(base, now, cells, tolerance)
+    results = [
         *_missing(base, now),
-        *exact_findings(base, now, cells),
-        *_score_findings(cells, bounds, base, now),
-        *_speed_findings(cells, bounds, base, now),
+        *exact_results(base, now, cells),
+        *_score_results(cells, tolerance, base, now),
+        *_speed_results(cells, tolerance, base, now),
     ]
     runs = str(base.provenance.get("run")), str(now.provenance.get("run"))
-    return Report(base.name, *runs, findings, _notes(base, now, cells))
+    return Report(base.name, *runs, results, _notes(base, now, cells))
 
 
 def _cells(base: Baseline, now: Baseline) -> list[Both]:
@@ -99,19 +99,19 @@ def _cells(base: Baseline, now: Baseline) -> list[Both]:
     ]
 
 
-def _refuse(base: Baseline, now: Baseline, cells: Sequence[Both], bounds: Bounds) -> None:
+def _refuse(base: Baseline, now: Baseline, cells: Sequence[Both], tolerance: Tolerance) -> None:
     if base.provenance.get("weights") != now.provenance.get("weights"):
         raise InputError(f"the run is of other weights than the baseline {base.name!r}")
     if not cells:
         raise InputError(f"the run has no method and task in common with the baseline {base.name!r}")
     machines = now.provenance.get("machines")
-    if bounds.same_device and (not machines or len(machines) > 1 or machines != base.provenance.get("machines")):
+    if tolerance.same_device and (not machines or len(machines) > 1 or machines != base.provenance.get("machines")):
         raise InputError("--same-device: run and baseline were not made on one and the same kind of machine")
 
 
-def _missing(base: Baseline, now: Baseline) -> list[Finding]:
+def _missing(base: Baseline, now: Baseline) -> list[GateResult]:
     return [
-        Finding("missing", method, task, "undecided", "missing: the run has no such cell")
+        GateResult("missing", method, task, "undecided", "missing: the run has no such cell")
         for method, tasks in base.cells.items()
         for task in tasks
         if task not in now.cells.get(method, {})
@@ -150,19 +150,19 @@ class _Scale(NamedTuple):
     floor: float = 0.0
 
 
-def _score_findings(cells: Sequence[Both], bounds: Bounds, base: Baseline, now: Baseline) -> list[Finding]:
+def _score_results(cells: Sequence[Both], tolerance: Tolerance, base: Baseline, now: Baseline) -> list[GateResult]:
     groups = [[both] for both in cells]
-    if bounds.over == "median":
+    if tolerance.over == "median":
         methods = dict.fromkeys(both.method for both in cells)
         groups = [[both for both in cells if both.method == method] for method in methods]
-    alpha, found = ALPHA / max(1, len(groups)), list[Finding]()
+    alpha, found = ALPHA / max(1, len(groups)), list[GateResult]()
     for group in groups:
         floor = max(_floor("score", both.task, base, now, 0.0) for both in group) / 100
-        found += _score_finding(group, _Scale(bounds.points / 100, alpha, floor))
+        found += _score_result(group, _Scale(tolerance.points / 100, alpha, floor))
     return found
 
 
-def _score_finding(group: Sequence[Both], scale: _Scale) -> Iterator[Finding]:
+def _score_result(group: Sequence[Both], scale: _Scale) -> Iterator[GateResult]:
     tasks = [moved for both in group if (moved := moved_score(both, scale.bound, scale.alpha)) is not None]
     if not tasks:
         return
@@ -175,19 +175,19 @@ def _score_finding(group: Sequence[Both], scale: _Scale) -> Iterator[Finding]:
         f"score {base:.1f} -> {now:.1f} points, change {change:+.1f} ({_interval(scale)} interval {low:+.1f} to "
         f"{high:+.1f}, bound {bound:+g}){_reason(moved, outcome, scale)}"
     )
-    yield _finding("score", group[0].method, task, outcome, text, (base, now, low, high, bound), moved)
+    yield _result("score", group[0].method, task, outcome, text, (base, now, low, high, bound), moved)
 
 
-def _speed_findings(cells: Sequence[Both], bounds: Bounds, base: Baseline, now: Baseline) -> list[Finding]:
+def _speed_results(cells: Sequence[Both], tolerance: Tolerance, base: Baseline, now: Baseline) -> list[GateResult]:
     methods = [both for both in cells if both.method != REFERENCE]
-    full = [both for both in cells if both.method == REFERENCE] if bounds.same_device else []
+    full = [both for both in cells if both.method == REFERENCE] if tolerance.same_device else []
     alpha = SPEED_ALPHA / max(1, len(methods) + len(full))
-    found: list[Finding] = []
+    found: list[GateResult] = []
     for both in (*methods, *full):
         for name in SPEEDS:
             floor = math.log(_floor(name, both.task, base, now, 1.0))
-            scale = _Scale(math.log1p(bounds.percent / 100), alpha, floor)
-            found += _speed_finding(both, name, scale)
+            scale = _Scale(math.log1p(tolerance.percent / 100), alpha, floor)
+            found += _speed_result(both, name, scale)
     return found
 
 
@@ -197,7 +197,7 @@ def _floor(name: str, task: str, base: Baseline, now: Baseline, none: float) -> 
     return max(none, *(row.get(name, none) for row in rows))
 
 
-def _speed_finding(both: Both, name: str, scale: _Scale) -> Iterator[Finding]:
+def _speed_result(both: Both, name: str, scale: _Scale) -> Iterator[GateResult]:
     def ratio(sample: SampleDigest) -> float | None:
         return sample.ratio.get(name)
 
@@ -214,7 +214,7 @@ def _speed_finding(both: Both, name: str, scale: _Scale) -> Iterator[Finding]:
         f"x{low:.3f} to x{high:.3f}, bound x{bound:.3f}){_reason(moved, outcome, scale)}"
     )
     gate = f"full {name}" if absolute else name
-    yield _finding(gate, both.method, both.task, outcome, text, (moved.base, moved.now, low, high, bound), moved)
+    yield _result(gate, both.method, both.task, outcome, text, (moved.base, moved.now, low, high, bound), moved)
 
 
 def _decide(moved: Moved, scale: _Scale) -> Outcome:
@@ -242,9 +242,9 @@ def _interval(scale: _Scale) -> str:
     return f"{100 - 100 * scale.alpha:.4g} %"
 
 
-def _finding(
+def _result(
     gate: str, method: str, task: str, outcome: Outcome, text: str, numbers: tuple[float, ...], moved: Moved
-) -> Finding:
+) -> GateResult:
     baseline, now, low, high, bound = (value if math.isfinite(value) else None for value in numbers)
     n, needed, paired = moved.effect.n, moved.needed, moved.paired
-    return Finding(gate, method, task, outcome, text, baseline, now, low, high, bound, n, needed, paired)
+    return GateResult(gate, method, task, outcome, text, baseline, now, low, high, bound, n, needed, paired)

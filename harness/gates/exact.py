@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from harness.gates.baseline import Baseline, SampleDigest
 from harness.gates.effects import Both
-from harness.gates.result import Finding, Outcome
+from harness.gates.result import GateResult, Outcome
 from harness.storage.kept_digest import first_layer
 
 ROUNDING = 0.25
@@ -22,7 +22,7 @@ ROUNDING = 0.25
 Pair = tuple[SampleDigest, SampleDigest]
 
 
-def exact_findings(base: Baseline, now: Baseline, cells: Sequence[Both]) -> Iterator[Finding]:
+def exact_results(base: Baseline, now: Baseline, cells: Sequence[Both]) -> Iterator[GateResult]:
     """What the exact gates find, gate by gate."""
     exact, tolerated = _comparable(base, now), 0.0 if _same_machine(base, now) else ROUNDING
     for both in cells:
@@ -56,12 +56,12 @@ def _same_machine(base: Baseline, now: Baseline) -> bool:
     return bool(machines[0]) and machines[0] == machines[1] and torch[0] == torch[1]
 
 
-def _prompt(both: Both) -> Iterator[Finding]:
+def _prompt(both: Both) -> Iterator[GateResult]:
     changed = [one for one in both.shared() if both.base.samples[one].prompt != both.now.samples[one].prompt]
     yield from _exact(both, "prompt", both.shared(), changed, "prompt changed")
 
 
-def _kept(both: Both, exact: bool, tolerated: float) -> Iterator[Finding]:
+def _kept(both: Both, exact: bool, tolerated: float) -> Iterator[GateResult]:
     """Another number of tokens in a layer, or, where that can be told, other tokens."""
     sides = _sides(both)
     other = [one for one, (old, new) in sides.items() if old.kept_hash != new.kept_hash]
@@ -69,9 +69,9 @@ def _kept(both: Both, exact: bool, tolerated: float) -> Iterator[Finding]:
     changed = [one for one in sides if one in other or one in moved]
     old, new = (sum(side.samples[one].kept for one in changed) for side in (both.base, both.now))
     counts = f"{old} -> {new} tokens x layers in these{_layer(both)}" if other else "as many tokens, but other ones"
-    for finding in _exact(both, "kept set", list(sides), changed, "kept set changed", counts, _place(sides, changed)):
-        outcome = finding.outcome if other else _tolerant(len(changed), len(sides), tolerated)
-        yield replace(finding, baseline=old, now=new, outcome=outcome) if changed else finding
+    for result in _exact(both, "kept set", list(sides), changed, "kept set changed", counts, _place(sides, changed)):
+        outcome = result.outcome if other else _tolerant(len(changed), len(sides), tolerated)
+        yield replace(result, baseline=old, now=new, outcome=outcome) if changed else result
 
 
 def _moved(pair: Pair) -> bool:
@@ -96,14 +96,14 @@ def _layer(both: Both) -> str:
     return f", layer {first[0]} {first[1]:g} -> {first[2]:g} on average" if first else ""
 
 
-def _answers(both: Both, tolerated: float) -> Iterator[Finding]:
+def _answers(both: Both, tolerated: float) -> Iterator[GateResult]:
     sides = {one: pair for one, pair in _sides(both).items() if pair[0].answer is not None}
     changed = [one for one, (old, new) in sides.items() if old.answer != new.answer]
-    for finding in _exact(both, "answers", list(sides), changed, "answers changed"):
-        yield replace(finding, outcome=_tolerant(len(changed), len(sides), tolerated))
+    for result in _exact(both, "answers", list(sides), changed, "answers changed"):
+        yield replace(result, outcome=_tolerant(len(changed), len(sides), tolerated))
 
 
-def _scorer(both: Both) -> Iterator[Finding]:
+def _scorer(both: Both) -> Iterator[GateResult]:
     """The same text for the same prompt got another score: the scorer, or the accepted answers, changed."""
     pairs = _sides(both).items()
     sides = {one: (old, new) for one, (old, new) in pairs if old.answer is not None and old.answer == new.answer}
@@ -124,10 +124,10 @@ def _tolerant(changed: int, samples: int, tolerated: float) -> Outcome:
 
 def _exact(
     both: Both, gate: str, ids: Sequence[str], changed: Sequence[str], text: str, more: str = "", place: str = ""
-) -> Iterator[Finding]:
+) -> Iterator[GateResult]:
     if not ids:
         return
     found = f"{text}: {len(changed)} of {len(ids)} samples" if changed else f"{gate} unchanged in {len(ids)} samples"
     if changed:
         found += f"{': ' + more if more else ''} (first: {changed[0]}{place})"
-    yield Finding(gate, both.method, both.task, "violated" if changed else "passed", found, n=len(ids), paired=True)
+    yield GateResult(gate, both.method, both.task, "violated" if changed else "passed", found, n=len(ids), paired=True)

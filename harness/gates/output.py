@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.gates.check import Report
-from harness.gates.result import Finding
+from harness.gates.result import GateResult
 from harness.gates.tolerance import Undecided
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
@@ -24,7 +24,9 @@ def as_json(report: Report, undecided: Undecided) -> str:
     """The whole report, passed gates too; what is not known is null."""
     counts = {outcome: len(report.of(outcome)) for outcome in ("violated", "undecided", "passed")}
     head = {"exit_code": report.exit_code(undecided), "undecided": undecided, "counts": counts}
-    return json.dumps(head | asdict(report), indent=2, ensure_ascii=False) + "\n"
+    runs = {"baseline": report.baseline, "baseline_run": report.baseline_run, "run": report.run}
+    body = {"findings": [asdict(result) for result in report.results], "notes": report.notes}
+    return json.dumps(head | runs | body, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_junit(report: Report, undecided: Undecided) -> str:
@@ -34,8 +36,8 @@ def as_junit(report: Report, undecided: Undecided) -> str:
     """
     root = ElementTree.Element("testsuites")
     suite = ElementTree.SubElement(root, "testsuite", name=_xml(f"harness check {report.baseline}"))
-    for finding in report.findings:
-        _case(suite, finding, undecided)
+    for result in report.results:
+        _case(suite, result, undecided)
     counts = {"tests": len(suite), "failures": len(suite.findall("testcase/failure"))}
     for name, number in (counts | {"skipped": len(suite.findall("testcase/skipped")), "errors": 0}).items():
         suite.set(name, str(number))
@@ -65,17 +67,17 @@ def write_outputs(report: Report, undecided: Undecided, json_file: Path | None, 
         _write(Path(summary), as_markdown(report, undecided), "a")
 
 
-def _case(suite: ElementTree.Element, finding: Finding, undecided: Undecided) -> None:
-    case = ElementTree.SubElement(suite, "testcase", classname=_xml(finding.cell), name=finding.gate)
-    if finding.outcome == "passed":
+def _case(suite: ElementTree.Element, result: GateResult, undecided: Undecided) -> None:
+    case = ElementTree.SubElement(suite, "testcase", classname=_xml(result.cell), name=result.gate)
+    if result.outcome == "passed":
         return
-    failed = finding.outcome == "violated" or undecided == "fail"
-    ElementTree.SubElement(case, "failure" if failed else "skipped", message=_xml(finding.text))
+    failed = result.outcome == "violated" or undecided == "fail"
+    ElementTree.SubElement(case, "failure" if failed else "skipped", message=_xml(result.text))
 
 
-def _row(finding: Finding) -> str:
-    mark = "❌" if finding.outcome == "violated" else "❔"
-    return f"| {mark} | {_cell(finding.cell)} | {_cell(finding.text)} |"
+def _row(result: GateResult) -> str:
+    mark = "❌" if result.outcome == "violated" else "❔"
+    return f"| {mark} | {_cell(result.cell)} | {_cell(result.text)} |"
 
 
 def _xml(text: str) -> str:

@@ -9,7 +9,7 @@ Outcome = Literal["violated", "undecided", "passed"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class GateResult:
     """What one gate found.
 
     Attributes:

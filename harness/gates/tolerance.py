@@ -12,7 +12,7 @@ Undecided = Literal["fail", "pass"]
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Tolerance:
     """How much worse is still well.
 
     Attributes:
@@ -29,13 +29,13 @@ class Bounds:
     same_device: bool = False
 
 
-def parse_bounds(accuracy: str = "mean:2pt", speed: str = "ratio:5%", same_device: bool = False) -> Bounds:
-    """Bounds as the command line has them.
+def parse_tolerance(accuracy: str = "mean:2pt", speed: str = "ratio:5%", same_device: bool = False) -> Tolerance:
+    """The tolerance as the command line writes it.
 
     Args:
-        accuracy: `mean:2pt` or `median:2pt`, in points of 100; see `Bounds.over`.
+        accuracy: `mean:2pt` or `median:2pt`, in points of 100; see `Tolerance.over`.
         speed: `ratio:5%`.
-        same_device: see `Bounds`.
+        same_device: see `Tolerance`.
 
     Raises:
         InputError: anything else.
@@ -47,7 +47,7 @@ def parse_bounds(accuracy: str = "mean:2pt", speed: str = "ratio:5%", same_devic
     if not ratio or not 0 < float(ratio[1]) <= 1000:
         raise InputError(f"--speed {speed!r}: expected ratio:5%, above 0 % and up to 1000 %")
     over: Literal["mean", "median"] = "median" if score[1] == "median" else "mean"
-    return Bounds(over, float(score[2]), float(ratio[1]), same_device)
+    return Tolerance(over, float(score[2]), float(ratio[1]), same_device)
 
 
 def parse_undecided(choice: str) -> Undecided:

@@ -17,8 +17,8 @@ from harness.report.maps import needle_map, survival_map
 from harness.report.overview import Reported, overview, overview_markdown
 from harness.report.plots import accuracy_ttft_figure
 from harness.report.recorded import Recorded, read
-from harness.report.table import Grid, to_csv, to_latex, to_markdown
-from harness.report.tables import sheets
+from harness.report.table import Table, to_csv, to_latex, to_markdown
+from harness.report.tables import tables
 from harness.statistics.paired import ALL
 from harness.storage.store import MANIFEST
 
@@ -87,11 +87,11 @@ def build(run: Recorded, folder: Path) -> tuple[list[Path], dict[str, bytes]]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        grids = sheets(run)
-        paths = [path for grid in grids for path in write_grid(grid, folder)]
+        found = tables(run)
+        paths = [path for table in found for path in write_table(table, folder)]
         paths += [path for name, figure in figures(run) for path in save(figure, folder, name)]
         images = {path.stem: path.read_bytes() for path in paths if path.suffix == ".svg"}
-        return [*paths, _write(folder / "index.html", page(run, grids, images))], images
+        return [*paths, _write(folder / "index.html", page(run, found, images))], images
     except OSError as error:
         raise InputError(f"{folder}: cannot write the report: {error.strerror}") from None
 
@@ -113,10 +113,10 @@ def figures(run: Recorded) -> list[tuple[str, Figure]]:
     return [(name, figure) for name, figure in drawn.items() if figure is not None]
 
 
-def write_grid(grid: Grid, folder: Path) -> list[Path]:
+def write_table(table: Table, folder: Path) -> list[Path]:
     """Writes a table as `NAME.md`, `NAME.csv` and `NAME.tex`."""
-    texts = {"md": to_markdown(grid), "csv": to_csv(grid), "tex": to_latex(grid)}
-    return [_write(folder / f"{grid.name}.{ending}", text) for ending, text in texts.items()]
+    texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
+    return [_write(folder / f"{table.name}.{ending}", text) for ending, text in texts.items()]
 
 
 def _named(runs: Sequence[Path | str]) -> list[tuple[str, Path]]:

@@ -13,7 +13,7 @@ from harness.report import formats
 from harness.report.advice import advice, warnings
 from harness.report.recorded import Recorded
 from harness.report.samples import samples, script_json
-from harness.report.table import Grid
+from harness.report.table import Table
 
 PAGE_BYTES = 4_500_000
 """What pictures and samples may take together; tables are small beside them."""
@@ -33,12 +33,12 @@ CAPTIONS = {
 }
 
 
-def page(run: Recorded, grids: Sequence[Grid], images: Mapping[str, bytes]) -> str:
+def page(run: Recorded, tables: Sequence[Table], images: Mapping[str, bytes]) -> str:
     """The whole page.
 
     Args:
         run: the run.
-        grids: of `harness.report.tables.sheets`; the one called `decision` goes to the top.
+        tables: of `harness.report.tables.tables`; the one called `decision` goes to the top.
         images: name -> SVG.
     """
     pictures = {name: picture(name, svg) for name, svg in images.items()}
@@ -49,8 +49,8 @@ def page(run: Recorded, grids: Sequence[Grid], images: Mapping[str, bytes]) -> s
         facts=facts(run),
         advice=advice(run),
         warnings=list(warnings(run)),
-        decision=next((grid for grid in grids if grid.name == "decision"), None),
-        grids=[grid for grid in grids if grid.name != "decision"],
+        decision=next((table for table in tables if table.name == "decision"), None),
+        tables=[table for table in tables if table.name != "decision"],
         lead=[pictures[name] for name in _LEAD if name in pictures],
         images=[image for name, image in pictures.items() if name not in _LEAD],
         data=Markup(script_json(data)),

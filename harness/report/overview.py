@@ -12,6 +12,8 @@ from harness.report.table import to_markdown
 from harness.report.tables import decision
 
 _NOTE = "The name of a run links to its page, with all tables, plots and samples."
+_PLAIN_NOTE = "Runs are never pooled. All tables, plots and samples of a run are on its own page, `RUN/index.html`."
+_PICTURES = ("accuracy_ttft", "length")
 
 
 class Reported(NamedTuple):
@@ -34,34 +36,28 @@ def overview(reported: Sequence[Reported]) -> str:
 
 
 def overview_markdown(reported: Sequence[Reported]) -> str:
-    """The same for where Markdown is shown and HTML is not."""
-    return "\n".join(["# Recorded runs", "", _NOTE, "", *(line for one in reported for line in _section(one))])
+    """The same in words and tables alone, for where HTML is not shown: it is whole without the files beside it."""
+    return "\n".join(["# Recorded runs", "", _PLAIN_NOTE, "", *(line for one in reported for line in _section(one))])
 
 
 def _shown(one: Reported) -> dict[str, object]:
-    grid = decision(one.run)
+    table = decision(one.run)
     return {
         "name": one.name,
         "link": f"{one.name}/index.html",
         "facts": facts(one.run),
         "advice": advice(one.run),
         "warnings": list(warnings(one.run)),
-        "decision": grid if grid.rows else None,
-        "images": [picture(name, one.images[name]) for name in _pictures(one)],
+        "decision": table if table.rows else None,
+        "images": [picture(name, one.images[name]) for name in _PICTURES if name in one.images],
     }
 
 
 def _section(one: Reported) -> Iterator[str]:
-    yield f"## [{one.name}]({one.name}/index.html)\n"
+    yield f"## {one.name}\n"
     yield f"{', '.join(f'{name} {value}' for name, value in facts(one.run))}\n"
     yield f"**{advice(one.run)}**\n"
     yield from (f"- {text}" for text in warnings(one.run))
-    grid = decision(one.run)
-    if grid.rows:
-        yield "\n#" + to_markdown(grid)
-    for name in _pictures(one):
-        yield f"![{picture(name, b'')['caption']}]({one.name}/{name}.png)\n"
-
-
-def _pictures(one: Reported) -> list[str]:
-    return [name for name in ("accuracy_ttft", "length") if name in one.images]
+    table = decision(one.run)
+    if table.rows:
+        yield "\n#" + to_markdown(table)

@@ -17,7 +17,7 @@ class Cell:
 
     Attributes:
         text: for people.
-        value: for machines, unrounded; None where nothing was measured.
+        value: for machines, to twelve digits; None where nothing was measured.
         low, high: ends of the 95 % interval of `value`, if it has one.
         leads: best, or not told from the best, by the paired tests of `harness.statistics.paired.leaders`.
     """
@@ -30,7 +30,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Table:
     """One table.
 
     Attributes:
@@ -57,8 +57,14 @@ def label(text: object) -> Cell:
 
 def number(value: Any, text: str, low: Any = None, high: Any = None, leads: bool = False) -> Cell:
     """A cell with a number; NaN and NA become None. What leads must have been measured."""
+    known = steady(value)
+    return Cell(text, known, steady(low), steady(high), leads and known is not None)
+
+
+def steady(value: Any) -> Any:
+    """`plain`, to twelve digits: how the last ones of a sum come out differs from processor to processor."""
     known = plain(value)
-    return Cell(text, known, plain(low), plain(high), leads and known is not None)
+    return float(f"{known:.12g}") if isinstance(known, float) else known
 
 
 def plain(value: Any) -> Any:
@@ -68,40 +74,40 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def to_markdown(grid: Grid) -> str:
+def to_markdown(table: Table) -> str:
     """A Markdown table with its heading and note; what leads is bold."""
-    rule = [":---" if index < grid.labels else "---:" for index in range(len(grid.head))]
-    body = [[_markdown_cell(cell, index < grid.labels) for index, cell in enumerate(row)] for row in grid.rows]
-    head = [text.replace("|", "\\|") for text in grid.head]
+    rule = [":---" if index < table.labels else "---:" for index in range(len(table.head))]
+    body = [[_markdown_cell(cell, index < table.labels) for index, cell in enumerate(row)] for row in table.rows]
+    head = [text.replace("|", "\\|") for text in table.head]
     lines = "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
-    return f"## {grid.title}\n\n{grid.note}\n\n{lines}\n"
+    return f"## {table.title}\n\n{table.note}\n\n{lines}\n"
 
 
-def to_csv(grid: Grid) -> str:
-    """CSV of unrounded values; intervals and marks have columns of their own, null is empty."""
+def to_csv(table: Table) -> str:
+    """CSV of the values for machines; intervals and marks have columns of their own, null is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    parts = [_parts(grid, index) for index in range(len(grid.head))]
-    writer.writerow([head + suffix for head, names in zip(grid.head, parts, strict=True) for suffix in names.values()])
-    for row in grid.rows:
+    parts = [_parts(table, index) for index in range(len(table.head))]
+    writer.writerow([head + suffix for head, names in zip(table.head, parts, strict=True) for suffix in names.values()])
+    for row in table.rows:
         writer.writerow([getattr(cell, name) for cell, names in zip(row, parts, strict=True) for name in names])
     return text.getvalue()
 
 
-def to_latex(grid: Grid) -> str:
+def to_latex(table: Table) -> str:
     """A LaTeX table for the package booktabs; what leads is bold."""
-    columns = "l" * grid.labels + "r" * (len(grid.head) - grid.labels)
+    columns = "l" * table.labels + "r" * (len(table.head) - table.labels)
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "\\centering",
-        f"\\caption{{{escaped(grid.title)}. {escaped(grid.note)}}}",
-        f"\\label{{tab:{grid.name}}}",
+        f"\\caption{{{escaped(table.title)}. {escaped(table.note)}}}",
+        f"\\label{{tab:{table.name}}}",
         f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
-        _latex_row(map(escaped, grid.head)),
+        _latex_row(map(escaped, table.head)),
         "\\midrule",
-        *(_latex_row(map(_latex_cell, row)) for row in grid.rows),
+        *(_latex_row(map(_latex_cell, row)) for row in table.rows),
         "\\bottomrule",
         "\\end{tabular}",
         "\\end{table}",
@@ -125,9 +131,9 @@ _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
 }
 
 
-def _parts(grid: Grid, index: int) -> dict[str, str]:
+def _parts(table: Table, index: int) -> dict[str, str]:
     """Attributes of the cells of this column that are written out, and what their headings end in."""
-    cells = [row[index] for row in grid.rows]
+    cells = [row[index] for row in table.rows]
     parts = {"value": ""}
     if any(cell.low is not None for cell in cells):
         parts |= {"low": " low", "high": " high"}

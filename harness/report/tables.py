@@ -12,7 +12,7 @@ from harness.report import formats
 from harness.report.means import MeanScores
 from harness.report.recorded import Recorded, family
 from harness.report.summary import BASELINE, overall
-from harness.report.table import Cell, Grid, label, number
+from harness.report.table import Cell, Table, label, number
 from harness.statistics.paired import ALL, leaders
 
 _LEADS = "Bold: the best and all that the paired tests do not tell from it; nothing where they tell no two apart."
@@ -20,15 +20,15 @@ _LEDGER = ("weights", "activation_peak", "kv_after_prefill", "kv_steady", "kv_ho
 _COLUMNS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
 
 
-def sheets(run: Recorded) -> list[Grid]:
+def tables(run: Recorded) -> list[Table]:
     """All tables that the run has numbers for, the one to decide by first."""
     found = [decision(run)]
     found += [accuracy(run)] if run.scored else []
     found += [latency(run), memory(run), achieved(run), roofline(run)]
-    return [grid for grid in found if grid.rows]
+    return [table for table in found if table.rows]
 
 
-def decision(run: Recorded) -> Grid:
+def decision(run: Recorded) -> Table:
     """One row a method over all tasks: what it costs in accuracy and gives in time and memory, and how sure that is."""
     score_head = ["score %", "against full, points", "accuracy"] if run.scored else []
     head = ["method", *score_head, "TTFT", "sooner", "TTFT verdict", "TPOT", "faster a token", "peak memory", "kept"]
@@ -37,7 +37,7 @@ def decision(run: Recorded) -> Grid:
         f"Over the tasks that all methods have. Differences and ratios are paired by sample against {BASELINE}, with "
         f"95 % intervals; above 1x is better. {_LEADS} Undecided does not mean equal."
     )
-    return Grid("decision", "Methods at a glance", note, head, rows)
+    return Table("decision", "Methods at a glance", note, head, rows)
 
 
 def _decision_row(run: Recorded, row: dict[Any, Any]) -> list[Cell]:
@@ -78,7 +78,7 @@ def _verdict(effect: dict[str, Any], measure: str) -> Cell:
     return Cell(formats.called(word, effect[f"{measure}_mde"], write), word)
 
 
-def accuracy(run: Recorded) -> Grid:
+def accuracy(run: Recorded) -> Table:
     """Tasks, the means that papers name, and means over families and over all tasks, for each method."""
     rows = []
     families: dict[str, list[str]] = {}
@@ -94,7 +94,7 @@ def accuracy(run: Recorded) -> Grid:
         "Mean scores, 100 is best; a mean weighs its tasks the same (a category mean: the categories) and needs them "
         f"all. {_LEADS}"
     )
-    return Grid("accuracy", "Accuracy by task", note, ["task", "n", *run.methods], rows)
+    return Table("accuracy", "Accuracy by task", note, ["task", "n", *run.methods], rows)
 
 
 def _task_row(run: Recorded, task: str) -> list[Cell]:
@@ -130,7 +130,7 @@ def _scores(run: Recorded, scores: Mapping[str, Any], best: set[tuple[str, str]]
     return [number(value, formats.score(value), leads=(task, method) in best) for method, value in values]
 
 
-def latency(run: Recorded) -> Grid:
+def latency(run: Recorded) -> Table:
     """One row a length and method: times, speed-ups and their intervals."""
     rows = []
     for length, method, row in _each(run.by_length):
@@ -148,10 +148,10 @@ def latency(run: Recorded) -> Grid:
         f"Medians over the samples of a length; ratios are the time of {BASELINE} over the method's on the same sample "
         f"with 95 % intervals. Lengths no task asked for are rounded to a power of two. {_LEADS}"
     )
-    return Grid("latency", "Latency by prompt length", note, head, _in_order(run, rows))
+    return Table("latency", "Latency by prompt length", note, head, _in_order(run, rows))
 
 
-def memory(run: Recorded) -> Grid:
+def memory(run: Recorded) -> Table:
     """One row a length and method: the ledger where it was measured, else what every record has."""
     if run.contenders["ledger"].notna().any():
         return _ledger(run)
@@ -161,10 +161,10 @@ def memory(run: Recorded) -> Grid:
         rows.append([label(method), number(length, str(length)), *sizes])
     note = "Medians over samples. Peak: the highest during the request, weights included; KV: when the request ended."
     head = ["method", "tokens", "peak", "KV", "KV on the host", "own stores"]
-    return Grid("memory", "Memory", note, head, _in_order(run, rows))
+    return Table("memory", "Memory", note, head, _in_order(run, rows))
 
 
-def _ledger(run: Recorded) -> Grid:
+def _ledger(run: Recorded) -> Table:
     known = run.contenders[run.contenders["ledger"].notna()]
     fields = pd.DataFrame(list(known["ledger"]), index=known.index).reindex(columns=[*_LEDGER, "unexplained_share"])
     table = known[["length", "method"]].join(fields.apply(pd.to_numeric, errors="coerce"))
@@ -176,10 +176,10 @@ def _ledger(run: Recorded) -> Grid:
     head = ["weights", "activations, peak", "KV after prefill", "KV at the end", "KV on the host", "own stores"]
     note = "Medians of the memory ledger, measured in a pass of its own; unexplained: share of what the request holds."
     columns = ["method", "tokens", *head, "total at the end", "unexplained"]
-    return Grid("memory", "Memory ledger", note, columns, _in_order(run, rows))
+    return Table("memory", "Memory ledger", note, columns, _in_order(run, rows))
 
 
-def achieved(run: Recorded) -> Grid:
+def achieved(run: Recorded) -> Table:
     """One row a task and method: what the options asked for, and what was done."""
     frame = run.contenders
     layers = frame["tokens_kept"].map(len) * frame["context_tokens"]
@@ -199,10 +199,10 @@ def achieved(run: Recorded) -> Grid:
         "Means over samples."
     )
     head = ["method", "task", "requested", "kept", "FLOPs avoided", "recomputed", "sooner"]
-    return Grid("achieved", "Requested against achieved", note, head, _in_order(run, rows), labels=2)
+    return Table("achieved", "Requested against achieved", note, head, _in_order(run, rows), labels=2)
 
 
-def roofline(run: Recorded) -> Grid:
+def roofline(run: Recorded) -> Table:
     """One row a length and method: floor over measured time; empty where no floors were recorded."""
     rows = []
     known = run.by_length[run.by_length["prefill_floor_s"].notna() | run.by_length["decode_floor_s"].notna()]
@@ -222,7 +222,7 @@ def roofline(run: Recorded) -> Grid:
         ["decode floor", "TPOT", "reached, decode"],
     )
     head = ["method", "tokens", *prefill, *decode]
-    return Grid("roofline", "Fractions of the roofline", note, head, _in_order(run, rows))
+    return Table("roofline", "Fractions of the roofline", note, head, _in_order(run, rows))
 
 
 _ROOFLINE = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.report.table import Grid, label, number, to_markdown
+from harness.report.table import Table, label, number, to_markdown
 from harness.sweep.cells import Sweep, SweepRun
 from harness.sweep.estimate import CellEstimate, Source, estimate
 
@@ -36,7 +36,7 @@ def outlook(sweep: Sweep, folder: Path) -> str:
         for run, cell in found
     ]
     head = ["run", "task", "method", "samples", "time", "estimated from"]
-    return to_markdown(Grid("outlook", sweep.grid.name, _NOTE, head, rows, labels=3)) + "\n" + _sums(found)
+    return to_markdown(Table("outlook", sweep.grid.name, _NOTE, head, rows, labels=3)) + "\n" + _sums(found)
 
 
 def duration(seconds: float) -> str:

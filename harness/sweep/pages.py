@@ -43,8 +43,8 @@ def _plot(axis: Axis, sweep: Sweep, folder: Path) -> list[Path]:
 
 def _page(results: Results, plots: list[Path]) -> str:
     parts = [f"# {results.sweep.grid.name}", *_circumstances(results), to_markdown(table(results)).rstrip()]
-    images = [f"![{path.stem}]({path.name})" for path in plots if path.suffix == ".png"]
-    return "\n\n".join([*parts, *images]) + "\n"
+    names = [f"`{path.name}`" for path in plots if path.suffix == ".png"]
+    return "\n\n".join([*parts, *([f"Plots: {', '.join(names)}."] if names else [])]) + "\n"
 
 
 def _circumstances(results: Results) -> list[str]:

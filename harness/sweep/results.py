@@ -14,7 +14,7 @@ import pandas as pd
 from harness.grammar import parse_item
 from harness.report import formats
 from harness.report.recorded import Recorded, read
-from harness.report.table import Cell, Grid, label, number
+from harness.report.table import Cell, Table, label, number
 from harness.statistics.noise import TWIN
 from harness.statistics.paired import ALL, REFERENCE, compare
 from harness.storage.store import MANIFEST
@@ -140,7 +140,7 @@ def collect(sweep: Sweep, folder: Path) -> Results:
     return Results(sweep, [(run, found) for run, found in recorded if not found.records.empty])
 
 
-def table(results: Results) -> Grid:
+def table(results: Results) -> Table:
     """One row a cell."""
     axes = [key for key, values in results.sweep.grid.runs.items() if len(values) > 1]
     head = [*axes, "task", "method", "n", "score %", "difference", "TTFT", "sooner", "kept"]
@@ -150,7 +150,7 @@ def table(results: Results) -> Grid:
         for row in found.summary.to_dict("records")
         if row["method"] != TWIN
     ]
-    return Grid("sweep", "Cells", _NOTE, head, rows, labels=len(axes) + 2)
+    return Table("sweep", "Cells", _NOTE, head, rows, labels=len(axes) + 2)
 
 
 def without_length(task: str) -> str:

@@ -20,7 +20,7 @@ import pytest
 from harness.errors import InputError
 from harness.gates.baseline import Baseline, as_text, digest, read_baseline, write_baseline
 from harness.gates.check import Report, check
-from harness.gates.tolerance import Bounds, parse_bounds
+from harness.gates.tolerance import Tolerance, parse_tolerance
 from harness.storage.record import Record
 from harness.storage.store import Manifest, RunStore
 from tests.command import run
@@ -132,7 +132,7 @@ def base() -> Baseline:
 
 
 def violated(report: Report) -> set[tuple[str, str]]:
-    return {(finding.gate, finding.method) for finding in report.of("violated")}
+    return {(result.gate, result.method) for result in report.of("violated")}
 
 
 BFLOAT16: dict[str, Any] = {"facts": {"weights_hash": "w", "dtype": "bfloat16"}}
@@ -159,8 +159,8 @@ def test_fifty_noisy_short_reruns_with_answers_that_flip_raise_no_alarm() -> Non
 
 
 def test_a_run_passes_the_baseline_made_of_it(base: Baseline) -> None:
-    report = check(base, base, Bounds(same_device=True))
-    assert report.exit_code("fail") == 0 and {one.outcome for one in report.findings} == {"passed"}
+    report = check(base, base, Tolerance(same_device=True))
+    assert report.exit_code("fail") == 0 and {one.outcome for one in report.results} == {"passed"}
 
 
 # Seeded regressions
@@ -232,7 +232,7 @@ def test_a_prompt_template_change_is_named_first(base: Baseline) -> None:
     assert {gate for gate, _ in violated(report)} == {"prompt"} and len(report.of("violated")) == 6
     assert "prompt changed: 40 of 40 samples (first: 000)" in report.lines()[0]
     assert any("0 of the baseline's 40 samples" in line and "not paired" in line for line in report.lines())
-    assert all(one.paired is False for one in report.findings if one.gate in ("score", "ttft"))
+    assert all(one.paired is False for one in report.results if one.gate in ("score", "ttft"))
 
 
 def test_wrong_answers_are_changed_answers_and_lower_scores(base: Baseline) -> None:
@@ -275,7 +275,7 @@ def test_undecided_gates_follow_the_choice() -> None:
 
 def test_one_pair_has_no_interval_and_needs_at_least_two() -> None:
     report = check(digested(rerun(samples=1)), digested(rerun(1, samples=1)))
-    assert "1 of at least 2 needed" in str(next(one for one in report.findings if one.gate == "ttft"))
+    assert "1 of at least 2 needed" in str(next(one for one in report.results if one.gate == "ttft"))
 
 
 def test_the_samples_said_to_be_needed_decide() -> None:
@@ -313,35 +313,35 @@ def test_slower_by_less_than_the_noise_floor_is_no_regression() -> None:
 def test_seconds_count_only_where_asked_and_on_the_same_machine(base: Baseline) -> None:
     slow = digested(rerun(1, machine=2.0))
     assert check(base, slow).exit_code() == 0
-    report = check(base, slow, Bounds(same_device=True))
+    report = check(base, slow, Tolerance(same_device=True))
     assert violated(report) == {("full ttft", "full"), ("full tpot", "full"), ("full e2e", "full")}
     other = MACHINE | {"cpu": {"model": "B", "cores": 2, "usable": 2}}
     moved = digested(rerun(1), environments=[MACHINE, other])
     with pytest.raises(InputError, match="same kind of machine"):
-        check(base, digested(rerun(1), environments=[other]), Bounds(same_device=True))
+        check(base, digested(rerun(1), environments=[other]), Tolerance(same_device=True))
     with pytest.raises(InputError, match="same kind of machine"):
-        check(moved, moved, Bounds(same_device=True))
+        check(moved, moved, Tolerance(same_device=True))
 
 
-# Bounds
+# Tolerance
 
 
 def test_bounds() -> None:
-    assert parse_bounds("median:2.5pt", "ratio:10%", True) == Bounds("median", 2.5, 10.0, True)
-    assert parse_bounds() == Bounds()
+    assert parse_tolerance("median:2.5pt", "ratio:10%", True) == Tolerance("median", 2.5, 10.0, True)
+    assert parse_tolerance() == Tolerance()
 
 
 @pytest.mark.parametrize("accuracy", ["2pt", "mean:2", "mean:2%", "mean:0pt", "mean:-1pt", "max:2pt", "mean:101pt", ""])
 def test_what_is_no_bound_of_accuracy_is_refused_in_one_line(accuracy: str) -> None:
     with pytest.raises(InputError, match="--accuracy") as error:
-        parse_bounds(accuracy)
+        parse_tolerance(accuracy)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("speed", ["5%", "ratio:5", "ratio:0%", "median:5%", "ratio:nan%", "ratio:5pt", "ratio:5000%"])
 def test_what_is_no_bound_of_speed_is_refused_in_one_line(speed: str) -> None:
     with pytest.raises(InputError, match="--speed"):
-        parse_bounds(speed=speed)
+        parse_tolerance(speed=speed)
 
 
 def test_the_median_over_tasks_lets_one_task_fall_and_not_all() -> None:
@@ -351,8 +351,8 @@ def test_the_median_over_tasks_lets_one_task_fall_and_not_all() -> None:
         digested(records, **BFLOAT16) for records in (old, one, [r.model_copy(update=WRONG) for r in new])
     )
     assert ("score", "slim") in violated(check(before, fallen))
-    assert not violated(check(before, fallen, Bounds(over="median")))
-    report = check(before, all_fallen, Bounds(over="median"))
+    assert not violated(check(before, fallen, Tolerance(over="median")))
+    report = check(before, all_fallen, Tolerance(over="median"))
     assert ("score", "slim") in violated(report) and "slim x median of 3 tasks" in "\n".join(report.lines())
 
 
@@ -381,7 +381,7 @@ def test_random_weights_have_no_scores_and_their_speed_is_still_gated() -> None:
     before, after = ([one.model_copy(update=blank) for one in run] for run in (rerun(), rerun(1, slower=1.1)))
     report = check(digested(before), digested(after))
     assert violated(report) == {(speed, "slim") for speed in ("ttft", "tpot", "e2e")}
-    assert not {one.gate for one in report.findings} & {"score", "answers", "scorer"}
+    assert not {one.gate for one in report.results} & {"score", "answers", "scorer"}
 
 
 def test_samples_of_one_context_count_once() -> None:
@@ -502,8 +502,8 @@ def test_what_is_not_known_is_null_and_not_nan() -> None:
     report = check(digested(rerun(samples=1)), digested(rerun(1, samples=1)))
     assert "NaN" not in as_json(report, "pass") and all(
         not (isinstance(value, float) and math.isnan(value))
-        for finding in report.findings
-        for value in dataclasses.astuple(finding)
+        for result in report.results
+        for value in dataclasses.astuple(result)
     )
 
 

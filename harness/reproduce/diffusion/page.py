@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from harness.report import formats
 from harness.report.figures import canvas, colour_of, marker_of, save, tidy
-from harness.report.table import Cell, Grid, label, number, to_csv, to_markdown
+from harness.report.table import Cell, Table, label, number, to_csv, to_markdown
 from harness.reproduce.diffusion.sentences import verdict
 from harness.reproduce.diffusion.verdict import Found, Measure, Point, read
 from harness.statistics.estimators import Effect
@@ -56,7 +56,7 @@ def markdown(manifest: Manifest, found: list[Found]) -> str:
     for one in found:
         parts += [f"## {one.length} tokens", "\n".join(f"- {line}" for line in verdict(one))]
         parts += [f"![answer against layer]({NAME}-{one.length}.png)"]
-        parts += [to_markdown(grid).replace("## ", "### ", 1).rstrip() for grid in _grids(one)]
+        parts += [to_markdown(table).replace("## ", "### ", 1).rstrip() for table in _tables(one)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -91,18 +91,18 @@ def _flat(point: Point) -> dict[str, Any]:
     return head | intervals | {"first_token": point.word("first"), "answer": point.word("whole")}
 
 
-def _grids(found: Found) -> list[Grid]:
+def _tables(found: Found) -> list[Table]:
     return [_compact(found, "first"), _compact(found, "whole"), _by_depth(found)]
 
 
-def _compact(found: Found, measure: Measure) -> Grid:
+def _compact(found: Found, measure: Measure) -> Table:
     rows = [
         [label(arm), *(_summary(found.points.get((arm, layer)), measure) for layer in found.layers)]
         for arm in found.arms
         if measure == "whole" or "hidden" not in arm  # what decode sees cannot change the first token
     ]
     head = ["dropped", *(f"from layer {layer}" for layer in found.layers)]
-    return Grid(measure, _TITLES[measure], _LEFT[measure], head, rows)
+    return Table(measure, _TITLES[measure], _LEFT[measure], head, rows)
 
 
 def _summary(point: Point | None, measure: Measure) -> Cell:
@@ -114,7 +114,7 @@ def _summary(point: Point | None, measure: Measure) -> Cell:
     return number(effect.estimate, text, effect.low, effect.high)
 
 
-def _by_depth(found: Found) -> Grid:
+def _by_depth(found: Found) -> Table:
     depths = sorted(set(found.frame["where"]))
     rows = [
         [label(arm), label(f"{depth:g}"), *(_at_depth(found, arm, layer, depth) for layer in found.layers)]
@@ -122,7 +122,7 @@ def _by_depth(found: Found) -> Grid:
         for depth in depths
     ]
     head = ["dropped", "depth", *(f"from layer {layer}" for layer in found.layers)]
-    return Grid("depths", "By depth", _DEPTHS, head, rows, labels=2)
+    return Table("depths", "By depth", _DEPTHS, head, rows, labels=2)
 
 
 def _at_depth(found: Found, arm: str, layer: int, depth: float) -> Cell:
@@ -134,7 +134,7 @@ def _at_depth(found: Found, arm: str, layer: int, depth: float) -> Cell:
     return number(change, f"{own['score'].mean() * 100:.0f} %, {change:+.2f}")
 
 
-def _numbers(found: list[Found]) -> Grid:
+def _numbers(found: list[Found]) -> Table:
     head = ["length", "dropped", "layer", "n", "accuracy", "accuracy change"]
     head += ["first token change", "first token", "answer change", "answer"]
     rows = [
@@ -154,7 +154,7 @@ def _numbers(found: list[Found]) -> Grid:
         for one in found
         for point in one.points.values()
     ]
-    return Grid(NAME, "Numbers", "", head, rows, labels=3)
+    return Table(NAME, "Numbers", "", head, rows, labels=3)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.report import formats
 from harness.report.recorded import recorded
-from harness.report.table import Cell, Grid, label, number, to_markdown
+from harness.report.table import Cell, Table, label, number, to_markdown
 from harness.report.tables import roofline
 from harness.reproduce.claims import KV_TOLERANCE, Judgement, Measured, summary
 from harness.reproduce.sliminfer.paper import E2E, LONGEST, TTFT
@@ -49,10 +49,10 @@ def write(readings: Readings, folder: Path) -> tuple[str, list[Judgement], list[
 def markdown(readings: Readings, judgements: list[Judgement]) -> str:
     """The page: claims, table, how near the machine's limits that was, differences."""
     limits = roofline(recorded(NAME, readings.manifest, readings.records))
-    grids = "\n".join(to_markdown(grid) for grid in (_claims(judgements), _table(readings), limits))
+    tables = "\n".join(to_markdown(table) for table in (_claims(judgements), _table(readings), limits))
     others = "\n".join(f"- {line}" for line in differences(readings))
     head = f"# SlimInfer, arXiv 2508.06447: paper beside here\n\n**{summary(judgements)}.**"
-    return f"{head}\n\n{grids}\n## What differs from the paper's setting\n\n{others}\n"
+    return f"{head}\n\n{tables}\n## What differs from the paper's setting\n\n{others}\n"
 
 
 def as_json(readings: Readings, judgements: list[Judgement]) -> dict[str, Any]:
@@ -82,9 +82,9 @@ def _nulled(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
-def _claims(judgements: list[Judgement]) -> Grid:
+def _claims(judgements: list[Judgement]) -> Table:
     head = ["claim", "paper", "here", "verdict"]
-    return Grid("claims", "Claims", _RULE, head, [_claim(judgement) for judgement in judgements])
+    return Table("claims", "Claims", _RULE, head, [_claim(judgement) for judgement in judgements])
 
 
 def _claim(judgement: Judgement) -> list[Cell]:
@@ -107,12 +107,12 @@ def _interval(found: Measured) -> str:
     return "" if math.isnan(found.low) else f" [{found.low:.3f}, {found.high:.3f}]"
 
 
-def _table(readings: Readings) -> Grid:
+def _table(readings: Readings) -> Table:
     most = readings.new_tokens[-1]
     head = ["prompt", "method", "n", "TTFT", "sooner", "paper", "FLOP ideal", "reached", "TPOT", f"E2E, {most} new"]
     head += ["faster", "paper", "prompt KV", "paper"]
     rows = [_row(readings, line) for line in readings.lines]
-    return Grid("sliminfer", "By prompt length", _TABLE, head, rows, labels=2)
+    return Table("sliminfer", "By prompt length", _TABLE, head, rows, labels=2)
 
 
 def _row(readings: Readings, line: Line) -> list[Cell]:
