@@ -1,4 +1,4 @@
-"""Triton kernels without a GPU: Triton's interpreter, made to work whatever was imported before, and in half the time."""
+"""Triton kernels without a GPU: Triton's interpreter, made to work whatever was imported before, and much faster."""
 
 from __future__ import annotations
 
