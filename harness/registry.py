@@ -26,14 +26,15 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """All classes of one kind, found on first use."""
 
-    def __init__(self, kind: str, package: str, base: type[T]) -> None:
+    def __init__(self, kind: str, package: str, base: type[T], group: str = "") -> None:
         """
         Args:
             kind: what one entry is, in words ("method").
-            package: import package that is searched; `harness.<package>` is the entry point group.
+            package: import package that is searched.
             base: the class every entry derives from.
+            group: entry point group of installed packages; "" for `harness.<package>`.
         """
-        self.kind, self.package, self.base = kind, package, base
+        self.kind, self.package, self.base, self.group = kind, package, base, group or f"harness.{package}"
         self._classes: dict[str, type[T]] = {}
         self._searched = False
 
@@ -77,7 +78,7 @@ class Registry(Generic[T]):
         for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
             if not module.ispkg:
                 self._add_from(importlib.import_module(module.name))
-        for point in entry_points(group=f"harness.{self.package}"):
+        for point in entry_points(group=self.group):
             self._add(self._from_entry_point(point))
 
     def _from_entry_point(self, point: EntryPoint) -> type[T]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from harness.errors import InputError
 from harness.grammar import Item, parse_item
+from harness.registry import Registry
 
 
 class NamedMean(NamedTuple):
@@ -40,6 +41,23 @@ class NamedMean(NamedTuple):
             return None
         means = [sum(scores[name] for name in group) / len(group) for group in self.groups]
         return sum(means) / len(means)
+
+
+class Suite:
+    """A family of tasks over which papers define means; a subclass has the family's name and says which means.
+
+    It stands apart from the tasks' own code, so that another mean does not make their records those of other code.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    def means(cls, members: Sequence[str]) -> Sequence[NamedMean]:
+        """The means worth showing where a run has these members."""
+        raise NotImplementedError
+
+
+SUITES: Registry[Suite] = Registry("suite", "tasks", Suite, group="harness.suites")
 
 
 class FoundMean(NamedTuple):
@@ -78,12 +96,8 @@ def found_means(tasks: Sequence[str]) -> list[FoundMean]:
 
 
 def family_means(family: str, members: Sequence[str]) -> Sequence[NamedMean]:
-    """The means that a family of tasks defines, those worth showing for these members."""
-    if family != "longbench":
-        return ()
-    from tasks.longbench.means import means_for
-
-    return means_for(members)
+    """The means that a family of tasks defines, those worth showing for these members; none where it is no suite."""
+    return SUITES.get(family).means(members) if family in SUITES.names() else ()
 
 
 def _found(mean: NamedMean, labels: Mapping[str, str], options: str) -> FoundMean | None:

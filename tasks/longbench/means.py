@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
-from tasks.common.means import NamedMean
+from tasks.common.means import NamedMean, Suite
 from tasks.longbench.prompts import CATEGORIES, E_MEMBERS, ENGLISH_16, MEMBERS, base_name
 
 
@@ -38,19 +39,25 @@ def category_mean(scores: Mapping[str, float], members: Iterable[str] = MEMBERS)
     return _over_categories("", members).of(scores)
 
 
-def means_for(members: Sequence[str]) -> list[NamedMean]:
-    """The means worth showing where a run has these tasks.
+class LongBenchMeans(Suite):
+    """LongBench's categories and totals.
 
     Categories are LongBench's own, of all 21 tasks, where the run has a Chinese task, and else those of the 16 English
     and code tasks; LongBench-E has its own.
     """
-    own = [name for name in members if name in MEMBERS]
-    found: list[NamedMean] = []
-    if any(MEMBERS[name].language == "zh" for name in own):
-        found += [*_suite("LongBench", tuple(MEMBERS)), *_totals("LongBench English-16", ENGLISH_16)]
-    elif own:
-        found += _suite("LongBench English-16", ENGLISH_16)
-    return found + (_suite("LongBench-E", E_MEMBERS) if set(members) & set(E_MEMBERS) else [])
+
+    name: ClassVar[str] = "longbench"
+
+    @classmethod
+    def means(cls, members: Sequence[str]) -> list[NamedMean]:
+        """The means worth showing where a run has these tasks."""
+        own = [name for name in members if name in MEMBERS]
+        found: list[NamedMean] = []
+        if any(MEMBERS[name].language == "zh" for name in own):
+            found += [*_suite("LongBench", tuple(MEMBERS)), *_totals("LongBench English-16", ENGLISH_16)]
+        elif own:
+            found += _suite("LongBench English-16", ENGLISH_16)
+        return found + (_suite("LongBench-E", E_MEMBERS) if set(members) & set(E_MEMBERS) else [])
 
 
 def _suite(name: str, members: Sequence[str]) -> list[NamedMean]:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
-from tasks.common.means import NamedMean, found_means
-from tasks.longbench.means import category_mean, category_means, english16_mean, means_for
+from tasks.common.means import SUITES, NamedMean, Suite, found_means
+from tasks.longbench.means import LongBenchMeans, category_mean, category_means, english16_mean
 from tasks.longbench.prompts import CATEGORIES, E_MEMBERS, ENGLISH_16, MEMBERS
 
 
@@ -35,7 +36,7 @@ def test_the_two_means_weigh_differently() -> None:
 def test_the_named_figures_are_those_of_the_functions() -> None:
     clock = random.Random(1)
     scores = {name: clock.uniform(0, 100) for name in MEMBERS}
-    found = {mean.name: mean.of(scores) for mean in means_for(tuple(MEMBERS))}
+    found = {mean.name: mean.of(scores) for mean in LongBenchMeans.means(tuple(MEMBERS))}
     assert found["LongBench English-16 flat mean"] == english16_mean(scores)
     assert found["LongBench English-16 category mean"] == category_mean(scores, ENGLISH_16)
     assert found["LongBench category mean"] == category_mean(scores)
@@ -78,3 +79,18 @@ def test_a_mean_is_over_the_means_of_its_groups() -> None:
     mean = NamedMean("m", (("a", "b"), ("c",)))
     assert mean.of({"a": 0.0, "b": 2.0, "c": 9.0, "d": 1.0}) == 5.0
     assert mean.of({"a": 0.0, "c": 9.0}) is None
+
+
+def test_any_family_of_tasks_may_name_its_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pairs(Suite):
+        name = "pairs"
+
+        @classmethod
+        def means(cls, members: Sequence[str]) -> list[NamedMean]:
+            return [NamedMean("Pairs mean", (("a", "b"),))]
+
+    tasks = ["pairs/a", "pairs/b"]
+    assert names(tasks) == []
+    SUITES.names()
+    monkeypatch.setattr(SUITES, "_classes", {"pairs": Pairs})
+    assert names(tasks) == ["Pairs mean"]

@@ -149,9 +149,9 @@ class DecodeAttention:
 
 
 def multiprocessors(device: torch.device | str) -> int:
-    """How many programs run side by side; some number where there is no GPU."""
+    """How many programs run side by side; a few where there is no GPU, and each is interpreted."""
     if torch.device(device).type != "cuda":
-        return 8
+        return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
