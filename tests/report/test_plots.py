@@ -37,7 +37,7 @@ def test_every_plot_as_png_and_svg(run: Path, tmp_path: Path) -> None:
 
 def test_another_process_draws_the_same_bytes_in_every_file(run: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    command = [sys.executable, "-c", DRAW, run.parent, there]
+    command = [sys.executable, "-c", DRAW, str(run.parent), str(there)]
     # Sets of strings come in another order there.
     with subprocess.Popen(command, env=os.environ | {"PYTHONHASHSEED": "1"}) as process:
         files = [path.relative_to(here) for path in report([run.parent], here)]
