@@ -64,7 +64,8 @@ class LazyLLM(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.layers = pruning_layers(self.options.layers, model.shape.layers)
-        self._revival = Revival(self.layers, model.shape.layers)
+        self.aux: dict[int, AuxCache] = {}
+        self._revival = Revival(self.layers, model.shape.layers, self.aux)
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -75,7 +76,7 @@ class LazyLLM(Method):
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Empties the Aux Caches."""
         super().begin(prompt_len, max_new_tokens)
-        self.aux = {layer: AuxCache() for layer in self.layers}
+        self._empty_aux()
         self._total = prompt_len + max_new_tokens
         self._index: Tensor | None = None
         self._recomputed = self._revival.recomputed = 0
@@ -83,7 +84,11 @@ class LazyLLM(Method):
     def end(self) -> None:
         """Frees the Aux Caches too."""
         super().end()
-        self.aux = {layer: AuxCache() for layer in self.layers}
+        self._empty_aux()
+
+    def _empty_aux(self) -> None:
+        # In the same mapping, which recorded steps know too.
+        self.aux.update((layer, AuxCache()) for layer in self.layers)
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """In decode, attends to the selected tokens alone, by their original positions."""
@@ -113,7 +118,7 @@ class LazyLLM(Method):
             return self.dense_replay
         start = self.cache[0].length
         wanted = [self._counts(seen) for seen in range(start + 1, self._total + 1)]
-        self._revival.prepare(self.cache, self.aux, self._total, wanted)
+        self._revival.prepare(self.cache, self._total, wanted)
         return self._revival
 
     def _prune(self, layer: int, rows: Rows, heads: Heads) -> Rows:

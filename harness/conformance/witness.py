@@ -10,6 +10,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -253,7 +254,7 @@ def _parts(thing: Any) -> list[Any]:
         return [*thing.keys(), *thing.values()]
     if isinstance(thing, (list, tuple, set, frozenset, deque)):
         return list(thing)
-    if isinstance(thing, type):
+    if isinstance(thing, (type, ModuleType)):
         return []
     slots = [name for kind in type(thing).__mro__ for name in getattr(kind, "__slots__", ()) if hasattr(thing, name)]
     return [*getattr(thing, "__dict__", {}).values(), *(getattr(thing, name) for name in slots)]

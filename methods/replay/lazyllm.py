@@ -36,12 +36,15 @@ class Revival(Replay):
         recomputed: tokens times layers that replayed steps computed for revival; the method sets it back.
     """
 
-    def __init__(self, layers: Sequence[int], depth: int) -> None:
+    def __init__(self, layers: Sequence[int], depth: int, aux: Mapping[int, AuxCache]) -> None:
         """
         Args:
             layers: the first one of each segment but the first.
             depth: layers of the model.
+            aux: by layer, the hidden states that wait before pruning points; the method's own mapping, which changes
+                with the request. They keep the memory, which `take` makes this object refer to.
         """
+        self._aux = aux
         self.cuts = self._starts = layers
         self._segments = [range(*ends) for ends in pairwise((0, *layers, depth))]
         self._memory: _Memory | None = None
@@ -54,19 +57,11 @@ class Revival(Replay):
         """Bytes on the device."""
         return 0 if self._memory is None else self._memory.nbytes
 
-    def prepare(
-        self,
-        caches: Sequence[LayerCache],
-        aux: Mapping[int, AuxCache],
-        total: int,
-        wanted: Sequence[Sequence[int]],
-    ) -> None:
+    def prepare(self, caches: Sequence[LayerCache], total: int, wanted: Sequence[Sequence[int]]) -> None:
         """Is told of the request whose steps are to be replayed.
 
         Args:
             caches: a layer each.
-            aux: by layer, the hidden states that wait before pruning points. They keep the memory, which `take` makes
-                this object refer to.
             total: tokens of the request, new ones included.
             wanted: for each of the next steps, how many tokens the pruning points choose.
         """
@@ -74,7 +69,7 @@ class Revival(Replay):
         room = capacity(total, held.room if held is not None else 0)
         if held is None or held.room != room:
             self._memory = _Memory(len(self._segments), room, device)
-        self._aux, self._wanted = aux, wanted
+        self._wanted = wanted
 
     def key(self) -> Hashable:
         """Changes with the memory that revival is managed in."""
