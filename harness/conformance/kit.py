@@ -11,9 +11,10 @@ with a reason, or is skipped with one. A check is a generator of problems: none 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, cached_property
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
@@ -21,14 +22,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from harness.conformance.tiny import END, LAYERS, MODELS, random_ids, tiny_engine, tiny_shape
+from harness.conformance.tiny import END, HEADS, LAYERS, MODELS, random_ids, tiny_engine, tiny_shape
 from harness.conformance.witness import Session, State, Trace
 from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.errors import InputError
+from harness.models.load import FAMILIES
 from harness.run.catalog import MethodSpec
 
-NEW_TOKENS = 6
+NEW_TOKENS = 4
+DECODING = tuple(zip(FAMILIES, cycle(HEADS), strict=False))
+"""Every family once, every layout of heads at least once: on the other models the prefill alone is looked at."""
+ONE = ("llama", "GQA")
+"""The model of every length."""
 COMMON, LONG = 333, 1101
 """Prompt tokens on every model, and where budgets in tokens (512, 1024) have to bite."""
 LOGITS_TOLERANCE = 1e-3
@@ -87,32 +93,39 @@ class Report:
 class Subject:
     """A method under test: fresh instances of it, and what it did with one prompt of every length on every model."""
 
-    def __init__(self, spec: MethodSpec, layers: int = LAYERS) -> None:
+    def __init__(self, spec: MethodSpec, layers: int = LAYERS, models: Sequence[tuple[str, str]] = MODELS) -> None:
         """
         Args:
             spec: the method with its options.
             layers: depth of the tiny models.
+            models: families and layouts of heads; one model is always there.
 
         Raises:
             InputError: the options do not fit a model of that depth.
         """
-        self.spec, self.layers = spec, layers
+        self.spec, self.layers, self.models = spec, layers, models
+        self._outcomes: dict[tuple[str, str, int], Trace | Exception] = {}
         spec.check(tiny_shape(layers=layers))
 
-    def session(self, family: str = "llama", heads: str = "GQA", spec: MethodSpec | None = None) -> Session:
+    def session(self, family: str = ONE[0], heads: str = ONE[1], spec: MethodSpec | None = None) -> Session:
         """A fresh instance on a tiny model."""
         engine = tiny_engine(family, heads, self.layers)
         return Session((spec or self.spec).build(engine.context), engine)
 
-    @cached_property
+    @property
     def outcomes(self) -> dict[str, Trace | Exception]:
         """Where -> what became of a prompt there: every model, and every length on one model."""
-        cases = [(*model, COMMON) for model in MODELS] + [("llama", "GQA", length) for length in self.lengths]
+        cases = [(*model, COMMON) for model in self.models] + [(*ONE, length) for length in self.lengths]
         return {_where(*case): self._outcome(*case) for case in dict.fromkeys(cases)}
 
-    def _outcome(self, family: str, heads: str, length: int) -> Trace | Exception:
+    def _outcome(self, *case: *tuple[str, str, int]) -> Trace | Exception:
+        if case not in self._outcomes:
+            self._outcomes[case] = self._served(*case)
+        return self._outcomes[case]
+
+    def _served(self, family: str, heads: str, length: int) -> Trace | Exception:
         try:
-            return self.session(family, heads).serve(prompt(length), NEW_TOKENS)
+            return self.session(family, heads).serve(prompt(length), _new_tokens(family, heads))
         except Exception as error:  # whatever a third party's code raises is a finding
             return error
 
@@ -131,7 +144,7 @@ class Subject:
 
     def trace(self, length: int) -> Trace:
         """What a fresh instance did with `prompt(length)` on one model, `length` being one of `lengths`."""
-        outcome = self.outcomes[_where("llama", "GQA", length)]
+        outcome = self._outcome(*ONE, length)
         if isinstance(outcome, Exception):
             raise Skip("such a request does not come through, see `lengths`")
         return outcome
@@ -154,6 +167,10 @@ class Subject:
         return spec
 
 
+def _new_tokens(family: str, heads: str) -> int:
+    return NEW_TOKENS if (family, heads) in DECODING else 1
+
+
 def _where(family: str, heads: str, length: int) -> str:
     return f"{family}, {heads}, prompt of {length}"
 
@@ -167,17 +184,18 @@ CHECKS: dict[str, Check] = {}
 """Every check by name; its docstring's first line is its demand."""
 
 
-def conformance(spec: MethodSpec, layers: int = LAYERS) -> Report:
+def conformance(spec: MethodSpec, layers: int = LAYERS, models: Sequence[tuple[str, str]] = MODELS) -> Report:
     """Runs every check on a method.
 
     Args:
         spec: the method with its options.
         layers: depth of the tiny models, for options that name deep layers.
+        models: families and layouts of heads; one model is always there.
 
     Raises:
         InputError: the options do not fit a model of that depth.
     """
-    subject = Subject(spec, layers)
+    subject = Subject(spec, layers, models)
     return Report(spec.label, bool(spec.kind.simulated), tuple(run_check(name, subject) for name in CHECKS))
 
 
@@ -205,7 +223,7 @@ def prompt(length: int, seed: int = 0) -> Tensor:
 def full_attention(family: str, heads: str, layers: int, length: int) -> Trace:
     """What full attention answers to `prompt(length)`."""
     full = MethodSpec("full", Method, Method.Options())
-    return Subject(full, layers).session(family, heads).serve(prompt(length), NEW_TOKENS)
+    return Subject(full, layers).session(family, heads).serve(prompt(length), _new_tokens(family, heads))
 
 
 def _check(name: str) -> Callable[[Check], Check]:
@@ -232,8 +250,8 @@ def _nothing_to_prune(subject: Subject) -> Iterator[str]:
     spec = subject.nothing()
     given = ":".join(f"{key}={value}" for key, value in subject.spec.kind.nothing.items())
     told = given or "no options (declare those that prune nothing)"
-    for family, heads, length in [*((*model, COMMON) for model in MODELS), ("llama", "GQA", LONG)]:
-        trace = subject.session(family, heads, spec).serve(prompt(length), NEW_TOKENS)
+    for family, heads, length in [*((*model, COMMON) for model in subject.models), (*ONE, LONG)]:
+        trace = subject.session(family, heads, spec).serve(prompt(length), _new_tokens(family, heads))
         if problem := _unlike(full_attention(family, heads, subject.layers, length), trace):
             yield f"{_where(family, heads, length)}, `nothing` being {told}: {problem}"
 
@@ -265,9 +283,8 @@ def _budget(subject: Subject) -> Iterator[str]:
 @_check("deterministic")
 def _deterministic(subject: Subject) -> Iterator[str]:
     """The same request twice gives the same tokens and keeps the same ones."""
-    for length in (COMMON, LONG):
-        again = subject.session().serve(prompt(length), NEW_TOKENS)
-        yield from _differences(f"prompt of {length}", subject.trace(length), again)
+    again = subject.session().serve(prompt(COMMON), NEW_TOKENS)
+    yield from _differences(f"prompt of {COMMON}", subject.trace(COMMON), again)
 
 
 @_check("no-state")

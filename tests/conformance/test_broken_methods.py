@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.conformance.kit import CHECKS, Subject, conformance, run_check
-from harness.conformance.tiny import MODELS
+from harness.conformance.tiny import LAYERS, MODELS
 from harness.engine.cache import gather
 from harness.engine.method import FirstLayers, Method
 from harness.engine.request import Request
@@ -280,36 +280,33 @@ BROKEN = [
     ("prompt", HeadOnly, "the last token is not fed"),
     ("prompt", Overwrites, "changed in place"),
 ]
-# Faults that no check can see alone: random choices differ between any two requests, and memory that a request leaves
-# behind is also memory that nobody reports.
-ALSO: dict[type[Method], set[str]] = {
-    Dice: {"no-state", "odd-batch"},
-    Remembers: {"odd-batch"},
-    LeaksMemory: {"odd-batch"},
-}
+SHARING = {"lengths", "budget", "positions", "last-token", "kept-counts", "bytes"}
+"""Checks that look at the same requests, so that all of them take no longer than one."""
 
 
-@pytest.fixture(autouse=True)
-def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault shows on any model; all of them are the business of the methods that are sound."""
-    monkeypatch.setattr("harness.conformance.kit.MODELS", MODELS[:1])
+# A fault shows on any model; all of them are the business of the methods that are sound.
+ONE_MODEL = MODELS[:1]
 
 
 def spec(kind: type[Method]) -> MethodSpec:
     return MethodSpec(kind.__name__, kind, kind.Options())
 
 
+def subject(kind: type[Method], layers: int = LAYERS) -> Subject:
+    return Subject(spec(kind), layers, ONE_MODEL)
+
+
 @pytest.mark.parametrize(("check", "kind", "words"), BROKEN, ids=[kind.__name__ for _, kind, _ in BROKEN])
-def test_a_fault_fails_the_check_for_it_and_no_other(check: str, kind: type[Method], words: str) -> None:
-    report = conformance(spec(kind))
-    failed = {finding.check: finding.detail for finding in report.findings if finding.status == "fail"}
-    assert not report.passed and words in failed.get(check, str(report))
-    assert set(failed) == {check} | ALSO.get(kind, set()), str(report)
+def test_a_fault_fails_the_check_for_it_and_none_beside_it(check: str, kind: type[Method], words: str) -> None:
+    broken = subject(kind)
+    findings = [run_check(name, broken) for name in (SHARING if check in SHARING else [check])]
+    failed = {finding.check: finding.detail for finding in findings if finding.status == "fail"}
+    assert words in failed.get(check, "") and set(failed) == {check}, failed
 
 
 def test_requests_without_new_tokens_let_in_fail_their_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Request, "__post_init__", lambda request: None)
-    assert run_check("zero-tokens", Subject(spec(Sound))).status == "fail"
+    assert run_check("zero-tokens", subject(Sound)).status == "fail"
 
 
 def test_every_check_has_a_method_that_fails_it() -> None:
@@ -318,7 +315,7 @@ def test_every_check_has_a_method_that_fails_it() -> None:
 
 @pytest.mark.parametrize("kind", [Method, Sound, Declared])
 def test_a_sound_method_passes(kind: type[Method]) -> None:
-    report = conformance(spec(kind))
+    report = conformance(spec(kind), models=ONE_MODEL)
     assert report.passed and {finding.status for finding in report.findings} == {"pass"}, str(report)
 
 
@@ -327,7 +324,7 @@ class Masks(Sound):
 
 
 def test_a_simulated_method_is_reported_as_such_and_its_memory_is_not_judged() -> None:
-    report = conformance(spec(Masks))
+    report = conformance(spec(Masks), models=ONE_MODEL)
     assert report.passed and report.simulated
     assert [finding.check for finding in report.findings if finding.status == "skip"] == ["bytes"]
     assert str(report).splitlines()[-1].startswith("Masks: conforms; simulated")
@@ -339,7 +336,7 @@ def crash(method: Method, *_: object) -> None:
 
 def test_a_method_that_never_runs_is_told_once_and_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sound, "begin", crash)
-    report = conformance(spec(Sound))
+    report = conformance(spec(Sound), models=ONE_MODEL)
     found = {finding.check: finding for finding in report.findings}
     assert "RuntimeError: two lines" in found["lengths"].detail
     assert found["budget"].status == found["positions"].status == "skip"
@@ -357,4 +354,4 @@ def test_options_that_fit_no_tiny_model_are_bad_input_not_a_finding() -> None:
 
 
 def test_deeper_models_hold_deeper_options() -> None:
-    assert Subject(spec(Sound), layers=9).trace(17).prefilled.kept == [9] * 9
+    assert subject(Sound, layers=9).trace(17).prefilled.kept == [9] * 9

@@ -6,7 +6,8 @@ from functools import cache
 
 import pytest
 
-from harness.conformance.kit import CHECKS, Subject, run_check
+from harness.conformance.kit import CHECKS, DECODING, Subject, run_check
+from harness.conformance.tiny import MODELS
 from harness.run.catalog import METHODS, parse_methods
 
 VARIANTS = [
@@ -18,7 +19,7 @@ VARIANTS = [
     "streaming:mode=evict:window=64:sinks=0",
     "streaming:mode=ashape:window=64",
     "quest:budget=64:per=kv_head",
-    "quest:budget=0.1:question=decode:page=7:dense_layers=0",
+    "quest:budget=0.1:question=decode:question_tokens=6:page=7:dense_layers=0",
     "quest:budget=64:offload=host",
 ]
 EVERY = METHODS.names() + VARIANTS
@@ -26,8 +27,10 @@ EVERY = METHODS.names() + VARIANTS
 
 @cache
 def subject(text: str) -> Subject:
+    """A method by default meets all models; its options meet one model of every length and, in turns, another one."""
     (spec,) = parse_methods(text)
-    return Subject(spec)
+    turn = DECODING[EVERY.index(text) % len(DECODING)]
+    return Subject(spec, models=[turn] if text in VARIANTS else MODELS)
 
 
 # The lower decorator is the outer loop: all checks of one method follow each other and share its requests.

@@ -81,8 +81,8 @@ def method_named(name: str, options: Options, model: Model) -> Method:
 
 
 def rotating(options: list[Options]) -> list[Any]:
-    """Every set of options at every length, the models taking turns."""
-    pairs = [(given_options, length) for given_options in options for length in LENGTHS]
+    """Every set of options at every other length, in turns from the first or the second; models take turns, too."""
+    pairs = [(given_options, length) for turn, given_options in enumerate(options) for length in LENGTHS[turn % 2 :: 2]]
     return [
         pytest.param(given_options, length, MODELS[index % len(MODELS)], id=f"{text('', given_options)}-{length}")
         for index, (given_options, length) in enumerate(pairs)

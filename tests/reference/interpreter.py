@@ -83,12 +83,11 @@ def _known_scalars(numpy_dtype: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _patch_once(patch: Callable[[Any], Any], nothing: Callable[[], Any]) -> Callable[[Any], Any]:
-    patched: set[frozenset[int]] = set()
+    patched: set[str] = set()
 
     def once(function: Any) -> Any:
-        languages = frozenset(id(value) for value in function.__globals__.values() if isinstance(value, ModuleType))
-        if languages not in patched:
-            patched.add(languages)
+        if function.__module__ not in patched:
+            patched.add(function.__module__)
             patch(function)
         return nothing()
 
