@@ -61,7 +61,7 @@ def run_command(
     _load_methods(method_file)
     _load_tasks(task_file)
     from harness.run.spec import RunSpec
-    from harness.run.terminal import run
+    from harness.run.terminal import run, show
 
     given = {
         "model": model, "methods": methods, "tasks": tasks, "data_dir": data_dir, "limit": limit,
@@ -70,7 +70,7 @@ def run_command(
         "noise_floor": noise_floor,
     }  # fmt: skip
     spec = RunSpec.read(given)
-    run(spec, output or spec.default_folder())
+    show(*run(spec, output or spec.default_folder()))
 
 
 @app.command("resume")
@@ -83,11 +83,11 @@ def resume_command(
     task_file: TaskFiles = None,
 ) -> None:
     """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
-    from harness.run.terminal import resume
+    from harness.run.terminal import resume, show
 
     _load_methods(method_file)
     _load_tasks(task_file)
-    resume(folder, samples, data_dir, model)
+    show(*resume(folder, samples, data_dir, model))
 
 
 @app.command("methods")

@@ -99,4 +99,4 @@ def diffusion_command(
     task = f"diffusion:lengths={lengths}:depths={depths}:repeats={repeats}"
     plan = plan_probe(model, task, chosen, list(arms_of(arms)), seed=seed, device=device, dtype=dtype)
     folder = output or plan.spec.default_folder("reproduce-diffusion")
-    run_plan(plan, folder, ProbeWorker, write, "the same command")
+    show(*run_plan(plan, folder, ProbeWorker, write, "the same command"))

@@ -1,7 +1,7 @@
-"""The one way from a specification to records, for every command: progress, table, Ctrl-C.
+"""The one way from a specification to records and their page, for every command: progress, drawing, Ctrl-C.
 
-Progress goes to standard error, the table to standard output. Ctrl-C leaves a valid folder that says it is incomplete;
-what it holds is drawn all the same, and the terminal says how to go on.
+Progress goes to standard error. Ctrl-C leaves a valid folder that says it is incomplete; what it holds is drawn and
+printed all the same, and the terminal says how to go on.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Drawn = tuple[str, Sequence[Path]]
 """A page for people, and the files that were written."""
 
 
-def run(spec: RunSpec, folder: Path) -> None:
-    """Runs, or resumes, a specification and prints its table; see `run_plan`."""
-    run_plan(plan(spec), folder, MethodWorker, draw, f"the same command, or 'harness resume {folder}'")
+def run(spec: RunSpec, folder: Path) -> Drawn:
+    """Runs, or resumes, a specification and draws its table; see `run_plan`."""
+    return run_plan(plan(spec), folder, MethodWorker, draw_tables, f"the same command, or 'harness resume {folder}'")
 
 
-def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> None:
+def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Drawn:
     """Goes on with the run that a folder holds; see `run_plan`.
 
     Args:
@@ -45,13 +45,13 @@ def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None,
     """
     recorded = load_manifest(folder).spec
     changed = {key: value for key, value in {"limit": limit, "model": model}.items() if value is not None}
-    run(RunSpec.read(recorded | changed | {"data_dir": data_dir}), folder)
+    return run(RunSpec.read(recorded | changed | {"data_dir": data_dir}), folder)
 
 
 def run_plan(
     planned: Plan, folder: Path, start: Callable[[Plan], Worker], draw: Callable[[Path], Drawn], go_on: str
-) -> None:
-    """Runs, or resumes, a plan, then draws and prints what is recorded.
+) -> Drawn:
+    """Runs, or resumes, a plan and draws what is recorded.
 
     Args:
         planned: what to do.
@@ -62,7 +62,7 @@ def run_plan(
 
     Raises:
         InputError: bad input.
-        typer.Exit: interrupted, after all else is done.
+        typer.Exit: interrupted; what is recorded by then has been drawn and printed.
     """
     try:
         execute(planned, folder, Progress(Console(stderr=True)), start)
@@ -72,10 +72,10 @@ def run_plan(
             show(*draw(folder))
         print(f"harness: interrupted; {folder} is marked incomplete; to go on: {go_on}", file=sys.stderr, flush=True)
         raise typer.Exit(INTERRUPTED) from None
-    show(*draw(folder))
+    return draw(folder)
 
 
-def draw(folder: Path) -> Drawn:
+def draw_tables(folder: Path) -> Drawn:
     """Writes a run's tables and its plot."""
     paths = render(folder)
     return (folder / "table.md").read_text(encoding="utf-8"), paths
