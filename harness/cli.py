@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 
 from harness.errors import InputError
 from harness.reproduce.command import app as reproduce_app
@@ -24,8 +22,6 @@ app = typer.Typer(
 )
 app.add_typer(reproduce_app, name="reproduce")
 app.command("sweep")(sweep_command)
-
-INTERRUPTED = 130
 
 MethodFiles = Annotated[
     list[Path] | None, typer.Option("--method-file", help="Python file that defines methods; may be given repeatedly")
@@ -64,12 +60,17 @@ def run_command(
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
     _load_methods(method_file)
     _load_tasks(task_file)
-    spec = _spec(
-        model=model, methods=methods, tasks=tasks, data_dir=data_dir, limit=limit, max_length=max_length,
-        device=device, dtype=dtype, attention=attention, engine=engine, memory_limit=memory_limit, seed=seed,
-        question=question, parts=parts, ledger=ledger, noise_floor=noise_floor,
-    )  # fmt: skip
-    _execute(spec, output or Path("results") / f"{_slug(model)}-{spec.run_hash()[:8]}")
+    from harness.run.spec import RunSpec
+    from harness.run.terminal import run, show
+
+    given = {
+        "model": model, "methods": methods, "tasks": tasks, "data_dir": data_dir, "limit": limit,
+        "max_length": max_length, "device": device, "dtype": dtype, "attention": attention, "engine": engine,
+        "memory_limit": memory_limit, "seed": seed, "question": question, "parts": parts, "ledger": ledger,
+        "noise_floor": noise_floor,
+    }  # fmt: skip
+    spec = RunSpec.read(given)
+    show(*run(spec, output or spec.default_folder()))
 
 
 @app.command("resume")
@@ -82,32 +83,11 @@ def resume_command(
     task_file: TaskFiles = None,
 ) -> None:
     """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
-    from harness.storage.store import load_manifest
+    from harness.run.terminal import resume, show
 
     _load_methods(method_file)
     _load_tasks(task_file)
-    asked = load_manifest(folder).spec | {"data_dir": data_dir}
-    asked |= {"model": model} if model else {}
-    asked |= {"limit": samples} if samples else {}
-    _execute(_spec(**asked), folder)
-
-
-def _execute(spec: Any, folder: Path) -> None:
-    from harness.report.render import render
-    from harness.run.execute import plan, run
-
-    planned, interrupted = plan(spec), False
-    try:
-        run(planned, folder, _progress())
-    except KeyboardInterrupt:
-        interrupted = True
-    paths = render(folder)
-    _say((folder / "table.md").read_text(encoding="utf-8"))
-    for path in paths:
-        _say(f"wrote {path}")
-    if interrupted:
-        _complain(f"interrupted; {folder} is marked incomplete; 'harness resume {folder}' goes on")
-        raise typer.Exit(INTERRUPTED)
+    show(*resume(folder, samples, data_dir, model))
 
 
 @app.command("methods")
@@ -313,27 +293,6 @@ def _shown(default: Any) -> str:
     if default is None:
         return "by itself"
     return "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def _spec(**given: Any) -> Any:
-    from harness.run.spec import RunSpec
-
-    try:
-        return RunSpec(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise InputError(f"{option}: {first['msg']} (got {first['input']!r})") from None
-
-
-def _progress() -> Any:
-    from harness.run.progress import Progress
-
-    return Progress(Console(stderr=True))
-
-
-def _slug(model: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-." else "-" for letter in Path(model).name.lower())
 
 
 def _say(text: str) -> None:

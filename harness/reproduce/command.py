@@ -39,15 +39,14 @@ def sliminfer_command(
     from harness.reproduce.claims import exit_code
     from harness.reproduce.sliminfer.page import write
     from harness.reproduce.sliminfer.records import read
+    from harness.run.terminal import show
 
     choice = parse_undecided(undecided)
     machine = {"device": device, "dtype": dtype, "attention": attention, "engine": engine}
     chosen = {option: value for option, value in machine.items() if value != "auto"}
     folder = run or _measure(model, lengths, new_tokens, repeats, slim, output, **chosen)
     text, judgements, paths = write(read(folder), folder)
-    _say(text)
-    for path in paths:
-        _say(f"wrote {path}")
+    show(text, paths)
     if code := exit_code(judgements, choice):
         raise typer.Exit(code)
 
@@ -58,13 +57,14 @@ def _measure(
     """Runs, or resumes, the paper's table and returns its folder."""
     from harness.models.load import describe
     from harness.reproduce.sliminfer.paper import numbers, run_options, setting_for
-    from harness.run.terminal import carry_out, read_spec
+    from harness.run.spec import RunSpec
+    from harness.run.terminal import run
 
     prompts, counts = numbers("--lengths", lengths, 16), numbers("--new-tokens", new_tokens, 1)
     options = run_options(setting_for(describe(model), prompts[-1]), prompts, counts, repeats, slim)
-    spec = read_spec({"model": model, **options, **machine})
-    folder = output or Path("results") / f"reproduce-sliminfer-{spec.run_hash()[:8]}"
-    carry_out(spec, folder)
+    spec = RunSpec.read({"model": model, **options, **machine})
+    folder = output or spec.default_folder("reproduce-sliminfer")
+    run(spec, folder)
     return folder
 
 
@@ -88,27 +88,15 @@ def diffusion_command(
 ) -> None:
     """Information diffusion: from which layer on may the rows that say the answer be dropped, and who reads them?"""
     from harness.reproduce.diffusion.page import write
-
-    task = f"diffusion:lengths={lengths}:depths={depths}:repeats={repeats}"
-    folder = run or _probe(model, task, layers, arms, output, seed=seed, device=device, dtype=dtype)
-    text, paths = write(folder)
-    _say(text)
-    for path in paths:
-        _say(f"wrote {path}")
-
-
-def _probe(model: str, task: str, layers: str | None, arms: str, output: Path | None, **machine: Any) -> Path:
-    """Runs, or resumes, the probe and returns its folder."""
-    from harness.reproduce.diffusion.run import arms_of, plan_probe, run_probe
+    from harness.reproduce.diffusion.plan import arms_of, plan_probe
+    from harness.reproduce.diffusion.worker import ProbeWorker
     from harness.reproduce.sliminfer.paper import numbers
-    from harness.run.terminal import to_the_end
+    from harness.run.terminal import run_plan, show
 
+    if run is not None:
+        return show(*write(run))
     chosen = numbers("--layers", layers, 1) if layers else ()
-    plan = plan_probe(model, task, chosen, list(arms_of(arms)), **machine)
-    folder = output or Path("results") / f"reproduce-diffusion-{plan.spec.run_hash()[:8]}"
-    to_the_end(folder, lambda progress: run_probe(plan, folder, progress))
-    return folder
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+    task = f"diffusion:lengths={lengths}:depths={depths}:repeats={repeats}"
+    plan = plan_probe(model, task, chosen, list(arms_of(arms)), seed=seed, device=device, dtype=dtype)
+    folder = output or plan.spec.default_folder("reproduce-diffusion")
+    show(*run_plan(plan, folder, ProbeWorker, write, "the same command"))

@@ -27,7 +27,7 @@ from harness.options import OptionSet
 from harness.run.catalog import parse_methods
 from harness.run.loglikelihood import rate_choices
 from harness.run.prompts import encode
-from harness.run.request import TEMPLATE_ROOM
+from harness.run.samples import TEMPLATE_ROOM
 from tasks.base import Sample
 from tasks.lm_eval import cut_at, new_tokens, render_chat, stop_texts
 

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.engine.engine import Engine
+from harness.errors import InputError
 from harness.grammar import without_paths
 from harness.measuring.provenance import source_hash
 from harness.run.catalog import MethodSpec
 from tasks.base import Task
+
+
+class WrongOption(InputError):
+    """A value that a run cannot have; says which as an option of the command line.
+
+    Attributes:
+        option: the field of `RunSpec`.
+        reason: what is wrong with its value.
+    """
+
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(f"--{option.replace('_', '-')}: {reason}")
+        self.option, self.reason = option, reason
 
 
 class RunSpec(BaseModel):
@@ -47,6 +62,19 @@ class RunSpec(BaseModel):
     attention: Literal["auto", "fa3", "fa2", "cudnn", "flash", "sdpa"] = "auto"
     engine: Literal["auto", "graphed", "fused", "stock"] = "auto"
 
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Self:
+        """The specification that a user, a file or a manifest gives as option -> value.
+
+        Raises:
+            WrongOption: a value that does not fit.
+        """
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise WrongOption(str(first["loc"][0]), f"{first['msg']} (got {first['input']!r})") from None
+
     def identity(self) -> dict[str, Any]:
         """The part that shapes answers, as JSON values."""
         public = {"model": public_name(self.model), "tasks": without_paths(self.tasks)}
@@ -56,12 +84,21 @@ class RunSpec(BaseModel):
         """Hash of what the user asked for; equal hashes may share a results folder."""
         return content_hash(self.identity())
 
+    def default_folder(self, name: str = "") -> Path:
+        """Where the run goes if nobody says where: `results/NAME-HASH`, with the model's name unless one is given."""
+        return Path("results") / f"{folder_name(name or Path(self.model).name)}-{self.run_hash()[:8]}"
+
 
 def public_name(model: str) -> str:
     """A model's name without the path to it, which may say whose machine this is; the weights' hash identifies it."""
     kind, colon, path = model.rpartition(":")
     is_path = Path(path).expanduser().exists() or path.startswith(("/", "~", "."))
     return f"{kind}{colon}{Path(path).name}" if is_path else model
+
+
+def folder_name(text: str) -> str:
+    """The text in characters that every file system takes."""
+    return "".join(letter if letter.isalnum() or letter in "-.=" else "-" for letter in text.lower())
 
 
 def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, dtype: str, kernel: str) -> str:

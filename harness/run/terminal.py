@@ -1,55 +1,86 @@
-"""Runs a specification from the terminal: progress on standard error, tables beside the records, Ctrl-C handled."""
+"""The one way from a specification to records and their page, for every command: progress, drawing, Ctrl-C.
+
+Progress goes to standard error. Ctrl-C leaves a valid folder that says it is incomplete; what it holds is drawn and
+printed all the same, and the terminal says how to go on.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
 from harness.errors import InputError
 from harness.report.render import render
-from harness.run.execute import plan, run
+from harness.run.execute import Worker, execute
+from harness.run.plan import Plan, plan
 from harness.run.progress import Progress
 from harness.run.spec import RunSpec
+from harness.run.worker import MethodWorker
+from harness.storage.store import load_manifest
 
 INTERRUPTED = 130
 
+Drawn = tuple[str, Sequence[Path]]
+"""A page for people, and the files that were written."""
 
-def read_spec(given: dict[str, Any]) -> RunSpec:
-    """The specification of a run.
 
-    Raises:
-        InputError: a value that does not fit, named as an option of the command line.
+def run(spec: RunSpec, folder: Path) -> Drawn:
+    """Runs, or resumes, a specification and draws its table; see `run_plan`."""
+    return run_plan(plan(spec), folder, MethodWorker, draw_tables, f"the same command, or 'harness resume {folder}'")
+
+
+def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Drawn:
+    """Goes on with the run that a folder holds; see `run_plan`.
+
+    Args:
+        folder: of the run.
+        limit: samples a task, if not as many as before.
+        data_dir: of LongBench; paths are not recorded.
+        model: where it lies, if it is a path.
     """
-    try:
-        return RunSpec(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise InputError(f"{option}: {first['msg']} (got {first['input']!r})") from None
+    recorded = load_manifest(folder).spec
+    changed = {key: value for key, value in {"limit": limit, "model": model}.items() if value is not None}
+    return run(RunSpec.read(recorded | changed | {"data_dir": data_dir}), folder)
 
 
-def carry_out(spec: RunSpec, folder: Path) -> None:
-    """Runs, or resumes, `spec` in `folder` and writes its tables; see `to_the_end`."""
-    planned = plan(spec)
-    to_the_end(folder, lambda progress: run(planned, folder, progress))
-    render(folder)
+def run_plan(
+    planned: Plan, folder: Path, start: Callable[[Plan], Worker], draw: Callable[[Path], Drawn], go_on: str
+) -> Drawn:
+    """Runs, or resumes, a plan and draws what is recorded.
 
-
-def to_the_end(folder: Path, work: Callable[[Progress], None]) -> None:
-    """Does work that records into `folder`, showing its progress.
+    Args:
+        planned: what to do.
+        folder: where the records go.
+        start: makes who answers.
+        draw: writes what is for people from the folder's records.
+        go_on: how to, if it is interrupted.
 
     Raises:
         InputError: bad input.
-        typer.Exit: interrupted; what was recorded stays, and the same command goes on.
+        typer.Exit: interrupted; what is recorded by then has been drawn and printed.
     """
     try:
-        work(Progress(Console(stderr=True)))
+        execute(planned, folder, Progress(Console(stderr=True)), start)
     except KeyboardInterrupt:
-        print(f"harness: interrupted; the same command goes on in {folder}", file=sys.stderr, flush=True)
+        # There may be too little to draw.
+        with suppress(InputError):
+            show(*draw(folder))
+        print(f"harness: interrupted; {folder} is marked incomplete; to go on: {go_on}", file=sys.stderr, flush=True)
         raise typer.Exit(INTERRUPTED) from None
+    return draw(folder)
+
+
+def draw_tables(folder: Path) -> Drawn:
+    """Writes a run's tables and its plot."""
+    paths = render(folder)
+    return (folder / "table.md").read_text(encoding="utf-8"), paths
+
+
+def show(text: str, paths: Sequence[Path]) -> None:
+    """Prints a page and the names of files."""
+    print("\n".join([text, *(f"wrote {path}" for path in paths)]), flush=True)

@@ -7,15 +7,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.grammar import parse_item
 from harness.models.load import describe
 from harness.run.catalog import TASKS, build_tasks, parse_methods
-from harness.run.execute import Plan, plan
-from harness.run.spec import RunSpec, public_name
+from harness.run.plan import Plan, plan
+from harness.run.spec import RunSpec, WrongOption, folder_name, public_name
 from harness.statistics.paired import REFERENCE
 from harness.sweep.grid_file import Entry, GridFile, MethodGrid
 from tasks.base import TaskContext
@@ -130,15 +128,14 @@ def _task(grid: GridFile, entry: Entry, data_dir: Path | None) -> str:
 
 def _spec(grid: GridFile, given: dict[str, Any]) -> RunSpec:
     try:
-        return RunSpec(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
+        return RunSpec.read(given)
+    except WrongOption as error:
+        key = error.option
         lines = [entry.line for entry in (*grid.runs.get(key, ()), grid.settings.get(key)) if entry]
-        raise grid.wrong(lines[0] if lines else 1, f"{key}: {first['msg']} (got {first['input']!r})") from None
+        raise grid.wrong(lines[0] if lines else 1, f"{key}: {error.reason}") from None
 
 
 def _folder(model: str, point: dict[str, str]) -> str:
-    """`smollm2`, `smollm2-question=after`: only characters that every file system takes."""
+    """`smollm2`, `smollm2-question=after`."""
     parts = [Path(model).name, *(f"{key}={value}" for key, value in point.items() if key != "model")]
-    return "".join(letter if letter.isalnum() or letter in "-.=" else "-" for letter in "-".join(parts).lower())
+    return folder_name("-".join(parts))

@@ -36,16 +36,13 @@ def sweep_command(
 
 def _run(sweep: Sweep, folder: Path) -> None:
     """Every run in turn; whatever ends them, what is recorded by then gets its table and plots."""
-    from harness.run.terminal import carry_out
+    from harness.run.terminal import run, show
     from harness.sweep.pages import write
 
     try:
-        for index, run in enumerate(sweep.runs, start=1):
-            print(f"run {index}/{len(sweep.runs)}: {run.folder}", file=sys.stderr, flush=True)
-            carry_out(run.plan.spec, folder / run.folder)
+        for index, one in enumerate(sweep.runs, start=1):
+            print(f"run {index}/{len(sweep.runs)}: {one.folder}", file=sys.stderr, flush=True)
+            run(one.plan.spec, folder / one.folder)
     finally:
-        paths = write(sweep, folder)
-        for path in paths[:1]:
-            print(path.read_text(encoding="utf-8"))
-        for path in paths:
-            print(f"wrote {path}", flush=True)
+        if paths := write(sweep, folder):
+            show(paths[0].read_text(encoding="utf-8"), paths)

@@ -19,7 +19,7 @@ from harness.errors import InputError
 from harness.measuring.roofline import Ceilings, ceilings, dense_prefill_flops
 from harness.models.load import resolve_device, resolve_dtype
 from harness.models.random import ByteTokenizer
-from harness.run.execute import Plan
+from harness.run.plan import Plan
 from harness.run.spec import public_name
 from harness.storage.store import MANIFEST, load, load_manifest
 from harness.sweep.cells import SweepRun

@@ -13,11 +13,12 @@ import torch
 
 import harness
 from harness.engine.request import Request
+from harness.reproduce.diffusion.plan import ARMS, probe_spec
 from harness.reproduce.diffusion.probe import SINK, Places, Probe
-from harness.reproduce.diffusion.run import ARMS, probe_spec, rate
 from harness.reproduce.diffusion.sentences import verdict
 from harness.reproduce.diffusion.task import DiffusionNeedle
 from harness.reproduce.diffusion.verdict import Found
+from harness.reproduce.diffusion.worker import PromptReader, rate
 from harness.run.catalog import METHODS
 from tasks.base import TaskContext
 from tests.command import run
@@ -241,18 +242,11 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_one_prompt_at_a_time_is_held_and_probes_that_differ_in_decode_alone_share_it() -> None:
-    from types import SimpleNamespace
-    from typing import Any, cast
-
-    from harness.reproduce.diffusion.run import _Bench
-
-    engine = tiny_engine()
-    loaded: Any = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")))
-    bench, prompt = _Bench(loaded, engine), cast("list[int]", random_ids(PROMPT).tolist())
+    reader, request = PromptReader(tiny_engine()), Request(random_ids(PROMPT), len(ANSWER))
     seen, hidden = (probe(f"drop=needle:layer=3:hide={hide}", [10, 11]) for hide in ("false", "true"))
     later = probe("drop=needle:layer=4", [10, 11])
     with torch.inference_mode():
-        first = bench.read(seen, prompt, ANSWER)
-        assert bench.read(hidden, prompt, ANSWER) is first and hidden.cache is seen.cache
-        assert bench.read(later, prompt, ANSWER) is not first
+        first = reader.read(seen, request)
+        assert reader.read(hidden, request) is first and hidden.cache is seen.cache
+        assert reader.read(later, request) is not first
     assert seen.cache == hidden.cache == [] and len(later.cache) == LAYERS

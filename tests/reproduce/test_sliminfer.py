@@ -255,15 +255,3 @@ def test_it_runs_without_the_packages_of_other_tasks(tmp_path: Path) -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); from harness.cli import main; main({command!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-
-
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("harness.run.terminal.run", interrupted)
-    command = ["--model", tiny(tmp_path), "--lengths", "256", "--output", str(tmp_path / "run"), "--device", "cpu"]
-    assert run("reproduce", "sliminfer", *command) == 130
-    assert "the same command goes on" in capsys.readouterr().err

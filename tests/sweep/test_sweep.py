@@ -103,11 +103,11 @@ def test_a_point_on_an_axis_is_of_the_methods_with_that_value(tmp_path: Path) ->
 def test_an_unfinished_sweep_shows_what_there_is(tmp_path: Path) -> None:
     grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
     sweep = plan_sweep(read_grid(grid))
-    from harness.run.terminal import carry_out
+    from harness.run.terminal import run as run_spec
     from harness.sweep.pages import write
 
     assert write(sweep, folder) == []
-    carry_out(sweep.runs[0].plan.spec, folder / sweep.runs[0].folder)
+    run_spec(sweep.runs[0].plan.spec, folder / sweep.runs[0].folder)
     page = write(sweep, folder)[0].read_text()
     assert "1 runs have no records yet" in page and "`speed" in page
 

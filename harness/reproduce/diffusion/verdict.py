@@ -29,8 +29,8 @@ from typing import Literal
 import pandas as pd
 
 from harness.errors import InputError
+from harness.reproduce.diffusion.plan import ARMS, probe_spec
 from harness.reproduce.diffusion.probe import Probe
-from harness.reproduce.diffusion.run import ARMS, probe_spec
 from harness.statistics.estimators import Effect, pairs, score_effect, speed_effect
 from harness.statistics.paired import REFERENCE
 from harness.storage.store import Manifest, load, load_manifest

@@ -10,10 +10,10 @@ from harness.conformance.tiny import random_ids, tiny_engine
 from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.engine.request import Request
-from harness.measuring.overhead import bare_ttft, overhead, own_cost
 from harness.models import smollm2
 from harness.models.load import load
 from harness.run.catalog import parse_methods
+from harness.run.overhead import bare_ttft, overhead, own_cost
 
 
 def built(engine: Engine, text: str = "full") -> Method:

@@ -1,7 +1,7 @@
 """What measuring costs: the same requests under `measure` and under a bare clock.
 
-    python -m harness.measuring.overhead                                       # embedded model, 512 tokens, 40 pairs
-    python -m harness.measuring.overhead --model random:llama-3.1-8b --tokens 32768 --device cuda --method slim
+    python -m harness.run.overhead                                             # embedded model, 512 tokens, 40 pairs
+    python -m harness.run.overhead --model random:llama-3.1-8b --tokens 32768 --device cuda --method slim
 
 Two readings, because each has what the other lacks:
 

@@ -1,0 +1,82 @@
+"""A plan beside its loaded model, where a cell's description becomes a method that can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.engine.engine import Engine, build_engine
+from harness.engine.method import Method
+from harness.measuring.provenance import source_hash
+from harness.models.load import LoadedModel, load
+from harness.run.plan import CellSpec, Plan
+from harness.run.spec import RunSpec, cell_hash
+from tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method of one task, ready to be asked.
+
+    Attributes:
+        hash: content hash of everything that shapes its answers.
+        label: the method's row in tables.
+        method: bound to the model.
+        task: which scores.
+    """
+
+    hash: str
+    label: str
+    method: Method
+    task: Task
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A plan, its model and the engine around it."""
+
+    plan: Plan
+    model: LoadedModel
+    engine: Engine
+
+    @property
+    def spec(self) -> RunSpec:
+        """What the user asked for."""
+        return self.plan.spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.model.device
+        return device
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the run only now; the same whenever and wherever it goes on, or it is another run."""
+        return {
+            "weights_hash": self.model.weights_hash,
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "attention": self.engine.context.attention.kernel,
+            "engine": self.engine.kind,
+            "context": self.model.shape.max_context,
+            "method_sources": {method.label: source_hash(method.kind) for method in self.plan.methods},
+            "task_sources": {task.label: source_hash(type(task)) for task in self.plan.tasks},
+        }
+
+    def bind(self, cell: CellSpec) -> Cell:
+        """The cell that is described."""
+        method, task = self.plan.method(cell), self.plan.task(cell)
+        dtype, kernel = str(self.model.model.dtype), f"{self.engine.context.attention.kernel}, {self.engine.kind}"
+        identity = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel)
+        return Cell(identity, method.label, method.build(self.engine.context), task)
+
+
+def load_run(plan: Plan) -> LoadedRun:
+    """Loads a plan's model.
+
+    Raises:
+        InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
+    """
+    model = load(plan.spec.model, plan.spec.device, plan.spec.dtype)
+    return LoadedRun(plan, model, build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine))

@@ -1,0 +1,133 @@
+"""What a run will do, checked before a model is loaded, so that bad input costs nothing.
+
+A run is cells, each one method on one task. A cell is described by values alone: whoever is sent them, another process
+or another machine, plans the same run and makes the same cell of it. What a cell becomes beside a loaded model is in
+`harness.run.loaded`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.engine.attention import check_attention
+from harness.engine.fused import check_engine
+from harness.engine.shape import ModelShape
+from harness.errors import InputError
+from harness.models.load import describe, limit_memory, resolve_device
+from harness.run.catalog import MethodSpec, build_tasks, parse_methods
+from harness.run.spec import RunSpec, public_name
+from harness.statistics.noise import TWIN
+from harness.storage.store import Manifest
+from tasks.base import Task, TaskContext
+
+
+class CellSpec(BaseModel):
+    """One method on one task of a run.
+
+    Attributes:
+        run: says all else: the model, the device, the protocol, the seed.
+        method: label of one of the run's methods.
+        task: label of one of its tasks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: RunSpec
+    method: str
+    task: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has been checked as far as it can be without weights.
+
+    Attributes:
+        spec: what the user asked for.
+        shape: of the model.
+        methods: each label once, in the order of the run.
+        tasks: likewise.
+    """
+
+    spec: RunSpec
+    shape: ModelShape
+    methods: list[MethodSpec]
+    tasks: list[Task]
+
+    def cells(self) -> list[list[CellSpec]]:
+        """All cells, task by task: the methods of a task take turns at its samples, so they stay together."""
+        return [
+            [CellSpec(run=self.spec, method=method.label, task=task.label) for method in self.methods]
+            for task in self.tasks
+        ]
+
+    def method(self, cell: CellSpec) -> MethodSpec:
+        """The method of a cell of this run."""
+        return next(method for method in self.methods if method.label == cell.method)
+
+    def task(self, cell: CellSpec) -> Task:
+        """The task of a cell of this run."""
+        return next(task for task in self.tasks if task.label == cell.task)
+
+    def manifest(self) -> Manifest:
+        """What the store keeps of it."""
+        return Manifest(
+            run_hash=self.spec.run_hash(),
+            model=public_name(self.spec.model),
+            device=resolve_device(self.spec.device).type,
+            latency_only=self.spec.model.startswith("random:"),
+            methods=[method.label for method in self.methods],
+            tasks=[task.label for task in self.tasks],
+            spec=self.spec.identity() | {"limit": self.spec.limit},
+        )
+
+
+def plan(spec: RunSpec) -> Plan:
+    """Checks everything that can be checked without loading the model.
+
+    Raises:
+        InputError: whatever is wrong, in one line.
+    """
+    check_attention(spec.attention, resolve_device(spec.device))
+    check_engine(spec.engine, resolve_device(spec.device))
+    limit_memory(resolve_device(spec.device), spec.memory_limit)
+    context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
+    methods = _methods(spec)
+    tasks = _distinct(build_tasks(spec.tasks, context))
+    shape = describe(spec.model)
+    for method in methods:
+        method.check(shape)
+    _check_lengths(spec, tasks, shape)
+    return Plan(spec, shape, methods, tasks)
+
+
+def _distinct(tasks: Sequence[Task]) -> list[Task]:
+    """Each task once, since groups may overlap.
+
+    Raises:
+        InputError: two different tasks have one label.
+    """
+    by_label: dict[str, Task] = {}
+    for task in tasks:
+        if by_label.setdefault(task.label, task).fingerprint() != task.fingerprint():
+            raise InputError(f"two different tasks are called {task.label!r}; rename one of the files")
+    return list(by_label.values())
+
+
+def _methods(spec: RunSpec) -> list[MethodSpec]:
+    methods = parse_methods(spec.methods)
+    if not spec.noise_floor:
+        return methods
+    full = next((method for method in methods if method.label == "full"), None)
+    if full is None:
+        raise InputError("--noise-floor runs full attention against itself: add full to --methods")
+    return [*methods, replace(full, label=TWIN)]
+
+
+def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> None:
+    asked = {task.label: task.longest_prompt() or 0 for task in tasks} | {"--max-length": spec.max_length or 0}
+    for source, tokens in asked.items():
+        if tokens > shape.max_context:
+            raise InputError(f"{source} asks for {tokens} tokens; {spec.model} has a context of {shape.max_context}")

@@ -1,0 +1,97 @@
+"""What goes into a record, from what a request was and what was measured of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.engine.engine import Engine
+from harness.engine.method import Method
+from harness.engine.shape import ModelShape
+from harness.measuring.clock import Measured
+from harness.measuring.roofline import Ceilings, dense_prefill_flops, fractions, prefill_flops
+from harness.run.loaded import Cell
+from harness.run.samples import Prompt
+from harness.storage.record import OUT_OF_MEMORY, Record
+
+UNTIMED: dict[str, Any] = dict.fromkeys(
+    (
+        "ttft_s", "tpot_s", "token_s", "e2e_s", "parts_s", "peak_memory_bytes", "kv_bytes", "kv_bytes_host",
+        "extra_bytes", "ledger", "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s",
+        "prefill_lasting_floor_s", "decode_floor_s", "device_state",
+    )
+)  # fmt: skip
+"""The fields of a request that nobody timed, or of a method that only simulates pruning: all null."""
+
+
+def identity(cell: Cell, prompt: Prompt) -> dict[str, Any]:
+    """Who was asked what."""
+    request, sample = prompt.request, prompt.sample
+    return {
+        "cell": cell.hash,
+        "method": cell.label,
+        "task": cell.task.label,
+        "sample": sample.id,
+        "prompt_hash": prompt.hash,
+        "prompt_tokens": len(request.prompt),
+        "context_tokens": len(request.prompt) - request.late_tokens(cell.method),
+        "question": "after" if request.question_after else "prompt",
+        "metric": cell.task.metric,
+        "answers": list(sample.answers),
+        "extra": dict(sample.extra),
+    }
+
+
+def counts(method: Method, measured: Measured) -> dict[str, Any]:
+    """Tokens that were generated, asked for, kept and computed again."""
+    return {
+        "new_tokens": len(measured.tokens),
+        "tokens_requested": method.tokens_requested(),
+        "tokens_kept": measured.kept,
+        "tokens_recomputed": method.tokens_recomputed(),
+    }
+
+
+def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings) -> dict[str, Any]:
+    """Seconds, bytes and operations, beside what the device could do at best."""
+    shape, work = engine.context.shape, measured.work
+    flops = prefill_flops(shape, work.projected, work.fed, [method.prefill_pairs(rows) for rows in work.projected])
+    weights, read = engine.decode_weight_bytes, measured.decode_bytes
+    near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s)
+    return {
+        "ttft_s": measured.ttft_s,
+        "tpot_s": measured.tpot_s,
+        "token_s": measured.token_s,
+        "e2e_s": measured.e2e_s,
+        "parts_s": measured.parts_s,
+        "peak_memory_bytes": measured.peak_memory_bytes,
+        "kv_bytes": method.kv_bytes(),
+        "kv_bytes_host": method.kv_bytes_host(),
+        "extra_bytes": method.extra_bytes(),
+        "prefill_flops": flops,
+        "dense_flops": dense_prefill_flops(shape, method.prompt_len),
+        "decode_read_bytes": weights + read,
+        "prefill_floor_s": near.prefill_floor_s,
+        "prefill_lasting_floor_s": near.prefill_lasting_floor_s,
+        "decode_floor_s": near.decode_floor_s,
+    }
+
+
+def out_of_memory(cell: Cell, prompt: Prompt, shape: ModelShape, reason: str) -> Record:
+    """The record of a request that the device's memory cannot hold.
+
+    Args:
+        cell: that was asked.
+        prompt: what it was asked.
+        shape: of the model.
+        reason: what was asked of the device.
+    """
+    who, layers = identity(cell, prompt), [0] * shape.layers
+    return Record(
+        **UNTIMED | who | {"extra": who["extra"] | {OUT_OF_MEMORY: reason}},
+        prediction=None,
+        score=None,
+        new_tokens=0,
+        tokens_requested=layers,
+        tokens_kept=layers,
+        tokens_recomputed=0,
+    )

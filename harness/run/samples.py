@@ -1,0 +1,89 @@
+"""A task's samples as the model sees them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from harness.engine.request import Request
+from harness.errors import InputError
+from harness.models.load import LoadedModel
+from harness.run.loglikelihood import encode_pair
+from harness.run.prompts import encode_with_question
+from harness.run.spec import RunSpec
+from tasks.base import Sample, Task
+
+TEMPLATE_ROOM = 128
+"""Tokens left free for the chat template where the model's window decides how long a prompt may be."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sample as the model sees it.
+
+    Attributes:
+        sample: the sample.
+        request: its token ids, on the model's device, and how generation ends.
+        hash: see `hash_of`.
+    """
+
+    sample: Sample
+    request: Request
+    hash: str
+
+
+def hash_of(ids: Sequence[int]) -> str:
+    """Sha256 (hex) of a prompt's token ids."""
+    return hashlib.sha256(str(list(ids)).encode()).hexdigest()
+
+
+def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
+    """All prompts of a task, read and checked before its first request.
+
+    Raises:
+        InputError: bad data, two samples with one id, or a prompt beyond the model's context.
+    """
+    prompts = [_prompt(sample, task, model, spec) for sample in task.samples(model.tokenizer)]
+    for name, count in Counter(prompt.sample.id for prompt in prompts).items():
+        if count > 1:
+            raise InputError(f"{task.label}: two samples have the id {name!r}")
+    return prompts
+
+
+def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
+    where, window = f"{task.label}, sample {sample.id}", model.shape.max_context
+    ids, question = _encode(sample, task, model)
+    after = spec.question == "after"
+    if after and not 0 < question < len(ids):
+        raise InputError(f"{where}: --question after needs a context and a question")
+    if len(ids) + sample.max_new_tokens > window:
+        tokens = f"{len(ids)} prompt tokens and {sample.max_new_tokens} new ones"
+        raise InputError(f"{where}: {tokens} exceed the context of {window}; set --max-length")
+    request = Request(
+        torch.tensor(ids, device=model.model.device),
+        sample.max_new_tokens,
+        _stop_ids(sample, model),
+        sample.min_new_tokens,
+        question,
+        after,
+    )
+    return Prompt(sample, request, hash_of(ids))
+
+
+def _encode(sample: Sample, task: Task, model: LoadedModel) -> tuple[list[int], int]:
+    """Token ids of the prompt, and how many of the last ones are its question."""
+    window, longest = model.shape.max_context, task.context.max_length
+    if sample.choices:
+        first = replace(sample, prompt=sample.choice_prompts[0]) if sample.choice_prompts else sample
+        return encode_pair(first, sample.choices[0], model.tokenizer, longest, window)[0], 0
+    return encode_with_question(sample, model.tokenizer, longest or window - sample.max_new_tokens - TEMPLATE_ROOM)
+
+
+def _stop_ids(sample: Sample, model: LoadedModel) -> frozenset[int]:
+    if sample.ignore_end:
+        return frozenset()
+    return model.eos_ids | {model.tokenizer.encode(text, add_special_tokens=False)[-1] for text in sample.stop}

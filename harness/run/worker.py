@@ -1,0 +1,90 @@
+"""The worker behind `harness run`: every method answers the same samples in turn, warmed up, timed and scored.
+
+The order of methods changes with every sample (`harness.run.order`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Set
+from functools import partial
+from typing import Any
+
+import torch
+
+from harness.engine.engine import Engine
+from harness.engine.request import Request
+from harness.measuring.gpu import GpuMonitor
+from harness.measuring.roofline import ceilings
+from harness.run.execute import Job
+from harness.run.loaded import Cell, load_run
+from harness.run.order import order
+from harness.run.plan import CellSpec, Plan
+from harness.run.request import Bench, release, run_request
+from harness.run.samples import Prompt, read_prompts
+from harness.storage.record import Record
+
+
+class MethodWorker:
+    """A `harness.run.execute.Worker` that measures requests under methods."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Loads the model.
+
+        Raises:
+            InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
+        """
+        run = load_run(plan)
+        limits = ceilings(run.device, run.model.model.dtype)
+        monitor = GpuMonitor(run.device.index or 0) if run.device.type == "cuda" else None
+        self._bench = Bench(run, limits, monitor)
+
+    def facts(self) -> dict[str, Any]:
+        """Of the loaded run."""
+        return self._bench.run.facts()
+
+    def jobs(self, cells: Sequence[CellSpec], done: Set[tuple[str, str]]) -> list[Job]:
+        """Sample by sample, the methods in changing order."""
+        run = self._bench.run
+        bound = [run.bind(cell) for cell in cells]
+        prompts = read_prompts(bound[0].task, run.model, run.spec)
+        warm_up = WarmUp(run.engine, bound)
+        return [
+            partial(self._run, warm_up, cell, prompt)
+            for prompt, cell in _in_turn(prompts, bound)
+            if (cell.hash, prompt.sample.id) not in done
+        ]
+
+    def _run(self, warm_up: WarmUp, cell: Cell, prompt: Prompt) -> Record:
+        warm_up.before(prompt)
+        return run_request(self._bench, cell, prompt)
+
+
+def _in_turn(prompts: Sequence[Prompt], cells: Sequence[Cell]) -> Iterator[tuple[Prompt, Cell]]:
+    for number, prompt in enumerate(prompts):
+        for place in order(len(cells), number):
+            yield prompt, cells[place]
+
+
+class WarmUp:
+    """Runs every method once, unrecorded, where prompts are of a new length: kernels and memory may be cold."""
+
+    def __init__(self, engine: Engine, cells: Sequence[Cell]) -> None:
+        self._engine, self._cells = engine, cells
+        self._lengths: list[int] = []
+
+    def before(self, prompt: Prompt) -> None:
+        """Warms up unless a prompt within an eighth of this one's length has been run."""
+        length = len(prompt.request.prompt)
+        if all(abs(length - seen) > seen / 8 for seen in self._lengths):
+            self._lengths.append(length)
+            for cell in self._cells:
+                self._warm(cell, prompt)
+
+    def _warm(self, cell: Cell, prompt: Prompt) -> None:
+        """One prefill and one decode step: kernels are loaded, pages are mapped, and nothing stays."""
+        try:
+            list(self._engine.stream(cell.method, Request(prompt.request.prompt, 2)))
+            cell.method.end()
+        except torch.OutOfMemoryError:
+            # The request itself will find that out, and record it.
+            release(cell.method)
