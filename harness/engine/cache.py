@@ -70,9 +70,11 @@ class LayerCache:
         return self._positions[self._start : self._start + self.length]
 
     def heads(self) -> list[HeadTokens]:
-        """What each KV head holds."""
+        """What each KV head holds; none before the first `append`."""
+        if not self.length:
+            return []
         each = zip(self.keys.unbind(1), self.values.unbind(1), self.positions.unbind(1), strict=True)
-        return [HeadTokens(*head) for head in each] if self.length else []
+        return [HeadTokens(*head) for head in each]
 
     def kept_positions(self) -> list[Tensor]:
         """Positions that are held, [n] int64: one entry for each KV head, or a single one where all hold the same."""

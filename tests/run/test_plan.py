@@ -29,9 +29,9 @@ def sent(cell: CellSpec) -> CellSpec:
     return CellSpec.model_validate_json(cell.model_dump_json())
 
 
-def answered(worker: MethodWorker, cells: list[CellSpec]) -> list[tuple[str, str, list[int]]]:
+def answered(worker: MethodWorker, cells: list[CellSpec]) -> list[tuple[str, str, list[float]]]:
     records: list[Record] = [job() for job in worker.jobs(cells, frozenset())]
-    return [(record.cell, record.sample, record.tokens_kept) for record in records]
+    return [(record.cell, record.sample, list(record.tokens_kept)) for record in records]
 
 
 def test_a_cell_that_was_sent_as_text_is_the_same_cell(tmp_path: Path) -> None:
