@@ -43,7 +43,23 @@ def render(run: Path | str) -> list[Path]:
 
 
 def _warnings(records: pd.DataFrame) -> list[str]:
-    """Requests that have no numbers, by method and task, since a mean over the others is another one."""
+    """What the numbers do not show: requests that have none, and prompts that did not fit."""
+    return [*_without_numbers(records), *_cut(records)]
+
+
+def _cut(records: pd.DataFrame) -> list[str]:
+    """Prompts that lost their middle, by task; records of older runs do not tell."""
+    if not len(records) or "prompt_tokens_cut" not in records:
+        return []
+    samples = records.drop_duplicates(["task", "sample"])
+    cut = samples[samples["prompt_tokens_cut"].fillna(0).astype(float) > 0]
+    counts, whole = Counter(cut["task"]), Counter(samples["task"])
+    listed = "; ".join(f"{task}: {count} of {whole[task]} samples" for task, count in counts.items())
+    return [f"**Prompts cut in the middle**, since they were too long: {listed}."] if listed else []
+
+
+def _without_numbers(records: pd.DataFrame) -> list[str]:
+    """By method and task, since a mean over the others is another one."""
     failed = records[[OUT_OF_MEMORY in extra for extra in records["extra"]]] if len(records) else records
     counts = Counter(zip(failed["method"], failed["task"], strict=True)) if len(failed) else Counter()
     listed = "; ".join(f"{method} on {task}: {count}" for (method, task), count in counts.items())

@@ -26,8 +26,7 @@ from harness.models.load import LoadedModel, load
 from harness.options import OptionSet
 from harness.run.catalog import parse_methods
 from harness.run.loglikelihood import rate_choices
-from harness.run.prompts import encode
-from harness.run.samples import TEMPLATE_ROOM
+from harness.run.prompts import encode, longest_bare_prompt
 from tasks.base import Sample
 from tasks.lm_eval import cut_at, new_tokens, render_chat, stop_texts
 
@@ -120,9 +119,9 @@ class HarnessLM(LM):  # type: ignore[misc]
 
     def _generate(self, prompt: str, stops: list[str], count: int) -> str:
         tokenizer, window = self._loaded.tokenizer, self._loaded.shape.max_context
-        ids = encode(
-            Sample("of lm-eval", prompt, (), count), tokenizer, self._args.max_length or window - count - TEMPLATE_ROOM
-        )
+        sample = Sample("of lm-eval", prompt, (), count)
+        longest = self._args.max_length or longest_bare_prompt(sample, tokenizer, window - count)
+        ids = encode(sample, tokenizer, longest)
         if not ids or len(ids) + count > window:
             raise InputError(f"{len(ids)} prompt tokens and {count} new ones do not fit the context of {window}")
         request = Request(torch.tensor(ids, device=self._device), count, self._loaded.eos_ids)

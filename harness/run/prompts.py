@@ -70,6 +70,25 @@ def encode_with_question(
     return ids, len(ids) - shared
 
 
+def longest_bare_prompt(sample: Sample, tokenizer: ChatTokenizer, room: int) -> int | None:
+    """Most tokens of the bare prompt with which the wrapped one fits; None where it fits whole.
+
+    Args:
+        sample: what to ask.
+        tokenizer: of the model.
+        room: tokens for the wrapped prompt.
+    """
+    whole = len(sample.ids or encode(sample, tokenizer))
+    if whole <= room or sample.ids:
+        return None
+    template = whole - len(tokenizer.encode(sample.prompt, add_special_tokens=True))
+    longest = room - max(0, template)
+    # Halves that are joined may be tokenised into a few more tokens than they were cut to.
+    while longest >= 2 and (over := len(encode(sample, tokenizer, longest)) - room) > 0:
+        longest -= over
+    return longest
+
+
 def _text(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None) -> str:
     ids = tokenizer.encode(sample.prompt, add_special_tokens=True)
     text = sample.prompt if fits(ids, max_length) else cut_middle(ids, tokenizer, max_length or 0)

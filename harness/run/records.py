@@ -33,6 +33,7 @@ def identity(cell: Cell, prompt: Prompt) -> dict[str, Any]:
         "sample": sample.id,
         "prompt_hash": prompt.hash,
         "prompt_tokens": len(request.prompt),
+        "prompt_tokens_cut": prompt.cut,
         "context_tokens": len(request.prompt) - request.late_tokens(cell.method),
         "question": "after" if request.question_after else "prompt",
         "metric": cell.task.metric,

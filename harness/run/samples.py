@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +14,9 @@ from harness.engine.request import Request
 from harness.errors import InputError
 from harness.models.load import LoadedModel
 from harness.run.loglikelihood import encode_pair
-from harness.run.prompts import encode_with_question
+from harness.run.prompts import encode_with_question, longest_bare_prompt
 from harness.run.spec import RunSpec
 from tasks.base import Sample, Task
-
-TEMPLATE_ROOM = 128
-"""Tokens left free for the chat template where the model's window decides how long a prompt may be."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,13 @@ class Prompt:
         sample: the sample.
         request: its token ids, on the model's device, and how generation ends.
         hash: see `hash_of`.
+        cut: tokens that were cut out of its middle.
     """
 
     sample: Sample
     request: Request
     hash: str
+    cut: int = 0
 
 
 def hash_of(ids: Sequence[int]) -> str:
@@ -56,7 +56,7 @@ def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
 
 def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
     where, window = f"{task.label}, sample {sample.id}", model.shape.max_context
-    ids, question = _encode(sample, task, model)
+    ids, question, cut = _encode(sample, task, model)
     after = spec.question == "after"
     if after and not 0 < question < len(ids):
         raise InputError(f"{where}: --question after needs a context and a question")
@@ -71,16 +71,20 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Pr
         question,
         after,
     )
-    return Prompt(sample, request, hash_of(ids))
+    return Prompt(sample, request, hash_of(ids), cut)
 
 
-def _encode(sample: Sample, task: Task, model: LoadedModel) -> tuple[list[int], int]:
-    """Token ids of the prompt, and how many of the last ones are its question."""
+def _encode(sample: Sample, task: Task, model: LoadedModel) -> tuple[list[int], int, int]:
+    """Token ids of the prompt, how many of the last ones are its question, and how many were cut out."""
     window, longest = model.shape.max_context, task.context.max_length
     if sample.choices:
         first = replace(sample, prompt=sample.choice_prompts[0]) if sample.choice_prompts else sample
-        return encode_pair(first, sample.choices[0], model.tokenizer, longest, window)[0], 0
-    return encode_with_question(sample, model.tokenizer, longest or window - sample.max_new_tokens - TEMPLATE_ROOM)
+        ids = encode_pair(first, sample.choices[0], model.tokenizer, longest, window)[0]
+        return ids, 0, len(encode_pair(first, sample.choices[0], model.tokenizer, None, sys.maxsize)[0]) - len(ids)
+    longest = longest or longest_bare_prompt(sample, model.tokenizer, window - sample.max_new_tokens)
+    ids, question = encode_with_question(sample, model.tokenizer, longest)
+    whole = len(ids) if longest is None else len(encode_with_question(sample, model.tokenizer)[0])
+    return ids, question, max(0, whole - len(ids))
 
 
 def _stop_ids(sample: Sample, model: LoadedModel) -> frozenset[int]:

@@ -24,6 +24,9 @@ class Record(BaseModel):
     sample: str = Field(description="the sample's id within its task")
     prompt_hash: str = Field(description="sha256 of the prompt's token ids")
     prompt_tokens: int = Field(description="tokens of the prompt, chat template and special tokens included")
+    prompt_tokens_cut: int | None = Field(
+        default=None, description="tokens cut out of the prompt's middle, so that it fits; null in older records"
+    )
     context_tokens: int = Field(
         description="prompt tokens that the prefill brought in and that could be pruned; the rest is a question that "
         "came after it"

@@ -13,6 +13,7 @@ import torch
 
 import harness
 from harness.engine.engine import Engine
+from harness.engine.generation import Work
 from harness.engine.method import Method
 from harness.engine.step import Step
 from harness.errors import InputError
@@ -313,9 +314,9 @@ def test_single_tokens_share_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     forward = Engine.forward
 
-    def counted(self: Engine, method: Method, ids: torch.Tensor, step: Step) -> torch.Tensor:
+    def counted(self: Engine, method: Method, ids: torch.Tensor, step: Step, work: Work | None = None) -> torch.Tensor:
         calls.append(step.phase)
-        return forward(self, method, ids, step)
+        return forward(self, method, ids, step, work)
 
     monkeypatch.setattr(Engine, "forward", counted)
     apart = [loglikelihoods(engine, build("full", engine), prompt, [ids])[0] for ids in ([3], [4, 5], [6])]

@@ -10,7 +10,7 @@ from tokenizers.decoders import Fuse
 from transformers import PreTrainedTokenizerFast
 
 from harness.errors import InputError
-from harness.run.prompts import encode
+from harness.run.prompts import encode, longest_bare_prompt
 from tasks.base import Sample
 
 BOS = "<s>"
@@ -46,6 +46,16 @@ def test_a_short_prompt_is_only_tokenised() -> None:
     tokenizer = make()
     assert encode(sample("abcd"), tokenizer) == encode(sample("abcd"), tokenizer, 5) == tokenizer.encode("abcd")
     assert text(encode(sample("abcd", chat=True), tokenizer), tokenizer) == "<s>abcd"  # no template, no wrap
+
+
+@pytest.mark.parametrize("template", [None, PLAIN])
+@pytest.mark.parametrize("room", range(16, 36))
+def test_a_prompt_that_fits_stays_whole_and_another_loses_no_more_than_it_must(template: str | None, room: int) -> None:
+    tokenizer, one = make(template), sample("abcdefghijklmnop", chat=True)
+    whole, longest = len(encode(one, tokenizer)), longest_bare_prompt(one, tokenizer, room)
+    assert (longest is None) == (whole <= room)
+    if longest is not None:
+        assert room - 2 <= len(encode(one, tokenizer, longest)) <= room < whole
 
 
 def test_the_middle_goes_and_special_tokens_count() -> None:
