@@ -313,9 +313,9 @@ def test_single_tokens_share_a_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     forward = Engine.forward
 
-    def counted(self: Engine, method: Method, ids: torch.Tensor, step: Step) -> torch.Tensor:
+    def counted(self: Engine, method: Method, ids: torch.Tensor, step: Step, *work: Any) -> torch.Tensor:
         calls.append(step.phase)
-        return forward(self, method, ids, step)
+        return forward(self, method, ids, step, *work)
 
     monkeypatch.setattr(Engine, "forward", counted)
     apart = [loglikelihoods(engine, build("full", engine), prompt, [ids])[0] for ids in ([3], [4, 5], [6])]
