@@ -14,18 +14,16 @@ Interpretations, where public code disagrees:
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
 from harness.errors import InputError
-from harness.options import Budget, OptionSet, budget_tokens
-from methods.common.evicting import Evicting
+from harness.options import Budget, OptionSet
+from methods.common.evicting import Evicting, last_stay
 from methods.common.pooling import pooled
 from methods.common.scores import window_attention
 
@@ -35,9 +33,9 @@ class SnapKV(Evicting):
 
     name = "snapkv"
     summary = "SnapKV: each KV head keeps the keys and values that the prompt's last queries attend to"
-    nothing = MappingProxyType({"budget": "1"})
+    stays = "window"
 
-    class Options(OptionSet):
+    class Options(Evicting.Options):
         """How much, and who looks."""
 
         budget: Budget = Field(0.25, description="prompt tokens that each KV head keeps, window included; paper: 2048")
@@ -51,18 +49,12 @@ class SnapKV(Evicting):
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` for a kernel without a middle, and a budget that the window leaves nothing of."""
         assert isinstance(options, cls.Options)
+        super().check(options, shape)
         if options.kernel % 2 == 0:
             raise InputError(f"{cls.name}: kernel={options.kernel} is even; a token must be in the middle")
-        if isinstance(options.budget, int) and options.budget <= options.window:
-            raise InputError(f"{cls.name}: budget={options.budget} leaves nothing beside window={options.window}")
-
-    def budget(self, layer: int) -> int:
-        """The same in every layer; the window always fits."""
-        return max(min(self.options.window, self.prompt_len), budget_tokens(self.options.budget, self.prompt_len))
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Pooled attention from the window, mean over the query heads of a KV head; infinity inside the window."""
         window = self.options.window
-        scores = window_attention(heads.q[-window:], heads.k)
-        scores = pooled(scores[:, :-window], self.options.kernel, self.options.pool)
-        return torch.nn.functional.pad(scores, (0, window), value=torch.inf)
+        scores = window_attention(heads.q[-window:], heads.k)[:, :-window]
+        return last_stay(pooled(scores, self.options.kernel, self.options.pool), window)

@@ -50,7 +50,7 @@ class Engine:
         self.verbs = (Verbs if kind == "stock" else FusedVerbs)(model, shape)
         tied = model.lm_head.weight is body.embed_tokens.weight
         self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
-        self.context = ModelContext(shape, attention or Attention(), self.verbs.rotary.move)
+        self.context = ModelContext(shape, attention or Attention(), self.verbs.rotary.move, self.verbs.out_weight)
         self.table = DecodeTable(shape, self.embed.weight.device) if kind == "graphed" else None
         self._steps: WeakKeyDictionary[Replay, RecordedDecode] = WeakKeyDictionary()
 

@@ -44,12 +44,14 @@ class ModelContext:
         shape: the model's numbers.
         attention: the attention kernel that every method of a run shares.
         move: (x [n, heads, d], by [n]) -> queries or keys x as if so many positions further on, or back.
+        out_weight: layer -> the weight of its output projection, [hidden, heads * head_dim].
         stopwatch: times the parts of a prefill.
     """
 
     shape: ModelShape
     attention: Attention
     move: Callable[[Tensor, Tensor], Tensor]
+    out_weight: Callable[[int], Tensor]
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def part(self, name: str) -> AbstractContextManager[None]:

@@ -53,5 +53,10 @@ class Verbs:
         last: Tensor = self.lm_head(self.norm(rows.hidden[-1:]))
         return last[0]
 
+    def out_weight(self, layer: int) -> Tensor:
+        """Of a layer's output projection, [hidden, heads * head_dim]."""
+        weight: Tensor = self.layers[layer].self_attn.o_proj.weight
+        return weight
+
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], -1, self.shape.head_dim)

@@ -1,64 +1,143 @@
 """Methods that keep few keys and values of a dense prefill: score, choose, gather, for each layer and KV head.
 
 How many (`budget`), which are worth most (`score`) and which of those stay (`choose`) are three questions, so a method
-answers the one that its paper is about. What is dropped is never stored: a layer's cache is made of what stays.
+answers the one that its paper is about. What is dropped is never stored: a layer's cache is made of what stays. A
+method that evicts in decode too asks the same questions again behind every new token.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
+from typing import ClassVar
+
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
 
 from harness.engine.cache import gather
 from harness.engine.method import Method
 from harness.engine.replay.replay import Replay
+from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
+from harness.errors import InputError
+from harness.options import Budget, OptionSet, window_tokens
 
 
 class Evicting(Method):
-    """Dense attention in the prefill; each KV head then keeps the prompt tokens that it rates highest."""
+    """Dense attention in the prefill; each KV head then keeps the tokens that it rates highest.
+
+    Attributes:
+        stays: the option that counts the tokens which always stay, of the budget; "" if there is none.
+    """
+
+    nothing = MappingProxyType({"budget": "1"})
+    stays: ClassVar[str] = ""
+
+    class Options(OptionSet):
+        """How much stays."""
+
+        budget: Budget = Field(0.25, description="prompt tokens that each KV head keeps")
+
+    options: Options
+
+    @classmethod
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` for a budget in tokens that those which always stay leave nothing of."""
+        assert isinstance(options, cls.Options)
+        if isinstance(options.budget, int) and options.budget <= (count := always(cls, options)):
+            raise InputError(f"{cls.name}: budget={options.budget} leaves nothing beside {cls.stays}={count}")
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Turns the budget into tokens."""
+        super().begin(prompt_len, max_new_tokens)
+        most = window_tokens(self.options.budget, prompt_len, prompt_len + max_new_tokens)
+        self.tokens = max(most, always(type(self), self.options))
 
     def budget(self, layer: int) -> int:
-        """Prompt tokens that each KV head of a layer keeps, 1 to all."""
-        return self.prompt_len
+        """Tokens that each KV head of a layer keeps: the same in all; more than there are keeps everything."""
+        return self.tokens
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """How much each token is worth, [kv_heads, n] float32; infinity for tokens that must stay.
 
         Args:
             layer: the layer.
-            heads: of all n tokens of the prompt.
+            heads: keys and values of n tokens, and the queries of the new ones among them, the last: in the prefill
+                of all, in decode of one.
+
+        Returns:
+            [kv_heads, n], or [1, n] where all heads of a layer keep the same tokens.
         """
         raise NotImplementedError
 
     def choose(self, scores: Tensor, count: int) -> Tensor:
-        """Which tokens stay, [count, kv_heads] int64, ascending for each head; of equal ones the first.
+        """Which tokens stay, int64, ascending for each head; of equal ones the first.
 
         Args:
-            scores: [kv_heads, n] float32.
+            scores: [kv_heads, n] float32, or [1, n].
             count: of each head, below n.
-        """
-        best: Tensor = torch.sort(scores, stable=True, dim=1, descending=True).indices[:, :count]
-        return best.sort(1).values.T
 
-    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
-        """Stores what stays of the prompt, and attends to everything."""
-        if step.phase == "decode" or self.budget(layer) >= len(heads):
-            return super().attend(layer, heads, step)
-        out = self.model.attention.causal(heads.q, heads.k, heads.v)
+        Returns:
+            [count, kv_heads], or [count] from one row of scores.
+        """
+        return best(scores, count).sort(1).values.T.squeeze(1)
+
+    def survivors(self, layer: int, heads: Heads) -> Tensor | None:
+        """What `choose` gives for the tokens of a layer (`heads` as in `score`); None where all of them stay."""
+        if self.budget(layer) >= len(heads.k):
+            return None
         with self.model.part("score"):
             scores = self.score(layer, heads)
         with self.model.part("select"):
-            index = self.choose(scores, self.budget(layer))
+            return self.choose(scores, self.budget(layer))
+
+    def evicts_in_decode(self) -> bool:
+        """Whether the budget bounds the cache in decode, too."""
+        return False
+
+    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        """Attends to everything, and stores what stays."""
+        if step.phase == "prefill":
+            return self._prefill(layer, heads, step)
+        if self.evicts_in_decode():
+            return torch.cat([self._decode(layer, row, step) for row in heads.single()])
+        return super().attend(layer, heads, step)
+
+    def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        index = self.survivors(layer, heads)
+        if index is None:
+            return super().attend(layer, heads, step)
         with self.model.part("gather"):
-            keys, values, positions = gather(heads.k, index), gather(heads.v, index), heads.positions[index]
-        self.cache[layer].append(keys, values, positions)
+            self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
+        return self.model.attention.causal(heads.q, heads.k, heads.v)
+
+    def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
+        out, cache = super().attend(layer, row, step), self.cache[layer]
+        index = self.survivors(layer, Heads(row.q, cache.keys, cache.values, row.positions))
+        if index is not None:
+            cache.keep(index)
         return out
 
     def replay(self) -> Replay | None:
-        """Every new token attends to all that is left."""
-        return self.dense_replay
+        """Every new token attends to all that is left, and nothing leaves."""
+        return None if self.evicts_in_decode() else self.dense_replay
 
     def tokens_requested(self) -> list[int]:
         """The budgets."""
         return [min(self.budget(layer), self.prompt_len) for layer in range(self.model.shape.layers)]
+
+
+def always(method: type[Evicting], options: OptionSet) -> int:
+    """How many tokens stay whatever they are worth."""
+    return int(getattr(options, method.stays)) if method.stays else 0
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """The tokens of the highest scores, [heads, n] -> [heads, count] int64, best first; of equal ones the first."""
+    return torch.sort(scores, stable=True, dim=1, descending=True).indices[:, :count]
+
+
+def last_stay(scores: Tensor, count: int) -> Tensor:
+    """Scores of all but the last `count` tokens, [heads, n], with infinity for those: [heads, n + count]."""
+    return pad(scores, (0, count), value=torch.inf)

@@ -11,7 +11,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn.functional import pad
+
+_ROWS = 64
+"""Query rows whose attention to all tokens is there at a time."""
 
 
 def token_attention(q: Tensor, k: Tensor) -> Tensor:
@@ -42,6 +46,46 @@ def head_attention(q: Tensor, k: Tensor) -> Tensor:
 def window_attention(q: Tensor, k: Tensor) -> Tensor:
     """The same for every KV head, mean over the query heads that read it: [kv_heads, n] float32."""
     return head_attention(q, k).view(k.shape[1], -1, k.shape[0]).mean(1)
+
+
+def attention_sums(q: Tensor, k: Tensor, before: Tensor | None = None) -> Tensor:
+    """Attention that each token receives from all queries, summed; mean over the query heads of a KV head.
+
+    Rows are taken a few at a time and each is normalised when it comes, so memory is O(n), and not O(w * n).
+
+    Args:
+        q: [w, heads, d], the queries of the last w of the n tokens; each sees the tokens up to its own.
+        k: [n, kv_heads, d].
+        before: [kv_heads, m] float32, what the first m tokens have received already.
+
+    Returns:
+        [kv_heads, n] float32.
+    """
+    past, sums = len(k) - len(q), torch.zeros((k.shape[1], len(k)), device=k.device)
+    if before is not None:
+        sums[:, : before.shape[1]] = before
+    for begin in range(0, len(q), _ROWS):
+        rows = q[begin : begin + _ROWS]
+        seen = past + begin + len(rows)
+        sums[:, :seen] += len(rows) * window_attention(rows, k[:seen])
+    return sums
+
+
+def output_norms(v: Tensor, weight: Tensor) -> Tensor:
+    """L1 norm of what each value adds to the residual stream, mean over the query heads of a KV head.
+
+    Args:
+        v: [n, kv_heads, d].
+        weight: of the layer's output projection, [hidden, heads * d].
+
+    Returns:
+        [kv_heads, n] float32.
+    """
+    n, kv_heads, d = v.shape
+    heads = weight.view(len(weight), -1, d).unbind(1)
+    values = v.repeat_interleave(len(heads) // kv_heads, 1).unbind(1)
+    norms = [vector_norm(value @ head.T, 1, 1, dtype=torch.float32) for value, head in zip(values, heads, strict=True)]
+    return torch.stack(norms).view(kv_heads, -1, n).mean(1)
 
 
 def unit_attention(q: Tensor, k: Tensor, unit: int) -> Tensor:

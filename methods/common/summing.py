@@ -1,0 +1,38 @@
+"""Methods that rate a token by all the attention that it got: in the prefill, or as long as it is there."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from harness.engine.cache import gather
+from harness.engine.step import Heads
+from methods.common.evicting import Evicting
+from methods.common.scores import attention_sums
+
+
+class Summing(Evicting):
+    """Where it evicts in decode, every query adds to the sums, and sums go with their tokens."""
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Nothing was looked at yet."""
+        super().begin(prompt_len, max_new_tokens)
+        self._sums: dict[int, Tensor] = {}
+
+    def sums(self, layer: int, heads: Heads) -> Tensor:
+        """What each token of a layer got so far, [kv_heads, n] float32; `heads` as in `score`."""
+        return self._sums[layer] if self.evicts_in_decode() else attention_sums(heads.q, heads.k)
+
+    def survivors(self, layer: int, heads: Heads) -> Tensor | None:
+        """As in the base; first the new queries count."""
+        if not self.evicts_in_decode():
+            return super().survivors(layer, heads)
+        with self.model.part("score"):
+            self._sums[layer] = attention_sums(heads.q, heads.k, self._sums.get(layer))
+        index = super().survivors(layer, heads)
+        if index is not None:
+            self._sums[layer] = gather(self._sums[layer].T, index).T
+        return index
+
+    def extra_bytes(self) -> int:
+        """Bytes of the sums."""
+        return sum(sums.nbytes for sums in self._sums.values())

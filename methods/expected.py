@@ -1,0 +1,54 @@
+"""Expected Attention (Devoto et al., arXiv 2510.00636): what will queries that are yet to come attend to?
+
+Before rotation, a head's queries are taken for normally distributed; mean and covariance are those of the prompt, turned
+by the mean rotation of the positions to come. The expected exp(q k / sqrt(d)) then has a closed form: keys are rated by
+its softmax, times the norm of their values.
+
+Interpretations, where the paper leaves it open (the authors' kvpress is the guide):
+- the first `sinks` tokens always stay, of the budget; they count neither as queries nor in the softmax;
+- the covariance is divided by the number of queries; probabilities are averaged over the query heads of a KV head;
+- products are in the model's precision, scores float32, and of equal ones the earlier token stays.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.linalg import vector_norm
+from torch.nn.functional import pad
+
+from harness.engine.step import Heads
+from methods.common.evicting import Evicting
+from methods.common.future import expected_logits, future_queries
+
+
+class Expected(Evicting):
+    """Keeps what later queries would look at."""
+
+    name = "expected"
+    summary = "Expected Attention: each KV head keeps what queries yet to come are expected to attend to"
+    stays = "sinks"
+
+    class Options(Evicting.Options):
+        """How much, and what is expected."""
+
+        sinks: Annotated[int, Field(ge=0)] = Field(4, description="first tokens that always stay; paper: 4")
+        future: Annotated[int, Field(ge=1)] = Field(512, description="positions to come; paper: 512")
+        covariance: bool = Field(True, description="whether queries vary; paper: true")
+        vnorm: bool = Field(True, description="whether the norm of values counts; paper: true")
+        eps: Annotated[float, Field(ge=0)] = Field(0.0, description="added to probabilities; the leaderboard's: 0.01")
+
+    options: Options
+
+    def score(self, layer: int, heads: Heads) -> Tensor:
+        """Expected probabilities times norms, mean over the query heads of a KV head; infinity for the sinks."""
+        options, sinks = self.options, self.options.sinks
+        keys, values = heads.k[sinks:], heads.v[sinks:]
+        mean, covariance = future_queries(heads.q[sinks:], heads.positions[sinks:], self.model.move, options.future)
+        logits = expected_logits(keys, mean, covariance if options.covariance else None)
+        scores = logits.softmax(2).mean(1) + options.eps
+        scores = scores * vector_norm(values.float(), dim=2).T if options.vnorm else scores
+        return pad(scores, (sinks, 0), value=torch.inf)

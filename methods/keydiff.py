@@ -1,0 +1,59 @@
+"""KeyDiff (Park et al., arXiv 2504.15364): keys unlike all others are the ones that queries attend to.
+
+A token is worth what its key differs in direction from the anchor, the mean of all keys at unit length. The prompt comes
+in by blocks: of the tokens that stayed so far and the next block, those that differ most from the anchor of just these
+stay. No query is asked and nothing is protected.
+
+Interpretations:
+- keys are those that are cached, rotated to their positions, each KV head has its own anchor;
+- the first `budget` tokens are there before the first block, and the last block may be shorter;
+- the prefill attends to everything, and only its keys and values come in by blocks;
+- cosines are float32, and of equal ones the earlier token stays.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from harness.engine.cache import gather
+from harness.engine.step import Heads
+from methods.common.evicting import Evicting
+
+
+class KeyDiff(Evicting):
+    """Keeps unlike keys."""
+
+    name = "keydiff"
+    summary = "KeyDiff: each KV head keeps the tokens whose keys differ most from their mean"
+
+    class Options(Evicting.Options):
+        """How much, and in what steps."""
+
+        block: Annotated[int, Field(ge=0)] = Field(128, description="tokens that come in at a time; 0: all; paper: 128")
+
+    options: Options
+
+    def survivors(self, layer: int, heads: Heads) -> Tensor | None:
+        """What stays block by block, [budget, kv_heads]."""
+        n, count = len(heads), self.budget(layer)
+        if count >= n:
+            return None
+        with self.model.part("select"):
+            directions = normalize(heads.k.float(), dim=2)
+            tokens = torch.arange(n, device=heads.k.device).unsqueeze(1).expand(-1, heads.k.shape[1])
+            kept = tokens[:count]
+            for new in tokens[count:].split(self.options.block or n):
+                seen = torch.cat((kept, new))
+                kept = gather(seen, self.choose(unlikeness(gather(directions, seen)), count))
+            return kept
+
+
+def unlikeness(directions: Tensor) -> Tensor:
+    """How far keys at unit length, [n, kv_heads, d], point away from their mean: [kv_heads, n]."""
+    # The anchor's own length is the same for all tokens of a head, so it changes no order.
+    return -(directions * directions.mean(0)).sum(2).T

@@ -1,0 +1,27 @@
+"""Knorm (Devoto et al., arXiv 2406.11430): keys of a small norm are the ones that queries attend to.
+
+Each KV head keeps the tokens whose keys, as they are cached, have the smallest L2 norm. No query is asked and nothing is
+protected: neither sinks, whose keys are small anyway, nor a window.
+
+Interpretations: all layers prune alike (the authors skip the first ones on some models); norms are float32, and of
+equal ones the earlier token stays.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from harness.engine.step import Heads
+from methods.common.evicting import Evicting
+
+
+class Knorm(Evicting):
+    """Keeps small keys."""
+
+    name = "knorm"
+    summary = "Knorm: each KV head keeps the tokens whose keys have the smallest norm"
+
+    def score(self, layer: int, heads: Heads) -> Tensor:
+        """The smaller, the better."""
+        return -vector_norm(heads.k.float(), dim=2).T

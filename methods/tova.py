@@ -1,0 +1,42 @@
+"""TOVA (Oren et al., arXiv 2401.06104): a cache of fixed size; behind each token, what the newest query needs least goes.
+
+A token is worth the attention that the newest query pays to it, mean over all query heads, so a layer's heads keep the
+same tokens. The prefill is one reduction, by the prompt's last query; in decode, one token goes for each that comes.
+
+Interpretations:
+- nothing is protected, the newest token and the sinks neither, as in the authors' code;
+- tokens of a question behind the prompt come in one by one, as generated ones do;
+- a share as budget is one of the prompt; scores are float32, and of equal ones the earlier token stays.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from harness.engine.step import Heads
+from harness.options import Budget
+from methods.common.evicting import Evicting
+from methods.common.scores import token_attention
+
+
+class Tova(Evicting):
+    """Keeps what the newest query looks at."""
+
+    name = "tova"
+    summary = "TOVA: each layer keeps the keys and values that the newest query attends to, in decode too"
+
+    class Options(Evicting.Options):
+        """How much stays."""
+
+        budget: Budget = Field(0.25, description="tokens that a layer holds, new ones included; the authors' code: 512")
+
+    options: Options
+
+    def evicts_in_decode(self) -> bool:
+        """The cache holds no more than the budget, ever."""
+        return True
+
+    def score(self, layer: int, heads: Heads) -> Tensor:
+        """Attention of the last query, mean over all heads, [1, n]."""
+        return token_attention(heads.q[-1:], heads.k).unsqueeze(0)
