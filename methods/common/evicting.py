@@ -6,6 +6,8 @@ answers the one that its paper is about. What is dropped is never stored: a laye
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from harness.engine.cache import gather
 from harness.engine.method import Method
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
+
+Index = Tensor | Sequence[Tensor]
+"""Tokens that stay: [m, kv_heads] int64, or for each KV head its own [m] where the heads keep different numbers."""
 
 
 class Evicting(Method):
@@ -31,15 +36,17 @@ class Evicting(Method):
         """
         raise NotImplementedError
 
-    def choose(self, scores: Tensor, count: int) -> Tensor:
-        """Which tokens stay, [count, kv_heads] int64, ascending for each head; of equal ones the first.
+    def choose(self, scores: Tensor, count: int) -> Index:
+        """Which tokens stay, ascending for each head; of equal ones the first.
 
         Args:
             scores: [kv_heads, n] float32.
-            count: of each head, below n.
+            count: of each head, below n; where heads differ, their mean.
+
+        Returns:
+            [count, kv_heads] int64, or what `RaggedHeads` takes.
         """
-        best: Tensor = torch.sort(scores, stable=True, dim=1, descending=True).indices[:, :count]
-        return best.sort(1).values.T
+        return best_first(scores)[:, :count].sort(1).values.T
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Stores what stays of the prompt, and attends to everything."""
@@ -51,9 +58,13 @@ class Evicting(Method):
         with self.model.part("select"):
             index = self.choose(scores, self.budget(layer))
         with self.model.part("gather"):
-            keys, values, positions = gather(heads.k, index), gather(heads.v, index), heads.positions[index]
-        self.cache[layer].append(keys, values, positions)
+            self.keep(layer, heads, index)
         return out
+
+    def keep(self, layer: int, heads: Heads, index: Index) -> None:
+        """Stores the tokens that were chosen."""
+        assert isinstance(index, Tensor), "heads that keep different numbers of tokens need `RaggedHeads`"
+        self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that is left."""
@@ -62,3 +73,8 @@ class Evicting(Method):
     def tokens_requested(self) -> list[int]:
         """The budgets."""
         return [min(self.budget(layer), self.prompt_len) for layer in range(self.model.shape.layers)]
+
+
+def best_first(scores: Tensor) -> Tensor:
+    """Indices along the last dimension from the greatest score down; of equal ones the first comes first."""
+    return torch.sort(scores, stable=True, dim=-1, descending=True).indices
