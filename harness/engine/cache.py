@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from harness.engine.attention import Attention
+
 
 class HeadTokens(NamedTuple):
     """What one KV head of a layer holds.
@@ -117,6 +119,10 @@ class LayerCache:
         new = torch.arange(position, position + count, device=self._positions.device)
         self._positions[begin : begin + count] = new.unsqueeze(1)
         self.length += count
+
+    def attend(self, attention: Attention, q: Tensor) -> Tensor:
+        """Causal attention of the last tokens, [n, heads, head_dim] queries, to all that are there: [n, heads * d]."""
+        return attention.causal(q, self.keys, self.values)
 
     def claim(self, count: int) -> bool:
         """Counts in `count` tokens whose keys and values a kernel will write; their positions are to be written, too.

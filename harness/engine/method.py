@@ -136,7 +136,7 @@ class Method:
         """
         cache = self.cache[layer]
         cache.append(heads.k, heads.v, heads.positions)
-        return self.model.attention.causal(heads.q, cache.keys, cache.values)
+        return cache.attend(self.model.attention, heads.q)
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """The rows that go on to this layer's feed forward (they carry `attended`)."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from harness.engine.engine import Engine
 from harness.engine.generation import Work
 from harness.engine.method import Method
 from harness.engine.request import Request
-from harness.storage.spans import Ranges, kept_spans
+from harness.storage.spans import survivors
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Measured:
         token_s: seconds between consecutive new tokens.
         peak_memory_bytes: see `PeakMemory`.
         kept: prompt tokens a layer whose keys and values were there after the prefill.
-        spans: which tokens those were, see `harness.storage.spans`.
+        survivors: which tokens those were, as `harness.storage.spans.survivors` says it.
         work: rows a layer that the prefill computed.
         decode_bytes: bytes of keys, values and method data that a decode step reads, after the first token.
         parts_s: seconds of each part of TTFT, if they were asked for.
@@ -47,7 +48,7 @@ class Measured:
     token_s: list[float]
     peak_memory_bytes: int | None
     kept: Sequence[float]
-    spans: list[Ranges | None] | None
+    survivors: dict[str, Any]
     work: Work
     decode_bytes: int
     parts_s: dict[str, float] | None
@@ -72,14 +73,14 @@ def measure(engine: Engine, method: Method, request: Request, *, parts: bool = F
     # What the method did in its prefill is read between two tokens, with the clock stopped.
     parts_s = stopwatch.stop() if parts else None
     kept, work, decode_bytes = method.tokens_kept(), stream.work, method.decode_bytes()
-    spans = kept_spans([cache.kept_positions() for cache in method.cache], method.prompt_len)
+    which = survivors([cache.kept_positions() for cache in method.cache], method.prompt_len)
     pause = time.perf_counter() - clocks[0]
     for token in stream:
         tokens.append(token)
         clocks.append(time.perf_counter() - pause)
     gaps = [after - before for before, after in pairwise(clocks)]
     ttft, e2e = clocks[0] - start, clocks[-1] - start
-    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, spans, work, decode_bytes, parts_s, stream.overlap())
+    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, which, work, decode_bytes, parts_s, stream.overlap())
 
 
 def synchronize(device: torch.device) -> None:

@@ -319,7 +319,8 @@ def _forget(engine: Engine, method: Method, request: Request) -> None:
 
 
 def _moment(tensors: TensorMemory, method: Method, device: str) -> _Moment:
-    cached = [tensor for cache in method.cache for tensor in (cache.keys, cache.values)]
+    heads = [head for cache in method.cache for head in cache.heads()]
+    cached = [tensor for head in heads for tensor in (head.keys, head.values)]
     return _Moment(
         kv=method.kv_bytes(),
         host=method.kv_bytes_host(),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from harness.report.figures import canvas, names_of
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
-from harness.storage.spans import every_layer
+from harness.storage.spans import bin_edges, every_layer
 
 _BINS = 512
 _PANELS = 6
@@ -56,6 +56,30 @@ def dropped_at(extra: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return None
 
 
+def shares_near_needle(extra: Mapping[str, Any], tokens: int) -> list[float]:
+    """For each layer the share that it kept of the pieces of the prompt in which the needles lie, the least of them.
+
+    Args:
+        extra: of a record whose `kept_shares` say what was kept.
+        tokens: of the prompt.
+    """
+    shares = np.array(every_layer(extra["kept_shares"]))
+    edges = bin_edges(tokens, shares.shape[1])
+    near = np.zeros(shares.shape[1], dtype=bool)
+    for first, last in needle_spans(extra):
+        near |= (edges[:-1] < last) & (edges[1:] > first)
+    least: list[float] = shares[:, near].min(1, initial=1).tolist()
+    return least
+
+
+def kept_image(extra: Mapping[str, Any], tokens: int) -> NDArray[np.float64] | None:
+    """[layers, pieces of the prompt] share that each layer kept, from spans or shares; None where none are recorded."""
+    if spans := kept_spans(extra):
+        return survival(spans, tokens)
+    shares = extra.get("kept_shares")
+    return np.array(every_layer(shares)) if shares else None
+
+
 def survival(spans: Spans, tokens: int, bins: int = _BINS) -> NDArray[np.float64]:
     """[layers, at most bins] share of the tokens of each piece of the prompt that each layer kept, 0 to 1.
 
@@ -64,7 +88,7 @@ def survival(spans: Spans, tokens: int, bins: int = _BINS) -> NDArray[np.float64
         tokens: of the prompt.
         bins: pieces of (nearly) the same size; a shorter prompt has one a token.
     """
-    edges = np.linspace(0, tokens, min(bins, tokens) + 1).round().astype(int)
+    edges = bin_edges(tokens, bins)
     kept = np.zeros((len(spans), tokens))
     for row, layer in zip(kept, spans, strict=True):
         for start, end in layer:
@@ -74,7 +98,7 @@ def survival(spans: Spans, tokens: int, bins: int = _BINS) -> NDArray[np.float64
 
 
 def survival_map(run: Recorded) -> Figure | None:
-    """Layer x prompt position of one sample, a panel a method, the needle overlaid; None where no spans are recorded.
+    """Layer x prompt position of one sample, a panel a method, the needle overlaid; None where it is not recorded.
 
     The sample is one whose answer a method lost, if there is one, else the first.
     """
@@ -93,7 +117,7 @@ def survival_map(run: Recorded) -> Figure | None:
 
 def _chosen(run: Recorded) -> list[dict[str, Any]]:
     frame = run.contenders[run.contenders["method"] != BASELINE]
-    frame = frame[[bool(extra.get("kept_spans")) for extra in frame["extra"]]]
+    frame = frame[[bool(extra.get("kept_spans") or extra.get("kept_shares")) for extra in frame["extra"]]]
     if frame.empty:
         return []
     worst = frame.iloc[int(frame["score"].fillna(1).astype(float).to_numpy().argmin())]
@@ -103,9 +127,10 @@ def _chosen(run: Recorded) -> list[dict[str, Any]]:
 
 
 def _draw_survival(axes: Axes, row: dict[str, Any], name: str) -> None:
-    spans, tokens = kept_spans(row["extra"]) or [], int(row["prompt_tokens"])
-    image = survival(spans, tokens)
-    extent = (0.0, float(tokens), len(spans) - 0.5, -0.5)
+    tokens = int(row["context_tokens"])
+    image = kept_image(row["extra"], tokens)
+    assert image is not None
+    extent = (0.0, float(tokens), len(image) - 0.5, -0.5)
     axes.imshow(image, aspect="auto", cmap="Blues", vmin=0, vmax=1.25, extent=extent, interpolation="nearest")
     for start, end in needle_spans(row["extra"]):
         axes.axvline(start, color="#D55E00", linewidth=1)

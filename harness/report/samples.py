@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from harness.report.maps import dropped_at, needle_spans
+from harness.report.maps import dropped_at, needle_spans, shares_near_needle
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
 from harness.report.table import plain
@@ -56,10 +56,15 @@ def outcome(score: float | None, base: float | None) -> str:
     return "right" if score >= _RIGHT else "wrong"
 
 
-def reason(score: float | None, extra: dict[str, Any]) -> str:
-    """Why an answer is not right, where needle and kept positions are recorded; else empty."""
+def reason(score: float | None, extra: dict[str, Any], tokens: int) -> str:
+    """Why an answer to a prompt of so many tokens is not right, where needle and kept positions are recorded; or ""."""
     spans = extra.get("kept_spans")
-    if score is None or score >= 1 or not spans or not needle_spans(extra):
+    if score is None or score >= 1 or not needle_spans(extra):
+        return ""
+    if extra.get("kept_shares"):
+        least, layer = min((share, layer) for layer, share in enumerate(shares_near_needle(extra, tokens)))
+        return f"of the needle's surroundings layer {layer} kept least: {least:.0%}"
+    if not spans:
         return ""
     dropped = dropped_at(extra)
     if dropped is None:
@@ -72,7 +77,18 @@ def reason(score: float | None, extra: dict[str, Any]) -> str:
 def _samples(run: Recorded) -> list[dict[str, Any]]:
     rank = {method: index for index, method in enumerate(run.methods)}
     groups: dict[tuple[str, str], list[dict[Any, Any]]] = {}
-    columns = ["method", "task", "sample", "prompt_tokens", "answers", "extra", "prediction", "score", "ttft_s"]
+    columns = [
+        "method",
+        "task",
+        "sample",
+        "prompt_tokens",
+        "context_tokens",
+        "answers",
+        "extra",
+        "prediction",
+        "score",
+        "ttft_s",
+    ]
     for row in run.contenders[[*columns, "kept_fraction"]].to_dict("records"):
         groups.setdefault((str(row["task"]), str(row["sample"])), []).append(row)
     found = [_sample(sorted(rows, key=lambda row: rank[row["method"]]), rank) for rows in groups.values()]
@@ -107,7 +123,7 @@ def _answer(row: dict[Any, Any], rank: dict[str, int], base: float | None) -> di
         "k": round(row["kept_fraction"], 3),
         "o": outcome(score, None) if is_base else outcome(score, base),
     }
-    why = reason(score, row["extra"])
+    why = reason(score, row["extra"], int(row["context_tokens"]))
     return answer | ({"w": why} if why else {})
 
 

@@ -50,7 +50,7 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     values = UNTIMED | {"device_state": bench.monitor.sample() if bench.monitor is not None else None}
     # What the method says of itself is about this request: it is read before the method is asked for anything else.
     values |= identity(cell, prompt) | counts(method, measured)
-    values["extra"] |= {"kept_spans": measured.spans} | _notes(method, measured)
+    values["extra"] |= measured.survivors | _notes(method, measured)
     if not method.simulated:
         values |= times(run.engine, method, measured, bench.ceilings)
     values |= _score(run, cell, prompt, measured)

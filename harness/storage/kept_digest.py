@@ -5,25 +5,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from harness.storage.spans import every_layer
-
-_DIGITS = 6
+from harness.storage.spans import every_layer, layer_digest
 
 
 def kept_digest(extra: Mapping[str, Any]) -> str | None:
-    """The digest of a record's `extra["kept_spans"]`; None where that is not recorded."""
+    """Of a record's `extra["kept_spans"]`, or where there is none `extra["kept_digest"]`; None where neither is."""
     spans = extra.get("kept_spans")
     if not spans:
-        return None
-    hashes = [hashlib.sha256(json.dumps(layer).encode()).hexdigest()[:_DIGITS] for layer in every_layer(spans)]
-    before = [None, *hashes]
-    return " ".join(f"{layer}:{found}" for layer, found in enumerate(hashes) if found != before[layer])
+        return extra.get("kept_digest")
+    return layer_digest([json.dumps(layer).encode() for layer in every_layer(spans)])
 
 
 def first_layer(one: str, other: str) -> int | None:

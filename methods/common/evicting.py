@@ -7,6 +7,7 @@ method that evicts in decode too asks the same questions again behind every new 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -22,6 +23,9 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, window_tokens
+
+Index = Tensor | Sequence[Tensor]
+"""Tokens that stay: [m, kv_heads] int64, or for each KV head its own [m] where the heads keep different numbers."""
 
 
 class Evicting(Method):
@@ -71,19 +75,19 @@ class Evicting(Method):
         """
         raise NotImplementedError
 
-    def choose(self, scores: Tensor, count: int) -> Tensor:
-        """Which tokens stay, int64, ascending for each head; of equal ones the first.
+    def choose(self, scores: Tensor, count: int) -> Index:
+        """Which tokens stay, ascending for each head; of equal ones the first.
 
         Args:
             scores: [kv_heads, n] float32, or [1, n].
-            count: of each head, below n.
+            count: of each head, below n; where heads differ, their mean.
 
         Returns:
-            [count, kv_heads], or [count] from one row of scores.
+            [count, kv_heads] int64, [count] from one row of scores, or what `RaggedHeads` takes.
         """
         return best(scores, count).sort(1).values.T.squeeze(1)
 
-    def survivors(self, layer: int, heads: Heads) -> Tensor | None:
+    def survivors(self, layer: int, heads: Heads) -> Index | None:
         """What `choose` gives for the tokens of a layer (`heads` as in `score`); None where all of them stay."""
         if self.budget(layer) >= len(heads.k):
             return None
@@ -109,15 +113,21 @@ class Evicting(Method):
         if index is None:
             return super().attend(layer, heads, step)
         with self.model.part("gather"):
-            self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
+            self.keep(layer, heads, index)
         return self.model.attention.causal(heads.q, heads.k, heads.v)
 
     def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
         out, cache = super().attend(layer, row, step), self.cache[layer]
         index = self.survivors(layer, Heads(row.q, cache.keys, cache.values, row.positions))
         if index is not None:
+            assert isinstance(index, Tensor)
             cache.keep(index)
         return out
+
+    def keep(self, layer: int, heads: Heads, index: Index) -> None:
+        """Stores the tokens that were chosen."""
+        assert isinstance(index, Tensor), "heads that keep different numbers of tokens need `RaggedHeads`"
+        self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that is left, and nothing leaves."""
@@ -133,9 +143,14 @@ def always(method: type[Evicting], options: OptionSet) -> int:
     return int(getattr(options, method.stays)) if method.stays else 0
 
 
+def best_first(scores: Tensor) -> Tensor:
+    """Indices along the last dimension from the greatest score down; of equal ones the first comes first."""
+    return torch.sort(scores, stable=True, dim=-1, descending=True).indices
+
+
 def best(scores: Tensor, count: int) -> Tensor:
     """The tokens of the highest scores, [heads, n] -> [heads, count] int64, best first; of equal ones the first."""
-    return torch.sort(scores, stable=True, dim=1, descending=True).indices[:, :count]
+    return best_first(scores)[:, :count]
 
 
 def last_stay(scores: Tensor, count: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -109,6 +109,32 @@ def test_dense(case: Case) -> None:
     out = poisoned(step)
     assert step.kernel().dense(step.q, step.k, step.v, step.table, 0, out) is out
     step.close(out, step.expected(0, step.everything(0)))
+
+
+RAGGED = [
+    (Case(2, 4, 16, splits=3), [[65, 0], [3, 48]]),
+    (Case(4, 1, 64, splits=2), [[1, 16, 200, 15]]),
+    (Case(1, 3, 32, splits=4, dtype=torch.float16), [[0], [70]]),
+]
+
+
+@pytest.mark.parametrize(("case", "lengths"), RAGGED, ids=str)
+def test_heads_of_different_lengths(case: Case, lengths: list[list[int]]) -> None:
+    """A layer of the test's caches stands for one KV head."""
+    single = [Step(replace(case, kv_heads=1), layer, seed) for seed, layer in enumerate(lengths)]
+    table = torch.stack([step.table for step in single])
+    step = Step(case, [0])
+    kernel, before = step.kernel(), table.clone()
+    for layer, heads in enumerate(single):
+        out = kernel.ragged(step.q, step.k, step.v, table, layer, poisoned(step))
+        queries = step.q.chunk(case.kv_heads)
+        for head, length in enumerate(heads.lengths):
+            heads.q, heads.k, heads.v = queries[head], step.k[head : head + 1], step.v[head : head + 1]
+            own = out.view(-1, case.d)[head * case.group : (head + 1) * case.group].view(1, -1)
+            heads.close(own, heads.expected(head, heads.everything(head)))
+            for cache, new in zip(heads.caches[head], (heads.k, heads.v), strict=True):
+                assert torch.equal(cache[length], new) and cache[length + 1 :].isnan().all()
+    assert torch.equal(table, before) and not kernel._counters.any()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -95,6 +95,22 @@ def test_replayed_decode_gives_the_same_tokens_and_caches(text: str) -> None:
         assert method.replay() is not None
 
 
+def test_heads_of_different_lengths_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed(monkeypatch)
+    stock, fused = attention_alone()
+    text = "adakv:budget=24:window=4:kernel=3"
+    expected, method = build(text, stock), build(text, fused)
+    for length, new in ((64, 4), (20, 3), (80, 2)):  # the second prompt is not pruned
+        request = Request(PROMPT[:length], new)
+        assert list(fused.stream(method, request)) == list(stock.stream(expected, request))
+        for ours, theirs in zip(method.cache, expected.cache, strict=True):
+            for one, other in zip(ours.heads(), theirs.heads(), strict=True):
+                assert torch.equal(one.positions, other.positions)
+                assert torch.allclose(one.keys, other.keys, atol=1e-4)
+                assert torch.allclose(one.values, other.values, atol=1e-4)
+    assert len({len(head.keys) for cache in method.cache for head in cache.heads()}) > 1
+
+
 def test_a_stop_token_ends_a_replayed_answer_and_leaves_no_trace_of_what_was_begun() -> None:
     stock, fused = attention_alone()
     plain = list(stock.stream(build("full", stock), Request(PROMPT[:40], 6)))

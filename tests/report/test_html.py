@@ -131,9 +131,11 @@ def test_outcome(score: float | None, base: float | None, word: str) -> None:
 
 def test_reasons_are_given_only_where_they_are_known() -> None:
     extra = {"needles": [[5, 8]], "kept_spans": [[[0, 10]], [[0, 5]]]}
-    assert reason(0.0, extra) == "needle dropped at layer 1"
-    assert reason(0.0, extra | {"kept_spans": [[[0, 10]]]}) == "needle kept in all 1 layers, and still wrong"
-    assert reason(1.0, extra) == reason(0.0, {"needles": [[5, 8]]}) == reason(None, extra) == ""
+    assert reason(0.0, extra, 10) == "needle dropped at layer 1"
+    assert reason(0.0, extra | {"kept_spans": [[[0, 10]]]}, 10) == "needle kept in all 1 layers, and still wrong"
+    assert reason(1.0, extra, 10) == reason(0.0, {"needles": [[5, 8]]}, 10) == reason(None, extra, 10) == ""
+    shares = {"needles": [[5, 8]], "kept_spans": None, "kept_shares": [[1.0, 0.5], None, [1.0, 0.25]]}
+    assert reason(0.0, shares, 10) == "of the needle's surroundings layer 2 kept least: 25%"
 
 
 def test_advice_is_what_the_paired_tests_say(run: Path, tmp_path: Path) -> None:

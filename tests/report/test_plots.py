@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 
 from harness.report.build import figures, report
 from harness.report.curves import against_length, crossover
-from harness.report.maps import dropped_at, kept_spans, needle_kept, survival
+from harness.report.maps import dropped_at, kept_image, kept_spans, needle_kept, shares_near_needle, survival
 from harness.report.plots import Point, style_of, with_interval
 from harness.report.recorded import read
 from tests.report.test_report import record, write
@@ -99,6 +99,14 @@ def test_where_a_needle_was_dropped() -> None:
     assert dropped_at({"needles": [[5, 8]]}) is None and kept_spans({}) is None
     assert kept_spans({"kept_spans": [[[3, 4]], None]}) == [[(3, 4)], [(3, 4)]]
     assert needle_kept([(0, 3), (4, 9)], (2, 5)) == 2
+
+
+def test_a_map_is_drawn_from_shares_where_spans_are_missing() -> None:
+    extra = {"needles": [[5, 8], [0, 1]], "kept_spans": None, "kept_shares": [[1.0, 0.5, 0.2, 0.0], None]}
+    image = kept_image(extra, 12)
+    assert image is not None and image.tolist() == [[1.0, 0.5, 0.2, 0.0]] * 2
+    assert shares_near_needle(extra, 12) == [0.2, 0.2]
+    assert kept_image({"kept_spans": None}, 12) is None
 
 
 def test_intervals_of_a_point_are_those_of_the_paired_effect() -> None:

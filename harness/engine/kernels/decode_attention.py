@@ -91,7 +91,19 @@ class DecodeAttention:
         """
         # Without dependent launch: what comes next would start beside it, and keep working with the little cache that
         # its shared memory leaves on a multiprocessor (docs/performance.md).
-        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, PDL=False, **_DENSE)
+        launch = {"RAGGED": False, "PDL": False, **_DENSE}
+        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, **launch)
+
+    def ragged(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, layer: int, out: Tensor | None = None) -> Tensor:
+        """The same as `dense` where every KV head has memory of its own and its own number of tokens.
+
+        Args:
+            q, k, v, layer, out: as in `dense`.
+            table: [layers, kv_heads, 3] int64 contiguous: for each KV head addresses of its keys and values ([capacity,
+                head_dim] contiguous, at multiples of 16 bytes) and the tokens there.
+        """
+        launch = {"RAGGED": True, "PDL": False, **_DENSE}
+        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, **launch)
 
     def paged(
         self,
@@ -118,8 +130,9 @@ class DecodeAttention:
         most = max(1, _PAGED_SPLITS * self.splits * self.kv_heads // lists)
         splits = min(most, -(-listed * page_size // STEP.value))
         # `launch_pdl` is an option of the CUDA back end alone.
-        launch = {"launch_pdl": True, **_PAGED} if self._pdl else _PAGED
-        return self._run(q, k, v, table, layer, pages, page_size, lists, splits, out, PDL=self._pdl, **launch)
+        option = {"launch_pdl": True} if self._pdl else {}
+        launch = {"RAGGED": False, "PDL": self._pdl, **option, **_PAGED}
+        return self._run(q, k, v, table, layer, pages, page_size, lists, splits, out, **launch)
 
     def _run(
         self,
@@ -160,16 +173,20 @@ def _attend(
     q, k, v, table, pages, sums, tops, totals, counters, out, norms, layer, listed, q_stride, k_stride, v_stride,
     GROUP: tl.constexpr, PADDED: tl.constexpr, KV_HEADS: tl.constexpr, SHARING: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr, RAGGED: tl.constexpr,
 ) -> Any:  # fmt: skip
     """One share of one list of pages (or of all that a KV head holds), for all query heads that read it."""
     this, split = tl.program_id(0), tl.program_id(1)
     kv_head, first = this // SHARING, split == 0
     row, at = tl.arange(0, ROWS), tl.arange(0, DIM)
     mine = row < GROUP
+    # Heads lie side by side in a token, or each in memory of its own.
+    entry, begins, apart = layer, kv_head * DIM, KV_HEADS * DIM
+    if RAGGED:
+        entry, begins, apart = layer * KV_HEADS + kv_head, 0, DIM
     # Nothing that may still run writes the table; all that does not depend on it is asked for together with it.
-    length = tl.load(table + layer * 3 + 2).to(tl.int32)
-    keys, values = tl.load(table + layer * 3), tl.load(table + layer * 3 + 1)
+    length = tl.load(table + entry * 3 + 2).to(tl.int32)
+    keys, values = tl.load(table + entry * 3), tl.load(table + entry * 3 + 1)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -183,8 +200,8 @@ def _attend(
     if split >= used:
         return
     pointer = tl.pointer_type(k.dtype.element_ty)
-    keys = tl.multiple_of(keys.to(pointer), 16) + kv_head * DIM
-    values = tl.multiple_of(values.to(pointer), 16) + kv_head * DIM
+    keys = tl.multiple_of(keys.to(pointer), 16) + begins
+    values = tl.multiple_of(values.to(pointer), 16) + begins
 
     top, total, acc = begin(ROWS, DIM)
     end = tl.minimum(split * share + share, slots)
@@ -195,14 +212,14 @@ def _attend(
             page = tl.load(pages + this * listed + token // PAGE, mask=inside, other=0)
             token = page * PAGE + token % PAGE
             inside = inside & (token < length)
-        offset = token.to(tl.int64) * (KV_HEADS * DIM)
+        offset = token.to(tl.int64) * apart
         seen = inside[None, :]
         top, total, acc = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
 
     # The first share takes in the new token, from the inputs: nobody reads the slot that it is written to.
     top, total, acc = take_in_new(query, new_key, new_value, first, top, total, acc, SCALE)
     stored = first & (this % SHARING == 0) & (at < DIM)
-    slot = length.to(tl.int64) * (KV_HEADS * DIM)
+    slot = length.to(tl.int64) * apart
     tl.store(keys + slot + at, new_key, mask=stored)
     tl.store(values + slot + at, new_value, mask=stored)
 

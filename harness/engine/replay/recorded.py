@@ -104,16 +104,16 @@ class RecordedDecode:
         recording = not self._recorded or self._key != key
         if recording:
             replay.take(caches, rehearsal=True)
-            self._load(caches, token, position)
+            self._load(replay, caches, token, position)
             self._record(replay)
             self._recorded, self._key = True, key
-        self._load(caches, token, position)
+        self._load(replay, caches, token, position)
         if recording:
             replay.undo(self._table)
         replay.take(caches, rehearsal=False)
 
-    def _load(self, caches: Sequence[LayerCache], token: Tensor, position: int) -> None:
-        self._table.load(caches)
+    def _load(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, position: int) -> None:
+        replay.load(caches, self._table)
         self._token.copy_(token)
         self._position.fill_(position)
 

@@ -37,6 +37,10 @@ class Replay:
         """Changes with the addresses of this object's tensors that a recorded step uses."""
         return None
 
+    def load(self, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """Tells the kernels where the caches lie that they are to work on, and how long these are."""
+        table.load(caches)
+
     def take(self, caches: Sequence[LayerCache], *, rehearsal: bool) -> None:
         """Brings what this object has on the device up to the request.
 

@@ -1,0 +1,101 @@
+"""Keys and values of one layer whose KV heads hold different numbers of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from harness.engine.attention import Attention
+from harness.engine.cache import HeadTokens, LayerCache
+
+
+class RaggedCache(LayerCache):
+    """A `LayerCache` for each KV head of a layer, so that a head's memory is as long as what it holds.
+
+    There are no keys or values of the whole layer: `heads` and `attend` take the place of what reads them as one
+    tensor. The layer's `length` is that of the head with the most tokens, its `room` that of the head with the least.
+    """
+
+    def reset(self) -> None:
+        """Forgets everything and gives the memory back."""
+        super().reset()
+        self._each: list[LayerCache] = []
+
+    def append(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """Adds the same number of tokens to every head, as `LayerCache.append`."""
+        columns = positions.unsqueeze(1) if positions.dim() == 1 else positions
+        each = zip(keys.unbind(1), values.unbind(1), columns.expand(-1, keys.shape[1]).unbind(1), strict=True)
+        self.append_heads([HeadTokens(*head) for head in each])
+
+    def append_heads(self, tokens: Sequence[HeadTokens]) -> None:
+        """Adds to each head its own tokens, at least one."""
+        self._each = self._each or [LayerCache(self.spare, self.most) for _ in tokens]
+        for cache, head in zip(self._each, tokens, strict=True):
+            cache.append(head.keys.unsqueeze(1), head.values.unsqueeze(1), head.positions)
+        self._measure()
+
+    def extended(self, count: int, position: int) -> None:
+        """Counts tokens in that a kernel has written behind every head's, as `LayerCache.extended`."""
+        for cache in self._each:
+            cache.extended(count, position)
+        self._measure()
+
+    def attend(self, attention: Attention, q: Tensor) -> Tensor:
+        """One attention for each KV head and the query heads that read it; as `LayerCache.attend`."""
+        groups = q.chunk(len(self._each), 1)
+        outs = [cache.attend(attention, queries) for cache, queries in zip(self._each, groups, strict=True)]
+        return torch.cat(outs, 1)
+
+    def heads(self) -> list[HeadTokens]:
+        """What each KV head holds."""
+        return [head for cache in self._each for head in cache.heads()]
+
+    def kept_positions(self) -> list[Tensor]:
+        """Positions that each KV head holds, [n] int64; a single entry, with none, before there are heads."""
+        each = [positions for cache in self._each for positions in cache.kept_positions()]
+        return each or super().kept_positions()
+
+    def tokens_before(self, position: int) -> int | float:
+        """Tokens at positions below `position`, mean over KV heads."""
+        count = sum(cache.tokens_before(position) for cache in self._each) / max(1, len(self._each))
+        return int(count) if count.is_integer() else count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values, the reserve for tokens to come included."""
+        return sum(cache.nbytes for cache in self._each)
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes of the keys and values that are there now."""
+        return sum(cache.resident_nbytes for cache in self._each)
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit behind those of every head without new memory."""
+        return min((cache.room for cache in self._each), default=0)
+
+    @property
+    def keys(self) -> Tensor:
+        """There is no such tensor."""
+        _no_tensor()
+
+    @property
+    def values(self) -> Tensor:
+        """There is no such tensor."""
+        _no_tensor()
+
+    @property
+    def positions(self) -> Tensor:
+        """There is no such tensor."""
+        _no_tensor()
+
+    def _measure(self) -> None:
+        self.length = max(cache.length for cache in self._each)
+
+
+def _no_tensor() -> NoReturn:
+    raise TypeError("the KV heads of this layer hold different numbers of tokens: see `heads`")
