@@ -150,7 +150,7 @@ class AdaOptions(SnapOptions):
 
 
 class AdaTwin(SnapTwin):
-    """The twin of `adakv`: the KV heads of a layer share what they may keep together, each by how high its scores are."""
+    """The twin of `adakv`: the KV heads of a layer share one budget, each by how high its scores are."""
 
     def __init__(self, model: Any, prompt_len: int, total: int, options: AdaOptions) -> None:
         super().__init__(model, prompt_len, total, options)
@@ -174,9 +174,14 @@ class AdaTwin(SnapTwin):
 
 @dataclass(frozen=True)
 class H2OOptions(BudgetOptions):
-    """The options of `h2o`, by the same names; the window is that of the default mode."""
+    """The options of `h2o`, by the same names."""
 
+    mode: str = "port"
     window: int = 32
+
+    def recent(self, budget: int) -> int:
+        """How many of the budget's tokens are the newest ones."""
+        return min(self.window or budget // 2, budget)
 
 
 class H2OTwin(EvictionTwin):
@@ -184,7 +189,7 @@ class H2OTwin(EvictionTwin):
 
     def __init__(self, model: Any, prompt_len: int, total: int, options: H2OOptions) -> None:
         super().__init__(model, prompt_len, total, options)
-        self.window = min(options.window, self.budget)
+        self.window = options.recent(self.budget)
 
     def scores(self, layer: int, raw_q: Tensor, q: Tensor) -> Tensor:
         scores = self.paid(layer, q, range(self.prompt_len))
@@ -220,10 +225,11 @@ class RollingTwin(EvictionTwin):
 
 
 class H2ODropTwin(RollingTwin):
-    """The twin of `h2o:mode=drop`: half of the budget is for the newest tokens (the smaller half of an odd one)."""
+    """The twin of `h2o:mode=drop`: what all rows so far looked at, and a window that moves along."""
 
-    def __init__(self, model: Any, prompt_len: int, total: int, options: BudgetOptions) -> None:
+    def __init__(self, model: Any, prompt_len: int, total: int, options: H2OOptions) -> None:
         super().__init__(model, prompt_len, total, options)
+        self.recent = options.recent(self.budget)
         self.paid_so_far = torch.zeros(self.depth, self.decoder.kv_heads, total)
 
     def look(self, layer: int, weights: Tensor) -> None:
@@ -231,10 +237,9 @@ class H2ODropTwin(RollingTwin):
             self.paid_so_far[layer, head // self.group] += rows.sum(0) / self.group
 
     def keeps_of(self, layer: int, head: int, held: list[int]) -> set[int]:
-        recent = self.budget // 2
-        older, newest = held[: len(held) - recent], held[len(held) - recent :]
+        older, newest = held[: len(held) - self.recent], held[len(held) - self.recent :]
         scores = [float(self.paid_so_far[layer, head, position]) for position in older]
-        return {older[index] for index in best(scores, self.budget - recent)} | set(newest)
+        return {older[index] for index in best(scores, self.budget - self.recent)} | set(newest)
 
 
 class TovaTwin(RollingTwin):
@@ -331,12 +336,11 @@ class KnormTwin(EvictionTwin):
 
 
 class CriticalTwin(EvictionTwin):
-    """The twin of `criticalkv`: a base's best, then those whose score times what their value adds to the layer is."""
+    """The twin of `criticalkv`: half for the best of another method, half weighted by what values become."""
 
-    def __init__(self, base: EvictionTwin, model: Any, prompt_len: int, total: int, first: float = 0.5) -> None:
-        """`base` scores; `first` is the share of the budget that goes to its best."""
+    def __init__(self, base: EvictionTwin, model: Any, prompt_len: int, total: int) -> None:
         super().__init__(model, prompt_len, total, BudgetOptions(base.budget))
-        self.base, self.first = base, int(first * self.budget)
+        self.base, self.first = base, self.budget // 2
         base.keys, base.values = self.keys, self.values
 
     def scores(self, layer: int, raw_q: Tensor, q: Tensor) -> Tensor:

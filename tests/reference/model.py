@@ -186,7 +186,7 @@ class Twin:
         return self.leave(layer, hidden, positions, q)
 
     def causal(self, layer: int, positions: Tensor) -> Tensor:
-        """[n, total]: each row sees what the layer's KV heads hold, all the same, of itself and the tokens before it."""
+        """[n, total]: each row sees what the layer, in all its heads, holds of itself and the tokens before it."""
         return self.held[layer].any(1) & (torch.arange(self.total) <= positions[:, None])
 
     def enter(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
