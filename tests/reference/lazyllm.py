@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.reference.model import Twin, best, default_layers, probabilities, tokens_of
+from tests.reference.model import Twin, best, default_layers, positions_of, probabilities, tokens_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LazyTwin(Twin):
         if not self.decoding or not self.options.revive:
             return hidden, positions
         rows = dict(zip(positions.tolist(), hidden, strict=True))
-        have = set(self.held[layer].nonzero().flatten().tolist())
+        have = positions_of(self.held[layer].any(1))
         for position in self.selected - have - set(rows):
             rows[position] = self.aux[layer].pop(position)
         order = sorted(rows)

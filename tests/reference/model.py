@@ -23,12 +23,14 @@ class Trace:
 
     Attributes:
         logits: of the step's last row, [vocab].
-        held: positions whose keys and values each layer holds after the step.
+        held: positions whose keys and values each layer holds after the step, in any of its KV heads.
+        heads: the same for each layer and KV head.
         visible: positions that the step's last row attended to in each layer, by any of its heads.
     """
 
     logits: list[Tensor] = field(default_factory=list)
     held: list[list[set[int]]] = field(default_factory=list)
+    heads: list[list[list[set[int]]]] = field(default_factory=list)
     visible: list[list[set[int]]] = field(default_factory=list)
 
 
@@ -52,6 +54,11 @@ def chunks(items: Sequence[T], size: int) -> list[list[T]]:
 def best(scores: Sequence[float], count: int) -> set[int]:
     """Indexes of the `count` highest scores."""
     return set(sorted(range(len(scores)), key=lambda index: -scores[index])[:count])
+
+
+def positions_of(row: Tensor) -> set[int]:
+    """Where a row of truth values is true."""
+    return set(row.nonzero().flatten().tolist())
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -144,7 +151,7 @@ class Twin:
         self.depth = self.decoder.depth
         table = (self.depth, total, self.decoder.kv_heads, self.decoder.d)
         self.raw_keys, self.keys, self.values = torch.zeros(table), torch.zeros(table), torch.zeros(table)
-        self.held = torch.zeros(self.depth, total, dtype=torch.bool)
+        self.held = torch.zeros(self.depth, total, self.decoder.kv_heads, dtype=torch.bool)
         self.trace = Trace()
 
     @torch.no_grad()
@@ -162,7 +169,8 @@ class Twin:
         for layer in range(self.depth):
             hidden, positions = self.layer(layer, hidden, positions)
         self.trace.logits.append(self.decoder.logits(hidden[-1]))
-        self.trace.held.append([set(row.nonzero().flatten().tolist()) for row in self.held])
+        self.trace.held.append([positions_of(layer.any(1)) for layer in self.held])
+        self.trace.heads.append([[positions_of(head) for head in layer.T] for layer in self.held])
 
     def layer(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         hidden, positions = self.enter(layer, hidden, positions)
@@ -173,13 +181,13 @@ class Twin:
         self.held[layer, positions] = True
         mask = self.sees(layer, positions, q)
         last = mask[..., -1, :].reshape(-1, self.total).any(0)
-        self.trace.visible[-1].append(set(last.nonzero().flatten().tolist()))
+        self.trace.visible[-1].append(positions_of(last))
         hidden = self.decoder.finish(layer, hidden, self.attend(layer, raw_q, q, positions, mask))
         return self.leave(layer, hidden, positions, q)
 
     def causal(self, layer: int, positions: Tensor) -> Tensor:
-        """[n, total]: each row sees what the layer holds of itself and the tokens before it."""
-        return self.held[layer] & (torch.arange(self.total) <= positions[:, None])
+        """[n, total]: each row sees what the layer, in all its heads, holds of itself and the tokens before it."""
+        return self.held[layer].any(1) & (torch.arange(self.total) <= positions[:, None])
 
     def enter(self, layer: int, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Rows that this layer computes."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.reference.model import Twin, mix, probabilities, tokens_of
+from tests.reference.model import Twin, mix, positions_of, probabilities, tokens_of
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class StreamingTwin(Twin):
         super().step(positions, ids)
         if self.options.mode != "ashape":
             self.forget(int(positions[-1]))
-        self.trace.held[-1] = [set(row.nonzero().flatten().tolist()) for row in self.held]
+        self.trace.held[-1] = [positions_of(layer.any(1)) for layer in self.held]
 
     def forget(self, newest: int) -> None:
         """Leaves sinks and window of the newest token in every layer."""
-        self.held &= self.band(torch.tensor([newest]))[0]
+        self.held &= self.band(torch.tensor([newest]))[0][:, None]
 
     def band(self, positions: Tensor) -> Tensor:
         """[n, total]: sinks, and tokens less than a window before the row."""
