@@ -74,13 +74,13 @@ Budget = Annotated[int | float, BeforeValidator(_read_budget)]
 
 
 def budget_tokens(budget: int | float, prompt_len: int) -> int:
-    """The budget in tokens of a prompt of `prompt_len` tokens, never more than the prompt.
+    """The budget in tokens of a prompt of `prompt_len` tokens: never more than the prompt, and never nothing.
 
     A share is rounded up, as LazyLLM's `ceil(k * n)` does; the guard keeps 0.07 * 100 at 7.
     """
     if isinstance(budget, int):
         return min(budget, prompt_len)
-    return min(prompt_len, math.ceil(round(budget * prompt_len, 6)))
+    return min(prompt_len, max(1, math.ceil(round(budget * prompt_len, 6))))
 
 
 def window_tokens(budget: int | float, prompt_len: int, total: int) -> int:

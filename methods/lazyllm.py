@@ -69,9 +69,9 @@ class LazyLLM(Method):
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
-        """Raises `InputError` for layers the model lacks."""
+        """Raises `InputError` for layers the model lacks, and for a model too shallow for the default schedule."""
         assert isinstance(options, cls.Options)
-        check_schedule(cls.name, pruning_layers(options.layers, shape.layers), options.keep, shape)
+        check_schedule(cls.name, options.layers, options.keep, shape)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Empties the Aux Caches."""

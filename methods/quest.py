@@ -13,6 +13,7 @@ Interpretations, where the authors' two implementations differ:
 - `per=query_head` (faithful) lets every query head choose its pages, so under grouped-query attention the reads of a
   group are the union of its heads' choices; `per=kv_head` rates a page by its best query head of the group;
 - nothing is skipped while the cache fits the budget;
+- a budget of one or two pages is taken at its word; the authors' code never reads fewer than three;
 - `question=decode` is the paper's protocol: the prompt's question is fed token by token as decode steps, so that pages
   are already chosen while it is read;
 - `offload=host` is this project's addition, the paper keeps everything on the GPU: keys and values of the layers that

@@ -90,7 +90,7 @@ class Slim(Method):
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` for layers the model lacks and token budgets that cannot hold sink and tail."""
         assert isinstance(options, cls.Options)
-        check_schedule(cls.name, pruning_layers(options.layers, shape.layers), options.budgets, shape)
+        check_schedule(cls.name, options.layers, options.budgets, shape)
         if options.block % options.unit:
             raise InputError(f"{cls.name}: block={options.block} is not a multiple of unit={options.unit}")
         least = (options.sink + options.tail) * options.block

@@ -1,18 +1,23 @@
 """StreamingLLM (Xiao et al., arXiv 2309.17453): attention sinks and a window of recent tokens.
 
-Three variants circulate under the name; `mode` says which one runs:
+Four variants circulate under the name; `mode` says which one runs:
 
 - `faithful`: every token, of the prompt too, sees the first `sinks` tokens and the last `window` ones, itself
   included, and positions count inside the cache: the oldest recent token directly follows the sinks. The cache never
   holds more.
-- `evict`: dense prefill; afterwards sinks and recent tokens stay, at their original positions. TTFT does not change,
-  and what stays has absorbed the whole prompt, so it scores higher.
+- `evict`: dense prefill; of the prompt, sinks and recent tokens stay, at their original positions. What follows (a
+  question, new tokens) is never evicted. TTFT does not change, and what stays has absorbed the whole prompt, so it
+  scores higher.
+- `slide`: as `evict`, but the window goes on with every token that follows, a question's too.
 - `ashape`: the prefill attends in the A shape of sinks and window (the work outside is not done), all keys and values
   stay, decode attends to everything.
 
+The authors' `recent_size` does not count the newest token, which comes in after they have evicted; `window` does. Their
+512 is 513 here, the default.
+
 Rotary attention depends on distances alone. Within the window, distances in the cache equal those in the text, so
-window keys keep their original rotation; only the few sink keys are rotated on for each query, to the distance they
-have in the cache. This gives the paper's re-indexed positions without rotating the whole cache at every step.
+window keys keep their original rotation; only for the few sinks is each query rotated back, to the distance that they
+have in the cache. This gives the paper's re-indexed positions without rotating the cache at every step.
 
 A cache that is full slides through the memory reserved for new tokens: it begins one token later with every step, and
 the sinks are written anew in front of the window. So a replayed step moves addresses on the device and nothing else.
@@ -32,7 +37,7 @@ from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.band import band_attention
-from methods.common.sinks import nearer, slide
+from methods.common.sinks import band, nearer, sink_attention, slide
 from methods.replay.streaming import StreamingReplay
 
 
@@ -40,23 +45,27 @@ class Streaming(Method):
     """Keeps sinks and recent tokens."""
 
     name = "streaming"
-    summary = "StreamingLLM: attention sinks and recent tokens; modes faithful, evict, ashape"
+    summary = "StreamingLLM: attention sinks and recent tokens; modes faithful, evict, slide, ashape"
     nothing = MappingProxyType({"window": "1"})
 
     class Options(OptionSet):
-        """How much stays, and which of the three variants."""
+        """How much stays, and which of the variants."""
 
-        mode: Literal["faithful", "evict", "ashape"] = Field("faithful", description="which variant, see the module")
+        mode: Literal["faithful", "evict", "slide", "ashape"] = Field(
+            "faithful", description="which variant, see the module"
+        )
         sinks: Annotated[int, Field(ge=0)] = Field(4, description="first tokens that all see; paper: 4")
-        window: Budget = Field(512, description="recent tokens, the newest included; the authors' code: 512")
+        window: Budget = Field(
+            513, description="recent tokens, the newest included; the authors' recent_size=512 is 513"
+        )
 
     options: Options
 
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
-        # In the same memory for every request, so that a recorded decode step stays valid.
-        self._sinks = torch.empty(0)
-        self._replay = StreamingReplay(self.options.sinks, model.move)
+        reindexed = self.options.mode == "faithful"
+        self._slides = reindexed or self.options.mode == "slide"
+        self._replay = StreamingReplay(self.options.sinks, model.move if reindexed else None)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns the window into tokens of this prompt."""
@@ -67,9 +76,7 @@ class Streaming(Method):
         """Stores what stays, and attends as the mode says."""
         if step.phase == "prefill":
             return self._prefill(layer, heads)
-        if self.options.mode == "ashape":
-            return super().attend(layer, heads, step)
-        return torch.cat([self._decode(layer, row) for row in heads.single()])
+        return self._decode(layer, heads) if self._slides else super().attend(layer, heads, step)
 
     def _prefill(self, layer: int, heads: Heads) -> Tensor:
         attention, sinks = self.model.attention, self.options.sinks
@@ -80,7 +87,7 @@ class Streaming(Method):
                 return attention.causal(q, k, v)
             return band_attention(attention, q, q, k, k[:sinks], v, self.window)
         self._store(layer, heads)
-        if self.options.mode == "evict" or len(q) <= sinks + self.window:
+        if self.options.mode != "faithful" or len(q) <= sinks + self.window:
             return attention.causal(q, k, v)
         q_sink = self.model.move(q, -nearer(heads.positions, sinks, self.window))
         return band_attention(attention, q, q_sink, k, k[:sinks], v, self.window)
@@ -91,34 +98,28 @@ class Streaming(Method):
         index = torch.arange(n, device=heads.positions.device)
         index = index[(index < sinks) | (index >= n - self.window)]
         self.cache[layer].append(heads.k[index], heads.v[index], heads.positions[index])
-        if self.options.mode == "faithful":
-            self._put_aside(layer, heads.k[:sinks], 0)
-
-    def _put_aside(self, layer: int, keys: Tensor, start: int) -> None:
-        """Keeps keys of sinks, from the one at `start` on, as they are at their original positions."""
-        if not len(self._sinks):
-            self._sinks = keys.new_empty((self.model.shape.layers, self.options.sinks, *keys.shape[1:]))
-        self._sinks[layer, start : start + len(keys)] = keys
 
     def _decode(self, layer: int, heads: Heads) -> Tensor:
-        """One token: it comes in, the oldest recent one goes."""
-        cache, sinks = self.cache[layer], self.options.sinks
-        if self.options.mode == "faithful" and cache.length < sinks:
-            self._put_aside(layer, heads.k, cache.length)
+        """Tokens come in, and as many of the oldest recent ones go; several see each other up to themselves."""
+        cache, attention, sinks = self.cache[layer], self.model.attention, self.options.sinks
         cache.append(heads.k, heads.v, heads.positions)
+        slide(cache, sinks, self.window + len(heads) - 1)
+        seen = band(heads.positions, cache.token_positions, sinks, self.window) if len(heads) > 1 else None
+        if self.options.mode == "faithful":
+            q_sink = self.model.move(heads.q, -nearer(heads.positions, sinks, self.window))
+            out = sink_attention(heads.q, q_sink, cache.keys, cache.values, sinks, seen)
+        else:
+            out = attention.masked(heads.q, cache.keys, cache.values, seen)
         slide(cache, sinks, self.window)
-        if self.options.mode == "faithful" and sinks:
-            keys, gap = self._sinks[layer, : cache.length], nearer(heads.positions, sinks, self.window)
-            cache.keys[: len(keys)] = self.model.move(keys, gap.expand(len(keys)))
-        return self.model.attention.causal(heads.q, cache.keys, cache.values)
+        return out
 
     def replay(self) -> Replay | None:
         """As soon as all sinks are there; whether a cache is full, and slides, is decided on the device."""
-        if self.options.mode == "ashape":
+        if not self._slides:
             return self.dense_replay
         if self.cache[0].length < self.options.sinks:
             return None
-        self._replay.prepare(self.cache, self.window, self._sinks if self.options.mode == "faithful" else None)
+        self._replay.prepare(self.cache, self.window)
         return self._replay
 
     def tokens_requested(self) -> list[int]:
@@ -128,12 +129,12 @@ class Streaming(Method):
         return [min(self.prompt_len, self.options.sinks + self.window)] * self.model.shape.layers
 
     def prefill_pairs(self, rows: int) -> int:
-        """Pairs within sinks and window; dense in mode `evict`."""
-        if self.options.mode == "evict":
+        """Pairs within sinks and window; dense in modes `evict` and `slide`."""
+        if self.options.mode in ("evict", "slide"):
             return super().prefill_pairs(rows)
         seen = self.options.sinks + self.window
         return super().prefill_pairs(min(rows, seen)) + max(0, rows - seen) * seen
 
     def extra_bytes(self) -> int:
-        """Bytes of the sinks' keys at their original positions, and of the sinks that replayed steps take from."""
-        return self._sinks.nbytes + self._replay.nbytes
+        """Bytes of the sinks that replayed steps take from."""
+        return self._replay.nbytes

@@ -37,7 +37,7 @@ def test_bad_options_are_named_in_one_line(given_: dict[str, str], words: str) -
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@given(st.floats(0.001, 1.0), st.integers(1, 200_000))
+@given(st.floats(1e-12, 1.0), st.integers(1, 200_000))
 def test_a_share_is_at_least_a_token_and_at_most_the_prompt(share: float, prompt: int) -> None:
     assert 1 <= budget_tokens(share, prompt) <= prompt
 

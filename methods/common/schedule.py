@@ -19,11 +19,24 @@ def pruning_layers(given: tuple[int, ...] | None, depth: int) -> tuple[int, ...]
     return given if given is not None else scaled_layers((10, 20, 30), 32, depth)
 
 
-def check_schedule(owner: str, layers: Sequence[int], budgets: Sequence[float], shape: ModelShape) -> None:
-    """Raises `InputError` unless every pruning layer exists, they ascend, and each has its budget."""
+def check_schedule(owner: str, given: tuple[int, ...] | None, budgets: Sequence[float], shape: ModelShape) -> None:
+    """Raises `InputError` unless every pruning layer exists, they ascend, and each has its budget.
+
+    Args:
+        owner: the method, as messages call it.
+        given: layers that the options name, None for the default schedule.
+        budgets: what each keeps.
+        shape: of the model.
+    """
+    layers = pruning_layers(given, shape.layers)
+    ascending = list(layers) == sorted(set(layers))
+    if given is None and not ascending:
+        raise InputError(
+            f"{owner}: the model is too shallow ({shape.layers} layers) for the default schedule; name layers"
+        )
     if len(layers) != len(budgets):
         raise InputError(f"{owner}: {len(budgets)} budgets for {len(layers)} pruning layers; give one for each")
-    if list(layers) != sorted(set(layers)):
+    if not ascending:
         raise InputError(f"{owner}: pruning layers must ascend, not {'/'.join(map(str, layers))}")
     if layers and (layers[0] < 1 or layers[-1] >= shape.layers):
         raise InputError(f"{owner}: pruning layers must lie in 1..{shape.layers - 1}, not {'/'.join(map(str, layers))}")

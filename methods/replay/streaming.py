@@ -17,34 +17,32 @@ from methods.common.sinks import nearer, slide
 class StreamingReplay(Replay):
     """One token: full caches begin one token later, sinks come in front of the window, the token behind it."""
 
-    def __init__(self, sinks: int, move: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, sinks: int, move: Callable[[Tensor, Tensor], Tensor] | None) -> None:
         """
         Args:
             sinks: first tokens that all see.
-            move: as `ModelContext.move`.
+            move: as `ModelContext.move`; None where sinks are seen from where they are in the text.
         """
         self._sinks, self._move = sinks, move
         self._front: Front | None = None
-        self._window, self._originals = 0, torch.empty(0)
+        self._window = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the sinks that steps take from."""
-        return 0 if self._front is None else self._front.keys.nbytes + self._front.values.nbytes
+        return 0 if self._front is None else self._front.nbytes
 
-    def prepare(self, caches: Sequence[LayerCache], window: int, originals: Tensor | None) -> None:
+    def prepare(self, caches: Sequence[LayerCache], window: int) -> None:
         """Is told of the request whose steps are to be replayed.
 
         Args:
             caches: a layer each, with all sinks.
             window: recent tokens that stay.
-            originals: [layers, sinks, kv_heads, head_dim], keys of the sinks at their original positions, at one
-                address for all requests; None where they are seen from there.
         """
         if self._front is None:
-            self._front = Front(caches, self._sinks)
+            self._front = Front(caches, self._sinks, moving=self._move is not None)
         self._front.take(caches)
-        self._window, self._originals = window, torch.empty(0) if originals is None else originals
+        self._window = window
 
     def key(self) -> Hashable:
         """Changes with the window, which may be a share of the prompt."""
@@ -61,11 +59,11 @@ class StreamingReplay(Replay):
 
     def _turn(self, position: Tensor) -> None:
         """Moves all layers' sinks to where the query at `position` ([1]) sees them."""
-        if len(self._originals) and self._sinks:
+        if self._move is not None and self._sinks:
             assert self._front is not None
-            keys = self._originals.flatten(0, 1)
+            keys = self._front.keys.flatten(0, 1)
             moved = self._move(keys, nearer(position, self._sinks, self._window).expand(len(keys)))
-            self._front.keys.copy_(moved.view_as(self._originals))
+            self._front.seen.copy_(moved.view_as(self._front.seen))
 
     def give_back(self, caches: Sequence[LayerCache], count: int, position: int) -> None:
         """Slides the caches as the device did, and mends the sinks.
@@ -74,7 +72,6 @@ class StreamingReplay(Replay):
         """
         super().give_back(caches, count, position)
         assert self._front is not None
-        self._turn(torch.full((1,), position + count - 1, device=self._front.keys.device))
         for layer, cache in enumerate(caches):
             slide(cache, self._sinks, self._window)
             self._front.copy_into(cache, layer)
@@ -84,19 +81,28 @@ class Front:
     """The sinks of all layers, from where every replayed step copies them in front of the window.
 
     Attributes:
-        keys, values: [layers, sinks, kv_heads, head_dim], the keys as the next token meets them.
+        keys, values: [layers, sinks, kv_heads, head_dim], as caches hold them.
+        seen: the keys as the next token meets them.
     """
 
-    def __init__(self, caches: Sequence[LayerCache], sinks: int) -> None:
+    def __init__(self, caches: Sequence[LayerCache], sinks: int, *, moving: bool) -> None:
         """
         Args:
-            caches: a layer each, not empty. sinks: tokens to hold of each.
+            caches: a layer each, not empty.
+            sinks: tokens to hold of each.
+            moving: tokens meet the keys elsewhere than caches hold them.
         """
         like = caches[0].keys
         self.keys, self.values = like.new_empty((2, len(caches), sinks, *like.shape[1:]))
-        pairs = zip(self.keys, self.values, strict=True)
+        self.seen = torch.empty_like(self.keys) if moving else self.keys
+        pairs = zip(self.seen, self.values, strict=True)
         self._addresses = torch.tensor([[part.data_ptr() for part in pair] for pair in pairs], device=like.device)
         self._block = torch.zeros(1, dtype=torch.int64, device=like.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the sinks' keys and values."""
+        return self.values.nbytes + self.keys.nbytes + (self.seen.nbytes if self.seen is not self.keys else 0)
 
     @torch.inference_mode()
     def take(self, caches: Sequence[LayerCache]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.engine.method import Method
+from harness.engine.request import Request
 from harness.engine.step import Step
 from tests.reference.controls import GivenTwin, RecentTwin, truncated
 from tests.reference.lazyllm import LazyOptions, LazyTwin
@@ -54,7 +56,9 @@ LAZY: list[Options] = [
     {"keep": (0.01,), "layers": (3,)},
 ]
 BANDS: list[Options] = [{"window": 60}, {"sinks": 0, "window": 7}, {"sinks": 9, "window": 0.3}, {"window": 1.0}]
-STREAMING: list[Options] = [{"mode": mode, **band} for mode in ("faithful", "evict", "ashape") for band in BANDS]
+STREAMING: list[Options] = [
+    {"mode": mode, **band} for mode in ("faithful", "evict", "slide", "ashape") for band in BANDS
+]
 QUEST: list[Options] = [
     {"budget": 64},
     {"budget": 0.25},
@@ -200,6 +204,28 @@ def test_streaming(options: Options, length: int, model: Model) -> None:
     real = run(method, ids, length, model)
     same_logits(real, twin.run(ids))
     assert real.held == twin.trace.held
+
+
+@pytest.mark.parametrize("options", STREAMING)
+@pytest.mark.parametrize("length", [3, 30, 150])
+def test_streaming_takes_a_question_in_one_step(options: Options, length: int) -> None:
+    method, ids, late = method_named("streaming", options, MODELS[0]), random_ids(length + 12), 9
+    twin = StreamingTwin(tiny_model(), length, len(ids), StreamingOptions(**options))
+    method.begin(length, len(ids) - length)
+    borders = [0, length, length + late, *range(length + late + 1, len(ids) + 1)]
+    for start, end in pairwise(borders):
+        step = Step("decode" if start else "prefill", start, end - start)
+        ours = tiny_engine().forward(method, ids[start:end], step)
+        twin.step(torch.arange(start, end), ids[start:end])
+        assert torch.allclose(ours, twin.trace.logits[-1], atol=1e-4, rtol=1e-4)
+        assert held(method) == twin.trace.held[-1]
+
+
+def test_streaming_evicts_nothing_while_a_question_comes_in() -> None:
+    method, ids = method_named("streaming", {"mode": "evict", "sinks": 4, "window": 30}, MODELS[0]), random_ids(100)
+    list(tiny_engine().stream(method, Request(ids, 6, question=20, question_after=True)))
+    stays = {*range(4), *range(50, 80), *range(80, 105)}
+    assert held(method) == [stays] * LAYERS
 
 
 @pytest.mark.parametrize(("options", "length", "model"), rotating(QUEST))

@@ -152,6 +152,30 @@ def test_options_that_do_not_fit_the_model_are_refused(text: str, words: str) ->
         spec.check(tiny_shape())
 
 
+@pytest.mark.parametrize("text", ["slim", "lazyllm", "random", "truncate"])
+def test_a_model_too_shallow_for_the_default_schedule_is_refused_and_layers_can_be_named(text: str) -> None:
+    for depth in (1, 2, 3):
+        with pytest.raises(InputError, match=rf"too shallow \({depth} layers\) for the default schedule; name layers"):
+            parse_methods(text)[0].check(tiny_shape(layers=depth))
+    parse_methods(text)[0].check(tiny_shape(layers=4))
+    keep = "keep" if text == "lazyllm" else "budgets"
+    parse_methods(f"{text}:{keep}=0.5:layers=1")[0].check(tiny_shape(layers=2))
+
+
+@pytest.mark.parametrize(
+    "text", ["lazyllm:keep=1e-9/1e-9/1e-9", "lazyllm:keep=1e-9/1e-9/1e-9:of=survivors", "slim:budgets=1e-9/1e-9/1e-9",
+             "lazyllm:keep=1e-9/1e-9/1e-9:revive=false", "streaming:window=1e-9:sinks=0", "quest:budget=1e-9"],
+)  # fmt: skip
+def test_a_share_that_rounds_to_nothing_keeps_a_token(text: str) -> None:
+    engine = tiny_engine()
+    method = build(text, engine)
+    generate(text, engine, random_ids(200))
+    method.begin(200, 4)
+    assert min(method.tokens_requested()) >= 1
+    engine.forward(method, random_ids(200), Step("prefill", 0, 200))
+    assert min(method.tokens_kept()) >= 1
+
+
 @pytest.mark.parametrize("text", ["slmi", "slim:budget=0.5", "slim/x", "slim:score=best", "slim:w=0"])
 def test_unknown_names_are_refused(text: str) -> None:
     with pytest.raises(InputError):

@@ -20,7 +20,7 @@ for name in ("rowwise", "gemv", "decode_attention", "fetch"):
 
 LAYERS = 2
 PROMPT = random_ids(80).to(DEVICE)
-SLIDING = ("faithful", "evict")
+SLIDING = ("faithful", "slide")
 
 
 @pytest.fixture(autouse=True)
@@ -129,23 +129,24 @@ def test_a_recorded_step_finds_its_memory_again(mode: str) -> None:
         keys.append(method._replay.key())
         front = method._replay._front
         assert front is not None
-        addresses.append([part.data_ptr() for part in (method._sinks, front.keys, front.values)])
+        addresses.append([part.data_ptr() for part in (front.keys, front.values, front.seen)])
     assert keys[0] == keys[1] == keys[3] != keys[2]
     assert addresses[0] == addresses[1] == addresses[2] == addresses[3]
 
 
 def test_sinks_of_replayed_steps_are_reported() -> None:
-    for mode, parts in (("faithful", 3), ("evict", 2)):
+    for mode, parts in (("faithful", 3), ("slide", 2)):
         _, (engine, method) = engines(mode, "sinks=4:window=12")
         request = Request(PROMPT[:40], 2)
         list(engine.stream(method, request, eager=True))
-        assert method.extra_bytes() == (parts - 2) * LAYERS * 4 * 2 * 16 * 4
+        assert method.extra_bytes() == 0
         list(engine.stream(method, request))
         assert method.extra_bytes() == parts * LAYERS * 4 * 2 * 16 * 4
 
 
-def test_mode_ashape_slides_nothing() -> None:
-    _, (engine, method) = engines("ashape", "sinks=4:window=0.25")
-    list(engine.stream(method, Request(PROMPT[:40], 3)))
+@pytest.mark.parametrize(("mode", "before"), [("evict", 16), ("ashape", 40)])
+def test_other_modes_slide_nothing(mode: str, before: int) -> None:
+    plain, (engine, method) = engines(mode, "sinks=4:window=12")
+    same_answer(plain, (engine, method), Request(PROMPT[:40], 3))
     assert method.replay() is method.dense_replay and method.extra_bytes() == 0
-    assert [cache.length for cache in method.cache] == [42] * LAYERS
+    assert [cache.length for cache in method.cache] == [before + 2] * LAYERS

@@ -1,4 +1,4 @@
-"""StreamingLLM: the first tokens and a window of recent ones, in its three variants."""
+"""StreamingLLM: the first tokens and a window of recent ones, in its four variants."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class StreamingOptions:
 
     mode: str = "faithful"
     sinks: int = 4
-    window: int | float = 512
+    window: int | float = 513
 
 
 class StreamingTwin(Twin):
@@ -31,7 +31,7 @@ class StreamingTwin(Twin):
 
     def step(self, positions: Tensor, ids: Tensor) -> None:
         super().step(positions, ids)
-        if self.options.mode != "ashape":
+        if self.options.mode in ("faithful", "slide") or (self.options.mode == "evict" and not self.decoding):
             self.forget(int(positions[-1]))
         self.trace.held[-1] = [positions_of(layer.any(1)) for layer in self.held]
 
@@ -46,7 +46,7 @@ class StreamingTwin(Twin):
 
     def sees(self, layer: int, positions: Tensor, q: Tensor) -> Tensor:
         mask = self.causal(layer, positions)
-        dense = {"faithful": False, "evict": not self.decoding, "ashape": self.decoding}
+        dense = {"faithful": False, "evict": True, "slide": not self.decoding, "ashape": self.decoding}
         return mask if dense[self.options.mode] else mask & self.band(positions)
 
     def attend(self, layer: int, raw_q: Tensor, q: Tensor, positions: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""Peak memory of one request in a process that has served others."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.engine.request import Request
+from harness.measuring.clock import PeakMemory, measure
+from methods.full import Full
+from tests.tiny import random_ids, tiny_engine
+
+MIB = 2**20
+
+
+class Hoarder(Full):
+    """Full attention that holds 100 MiB more, in small pieces."""
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        super().begin(prompt_len, max_new_tokens)
+        self.hoard = [torch.ones(MIB // 32) for _ in range(800)]
+
+    def end(self) -> None:
+        super().end()
+        self.hoard.clear()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is not measured here")
+def test_a_method_that_holds_less_has_the_smaller_peak_whatever_ran_before() -> None:
+    engine, ids, left_behind = tiny_engine(), random_ids(50), list[Tensor]()
+    peaks: dict[type[Full], list[int]] = {Full: [], Hoarder: []}
+    for kind in (Full, Hoarder, Full, Hoarder, Full):
+        method = kind(kind.Options(), engine.context)
+        peak = measure(engine, method, Request(ids, 3)).peak_memory_bytes
+        # Something that stays lies behind what is freed now, as a record does.
+        left_behind.append(torch.ones(1024))
+        method.end()
+        assert peak is not None
+        peaks[kind].append(peak)
+    assert max(peaks[Full]) + 50 * MIB < min(peaks[Hoarder])
+
+
+def test_nothing_is_claimed_where_the_system_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.measuring.clock.sys.platform", "darwin")
+    assert PeakMemory(torch.device("cpu")).read() is None
