@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
@@ -286,7 +286,8 @@ def _show(name: str, kind: Any) -> None:
     _say(f"{name}: {kind.summary}")
     for key, field in kind.Options.model_fields.items():
         default = "required" if field.is_required() else f"default {_shown(field.default)}"
-        _say(f"  {key:<10} {field.description or ''} ({default})")
+        choices = f"one of {', '.join(get_args(field.annotation))}; " if get_origin(field.annotation) is Literal else ""
+        _say(f"  {key:<10} {field.description or ''} ({choices}{default})")
 
 
 def _shown(default: Any) -> str:

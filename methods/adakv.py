@@ -43,7 +43,7 @@ class AdaKV(RaggedHeads, SnapKV):
 
     options: Options
 
-    def choose(self, scores: Tensor, count: int) -> list[Tensor]:
+    def choose_each(self, scores: Tensor, count: int) -> list[Tensor]:
         """For each KV head the best of what was there before the window, as many as are its part, and the window."""
         past = scores[:, : -self.options.window]
         order, budget = best_first(past), count - self.options.window

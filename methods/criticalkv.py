@@ -5,7 +5,7 @@ Half of a KV head's budget goes to the tokens that the base method rates highest
 heads of the KV head.
 
 Interpretations (kvpress's):
-- the base method runs with its own defaults; Expected Attention leaves the norm of values to this one;
+- the base method runs with its own defaults, but Expected Attention leaves the norm of values to this one;
 - the first half is rounded down; tokens that the base method always keeps stay here, too;
 - Knorm's scores are negative, so under `base=knorm` the second half goes to values that add little: the rule as it is;
 - norms and scores are float32, and of equal ones the earlier token stays.
@@ -13,67 +13,45 @@ Interpretations (kvpress's):
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.engine.method import ModelContext
-from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
 from harness.options import OptionSet
 from methods.common.evicting import Evicting, best
 from methods.common.scores import output_norms
+from methods.common.wrapping import Wrapping
 from methods.expected import Expected
 from methods.knorm import Knorm
 from methods.snapkv import SnapKV
 
-BASES: dict[str, tuple[type[Evicting], dict[str, Any]]] = {
-    "snapkv": (SnapKV, {}),
-    "knorm": (Knorm, {}),
-    "expected": (Expected, {"vnorm": False}),
-}
-"""The base methods, with the options that differ from their defaults."""
 
-
-class CriticalKV(Evicting):
+class CriticalKV(Wrapping):
     """Keeps what is looked at, and what matters when it is."""
 
     name = "criticalkv"
     summary = "CriticalKV: another method's choice, half of it by how much a value adds to the output"
 
-    class Options(Evicting.Options):
+    class Options(Wrapping.Options):
         """How much, and whose choice."""
 
         base: Literal["snapkv", "knorm", "expected"] = Field("snapkv", description="the method whose scores are used")
 
-        def of_base(self) -> OptionSet:
-            """The base method's."""
-            kind, given = BASES[self.base]
-            return kind.Options(budget=self.budget, **given)
-
-    options: Options
-
-    def __init__(self, options: OptionSet, model: ModelContext) -> None:
-        super().__init__(options, model)
-        self._base = BASES[self.options.base][0](self.options.of_base(), model)
-
     @classmethod
-    def check(cls, options: OptionSet, shape: ModelShape) -> None:
-        """Raises `InputError` where the base method does."""
+    def wraps(cls, options: OptionSet) -> tuple[type[Evicting], OptionSet]:
+        """The base method."""
         assert isinstance(options, cls.Options)
-        BASES[options.base][0].check(options.of_base(), shape)
-
-    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
-        """As the base method."""
-        super().begin(prompt_len, max_new_tokens)
-        self._base.begin(prompt_len, max_new_tokens)
-        self.tokens = self._base.tokens
+        if options.base == "expected":
+            return Expected, Expected.Options.model_validate({"budget": options.budget, "vnorm": False})
+        kind = SnapKV if options.base == "snapkv" else Knorm
+        return kind, kind.Options.model_validate({"budget": options.budget})
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """The base's scores times what values add; infinity for the base's choice of half the budget."""
-        scores = self._base.score(layer, heads)
+        scores = self.inner.score(layer, heads)
         chosen = best(scores, self.budget(layer) // 2)
         scores = (scores + 1e-4) * output_norms(heads.v, self.model.out_weight(layer))
         return scores.scatter(1, chosen, torch.inf)

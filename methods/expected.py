@@ -1,8 +1,8 @@
 """Expected Attention (Devoto et al., arXiv 2510.00636): what will queries that are yet to come attend to?
 
-Before rotation, a head's queries are taken for normally distributed; mean and covariance are those of the prompt, turned
-by the mean rotation of the positions to come. The expected exp(q k / sqrt(d)) then has a closed form: keys are rated by
-its softmax, times the norm of their values.
+Before rotation, a head's queries are taken for normally distributed; mean and covariance are those of the prompt,
+turned by the mean rotation of the positions to come. The expected exp(q k / sqrt(d)) then has a closed form: keys are
+rated by its softmax, times the norm of their values.
 
 Interpretations, where the paper leaves it open (the authors' kvpress is the guide):
 - the first `sinks` tokens always stay, of the budget; they count neither as queries nor in the softmax;

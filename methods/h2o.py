@@ -33,7 +33,7 @@ class H2O(Summing):
         """How much, and how often."""
 
         mode: Literal["port", "drop"] = Field("port", description="evict once, or behind every token: see the module")
-        window: Annotated[int, Field(ge=0)] = Field(32, description="last tokens kept; 0: half the budget, as the paper")
+        window: Annotated[int, Field(ge=0)] = Field(32, description="last tokens kept; 0: half the budget; paper: 0")
 
     options: Options
 

@@ -1,8 +1,8 @@
 """KeyDiff (Park et al., arXiv 2504.15364): keys unlike all others are the ones that queries attend to.
 
-A token is worth what its key differs in direction from the anchor, the mean of all keys at unit length. The prompt comes
-in by blocks: of the tokens that stayed so far and the next block, those that differ most from the anchor of just these
-stay. No query is asked and nothing is protected.
+A token is worth what its key differs in direction from the anchor, the mean of all keys at unit length. The prompt
+comes in by blocks: of the tokens that stayed so far and the next block, those that differ most from the anchor of just
+these stay. No query is asked and nothing is protected.
 
 Interpretations:
 - keys are those that are cached, rotated to their positions, each KV head has its own anchor;
@@ -47,7 +47,7 @@ class KeyDiff(Evicting):
             directions = normalize(heads.k.float(), dim=2)
             tokens = torch.arange(n, device=heads.k.device).unsqueeze(1).expand(-1, heads.k.shape[1])
             kept = tokens[:count]
-            for new in tokens[count:].split(self.options.block or n):
+            for new in torch.split(tokens[count:], self.options.block or n):
                 seen = torch.cat((kept, new))
                 kept = gather(seen, self.choose(unlikeness(gather(directions, seen)), count))
             return kept

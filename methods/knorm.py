@@ -1,7 +1,7 @@
 """Knorm (Devoto et al., arXiv 2406.11430): keys of a small norm are the ones that queries attend to.
 
-Each KV head keeps the tokens whose keys, as they are cached, have the smallest L2 norm. No query is asked and nothing is
-protected: neither sinks, whose keys are small anyway, nor a window.
+Each KV head keeps the tokens whose keys, as they are cached, have the smallest L2 norm. No query is asked and nothing
+is protected: neither sinks, whose keys are small anyway, nor a window.
 
 Interpretations: all layers prune alike (the authors skip the first ones on some models); norms are float32, and of
 equal ones the earlier token stays.
@@ -24,4 +24,5 @@ class Knorm(Evicting):
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """The smaller, the better."""
-        return -vector_norm(heads.k.float(), dim=2).T
+        norms: Tensor = vector_norm(heads.k.float(), dim=2)
+        return -norms.T

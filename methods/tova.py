@@ -1,4 +1,4 @@
-"""TOVA (Oren et al., arXiv 2401.06104): a cache of fixed size; behind each token, what the newest query needs least goes.
+"""TOVA (Oren et al., arXiv 2401.06104): a cache of fixed size; what the newest query looks at least goes.
 
 A token is worth the attention that the newest query pays to it, mean over all query heads, so a layer's heads keep the
 same tokens. The prefill is one reduction, by the prompt's last query; in decode, one token goes for each that comes.

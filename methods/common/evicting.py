@@ -7,7 +7,6 @@ method that evicts in decode too asks the same questions again behind every new 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -23,9 +22,6 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, window_tokens
-
-Index = Tensor | Sequence[Tensor]
-"""Tokens that stay: [m, kv_heads] int64, or for each KV head its own [m] where the heads keep different numbers."""
 
 
 class Evicting(Method):
@@ -75,19 +71,19 @@ class Evicting(Method):
         """
         raise NotImplementedError
 
-    def choose(self, scores: Tensor, count: int) -> Index:
+    def choose(self, scores: Tensor, count: int) -> Tensor:
         """Which tokens stay, ascending for each head; of equal ones the first.
 
         Args:
             scores: [kv_heads, n] float32, or [1, n].
-            count: of each head, below n; where heads differ, their mean.
+            count: of each head, below n.
 
         Returns:
-            [count, kv_heads] int64, [count] from one row of scores, or what `RaggedHeads` takes.
+            [count, kv_heads] int64, or [count] from one row of scores.
         """
         return best(scores, count).sort(1).values.T.squeeze(1)
 
-    def survivors(self, layer: int, heads: Heads) -> Index | None:
+    def survivors(self, layer: int, heads: Heads) -> Tensor | None:
         """What `choose` gives for the tokens of a layer (`heads` as in `score`); None where all of them stay."""
         if self.budget(layer) >= len(heads.k):
             return None
@@ -113,21 +109,15 @@ class Evicting(Method):
         if index is None:
             return super().attend(layer, heads, step)
         with self.model.part("gather"):
-            self.keep(layer, heads, index)
+            self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
         return self.model.attention.causal(heads.q, heads.k, heads.v)
 
     def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
         out, cache = super().attend(layer, row, step), self.cache[layer]
         index = self.survivors(layer, Heads(row.q, cache.keys, cache.values, row.positions))
         if index is not None:
-            assert isinstance(index, Tensor)
             cache.keep(index)
         return out
-
-    def keep(self, layer: int, heads: Heads, index: Index) -> None:
-        """Stores the tokens that were chosen."""
-        assert isinstance(index, Tensor), "heads that keep different numbers of tokens need `RaggedHeads`"
-        self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that is left, and nothing leaves."""

@@ -53,8 +53,8 @@ def expected_logits(k: Tensor, mean: Tensor, covariance: Tensor | None) -> Tenso
     """
     n, kv_heads, d = k.shape
     keys = k.transpose(0, 1)
-    logits = mean.to(k.dtype).view(kv_heads, -1, d) @ keys.transpose(1, 2)
-    logits = logits.float() / d**0.5
+    dots = mean.to(k.dtype).view(kv_heads, -1, d) @ keys.transpose(1, 2)
+    logits: Tensor = dots.float() / d**0.5
     if covariance is not None:
         # One query head of each group at a time: together they would take the memory of all queries.
         each = covariance.to(k.dtype).view(kv_heads, -1, d, d).unbind(1)

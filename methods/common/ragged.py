@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from harness.engine.cache import HeadTokens
 from harness.engine.method import ModelContext
 from harness.engine.ragged import RaggedCache
 from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.replay import Replay
-from harness.engine.step import Heads
+from harness.engine.step import Heads, Step
 from harness.options import OptionSet
-from methods.common.evicting import Evicting, Index
+from methods.common.evicting import Evicting
 
 
 class RaggedHeads(Evicting):
-    """Each KV head has memory for the tokens that it keeps, and no more.
-
-    `choose` returns for each KV head the tokens that stay, [m] int64 ascending, at least one.
-    """
+    """Each KV head has memory for the tokens that it keeps, and no more."""
 
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         """As `Method`."""
@@ -28,13 +27,31 @@ class RaggedHeads(Evicting):
         super().begin(prompt_len, max_new_tokens)
         self.cache = [RaggedCache(cache.spare, cache.most) for cache in self.cache]
 
-    def keep(self, layer: int, heads: Heads, index: Index) -> None:
-        """Stores what each head keeps."""
-        each = zip(heads.k.unbind(1), heads.v.unbind(1), index, strict=True)
-        tokens = [HeadTokens(k[own], v[own], heads.positions[own]) for k, v, own in each]
+    def choose_each(self, scores: Tensor, count: int) -> list[Tensor]:
+        """For each KV head the tokens that stay, [m] int64 ascending, at least one.
+
+        Args:
+            scores: [kv_heads, n] float32.
+            count: tokens that a head keeps in the mean, below n.
+        """
+        raise NotImplementedError
+
+    def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        if self.budget(layer) >= len(heads):
+            return super()._prefill(layer, heads, step)
+        with self.model.part("score"):
+            scores = self.score(layer, heads)
+        with self.model.part("select"):
+            each = self.choose_each(scores, self.budget(layer))
+        with self.model.part("gather"):
+            self._store(layer, heads, each)
+        return self.model.attention.causal(heads.q, heads.k, heads.v)
+
+    def _store(self, layer: int, heads: Heads, each: list[Tensor]) -> None:
+        owners = zip(heads.k.unbind(1), heads.v.unbind(1), each, strict=True)
         cache = self.cache[layer]
         assert isinstance(cache, RaggedCache)
-        cache.append_heads(tokens)
+        cache.append_heads([HeadTokens(k[own], v[own], heads.positions[own]) for k, v, own in owners])
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that each head has left."""

@@ -102,7 +102,8 @@ class Front:
     @property
     def nbytes(self) -> int:
         """Bytes of the sinks' keys and values."""
-        return self.values.nbytes + self.keys.nbytes + (self.seen.nbytes if self.seen is not self.keys else 0)
+        seen = 0 if self.seen is self.keys else self.seen.nbytes
+        return int(self.values.nbytes + self.keys.nbytes + seen)
 
     @torch.inference_mode()
     def take(self, caches: Sequence[LayerCache]) -> None:

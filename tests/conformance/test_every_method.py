@@ -21,6 +21,10 @@ VARIANTS = [
     "quest:budget=64:per=kv_head",
     "quest:budget=0.1:question=decode:question_tokens=6:page=7:dense_layers=0",
     "quest:budget=64:offload=host",
+    "h2o:mode=drop:budget=64:window=16",
+    "tova:budget=64",
+    "keydiff:budget=64:block=48",
+    "criticalkv:base=expected",
 ]
 EVERY = METHODS.names() + VARIANTS
 

@@ -120,13 +120,17 @@ def twin_named(name: str, options: Options, *request: Any) -> EvictionTwin:
     """The twin for a request, which is a model and the tokens of its prompt and in all."""
     if name == "criticalkv":
         return critical(*request, **options)
-    twin, known = TWINS[f"{name}:drop" if options.get("mode") == "drop" else name]
-    return twin(*request, known(**options))
+    kind, known = TWINS[f"{name}:drop" if options.get("mode") == "drop" else name]
+    make: Any = kind
+    twin: EvictionTwin = make(*request, known(**options))
+    return twin
 
 
 def critical(*request: Any, budget: int | float, base: str) -> CriticalTwin:
     without: Options = {"vnorm": False} if base == "expected" else {}  # values are to count once
-    return CriticalTwin(twin_named(base, {"budget": budget, **without}, *request), *request)
+    kind: Any = CriticalTwin
+    twin: CriticalTwin = kind(twin_named(base, {"budget": budget, **without}, *request), *request)
+    return twin
 
 
 def run(method: Method, ids: Tensor, prompt_len: int, model: Model) -> Trace:

@@ -1,0 +1,103 @@
+"""The parts of methods that keep few keys and values, each against its formula written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.engine.request import Request
+from methods.common.evicting import Evicting
+from methods.common.future import expected_logits, future_queries
+from methods.common.scores import attention_sums, output_norms
+from methods.keydiff import unlikeness
+from tests.tiny import build, random_ids, tiny_engine
+
+KV_HEADS, GROUP, D = 2, 3, 8
+PROMPT, BUDGET = 90, 40
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def attention(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Whole causal matrices, [heads, n, n]."""
+    logits = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(GROUP, 1)) / D**0.5
+    masked: torch.Tensor = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -torch.inf)
+    return masked.softmax(2)
+
+
+def begun(text: str, prompt_len: int = PROMPT, new_tokens: int = 8) -> Evicting:
+    method = build(text, tiny_engine())
+    assert isinstance(method, Evicting)
+    method.begin(prompt_len, new_tokens)
+    return method
+
+
+@pytest.mark.parametrize("first", [0, 1, 100, 199])
+def test_sums_of_attention_are_those_of_the_whole_matrix(first: int) -> None:
+    q, k = normal(200, KV_HEADS * GROUP, D), normal(200, KV_HEADS, D, seed=1)
+    sums = attention_sums(q[first:], k, attention_sums(q[:first], k[:first]) if first else None)
+    whole = attention(q, k).sum(1).view(KV_HEADS, GROUP, -1).mean(1)
+    assert torch.allclose(sums, whole, atol=1e-4)
+
+
+def test_what_values_add_is_measured_behind_each_heads_part_of_the_projection() -> None:
+    v, weight = normal(5, KV_HEADS, D), normal(20, KV_HEADS * GROUP * D, seed=1)
+    norms = output_norms(v, weight)
+    for head in range(KV_HEADS):
+        parts = [weight[:, at * D : (at + 1) * D] for at in range(head * GROUP, (head + 1) * GROUP)]
+        each = torch.stack([(v[:, head] @ part.T).abs().sum(1) for part in parts])
+        assert torch.allclose(norms[head], each.mean(0), rtol=1e-5)
+
+
+def test_queries_to_come_are_the_prompts_at_the_positions_to_come() -> None:
+    move, start, horizon = tiny_engine().context.move, 4, 32
+    plain, positions = normal(40, 2, 16) + 1, torch.arange(start, start + 40)
+    mean, covariance = future_queries(move(plain, positions), positions, move, horizon)
+    ahead = start + 40 + torch.arange(horizon)
+    turn = torch.stack([move(torch.eye(16).expand(horizon, 16, 16), ahead)[at] for at in range(horizon)]).mean(0)
+    for head in range(2):
+        assert torch.allclose(mean[head], plain[:, head].mean(0) @ turn, atol=1e-5)
+        assert torch.allclose(covariance[head], (plain[:, head] @ turn).T.cov(correction=0), atol=1e-5)
+
+
+def test_expected_logits_are_of_the_mean_of_exponentials() -> None:
+    k, spread = normal(6, 1, D), 0.5 * normal(1, D, D, seed=1)
+    mean, covariance = normal(1, D, seed=2), spread.transpose(1, 2) @ spread
+    drawn = mean + normal(400_000, D, seed=3) @ spread[0]
+    sampled = (drawn @ k[:, 0].T / D**0.5).exp().mean(0).log()
+    assert torch.allclose(expected_logits(k, mean, covariance)[0, 0], sampled, atol=0.02)
+    assert torch.allclose(expected_logits(k, mean, None)[0, 0], mean[0] @ k[:, 0].T / D**0.5, atol=1e-5)
+
+
+def test_unlikeness_orders_as_the_cosine_to_the_mean() -> None:
+    k = normal(50, KV_HEADS, D) + 1
+    unit = torch.nn.functional.normalize(k, dim=2)
+    cosine = torch.nn.functional.cosine_similarity(k, unit.mean(0, keepdim=True), dim=2)
+    assert torch.equal(unlikeness(unit).argsort(1), (-cosine).T.argsort(1))
+
+
+@pytest.mark.parametrize(
+    ("prompt_len", "budget", "expected"),
+    [
+        (1000, 132, [222, 188, 154, 120, 86, 52]),  # B = 100: from 195 to 5 in steps of 190 // 5 = 38, and 32
+        (300, 132, [227, 189, 151, 113, 75, 37]),
+        (205, 132, [205, 180, 155, 130, 105, 80]),  # the first layer can get no more than the prompt: 173, 27
+        (199, 132, [132] * 6),
+        (100, 132, [100] * 6),
+    ],
+)
+def test_the_pyramid(prompt_len: int, budget: int, expected: list[int]) -> None:
+    assert begun(f"pyramidkv:budget={budget}", prompt_len).tokens_requested() == expected
+
+
+@pytest.mark.parametrize("text", ["tova", "h2o:mode=drop:window=8"])
+def test_late_tokens_come_in_one_by_one_and_the_cache_never_exceeds_the_budget(text: str) -> None:
+    engine, ids = tiny_engine(), random_ids(PROMPT + 7)
+    at_once, one_by_one = (build(f"{text}:budget={BUDGET}", engine) for _ in range(2))
+    engine.read(at_once, Request(ids, 4, question=7, question_after=True))
+    engine.read(one_by_one, Request(ids[:PROMPT], 11))
+    assert at_once.tokens_kept()
+    for cache in at_once.cache:
+        assert cache.length == BUDGET
