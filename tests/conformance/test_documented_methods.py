@@ -70,7 +70,7 @@ def test_the_guide_lists_the_checks_in_their_order() -> None:
 def test_the_entry_point_in_the_guide_is_the_one_that_is_searched() -> None:
     (project,) = blocks(GUIDE, "toml")
     assert tomllib.loads(project)["project"]["entry-points"] == {
-        "harness.methods": {"knorm": "your_package.knorm:KeyNorm"}
+        "harness.methods": {"keynorm": "your_package.keynorm:KeyNorm"}
     }
 
 

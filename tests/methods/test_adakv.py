@@ -42,14 +42,14 @@ def test_heads_share_a_budget(count: int, alpha: float, normalize: bool) -> None
     scores = torch.rand(4, 30, generator=generator) ** torch.tensor([[1.0], [2.0], [8.0], [0.5]])
     scores[:, -WINDOW:] = torch.inf
     adakv = method(f"alpha={alpha}:normalize={normalize}")
-    found = [own.tolist() for own in adakv.choose(scores, count)]
+    found = [own.tolist() for own in adakv.choose_each(scores, count)]
     assert found == expected(scores.tolist(), count, alpha, normalize)
 
 
 def test_of_equal_scores_the_first_stay() -> None:
     scores = torch.ones(2, 12)
     scores[:, -WINDOW:] = torch.inf
-    found = [own.tolist() for own in method("alpha=0.5").choose(scores, WINDOW + 4)]
+    found = [own.tolist() for own in method("alpha=0.5").choose_each(scores, WINDOW + 4)]
     assert found == [[0, 1, 2, 3, 4, 5, 9, 10, 11], [0, 1, 9, 10, 11]]
 
 

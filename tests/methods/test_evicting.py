@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from harness.engine.request import Request
+from harness.engine.step import Step
+from harness.errors import InputError
+from harness.run.catalog import parse_methods
 from methods.common.evicting import Evicting
 from methods.common.future import expected_logits, future_queries
 from methods.common.scores import attention_sums, output_norms
 from methods.keydiff import unlikeness
-from tests.tiny import build, random_ids, tiny_engine
+from tests.tiny import build, random_ids, tiny_engine, tiny_shape
 
 KV_HEADS, GROUP, D = 2, 3, 8
 PROMPT, BUDGET = 90, 40
@@ -23,8 +26,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def attention(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """Whole causal matrices, [heads, n, n]."""
     logits = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(GROUP, 1)) / D**0.5
-    masked: torch.Tensor = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -torch.inf)
-    return masked.softmax(2)
+    return logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -torch.inf).softmax(2)
 
 
 def begun(text: str, prompt_len: int = PROMPT, new_tokens: int = 8) -> Evicting:
@@ -81,9 +83,8 @@ def test_unlikeness_orders_as_the_cosine_to_the_mean() -> None:
 @pytest.mark.parametrize(
     ("prompt_len", "budget", "expected"),
     [
-        (1000, 132, [222, 188, 154, 120, 86, 52]),  # B = 100: from 195 to 5 in steps of 190 // 5 = 38, and 32
-        (300, 132, [227, 189, 151, 113, 75, 37]),
-        (205, 132, [205, 180, 155, 130, 105, 80]),  # the first layer can get no more than the prompt: 173, 27
+        (1000, 132, [227, 189, 151, 113, 75, 37]),  # B = 100: from 195 to 5 in steps of 190 // 5 = 38, and 32
+        (205, 132, [205, 176, 147, 118, 89, 60]),  # the first layer can get no more than the prompt: 173, then 27
         (199, 132, [132] * 6),
         (100, 132, [100] * 6),
     ],
@@ -93,11 +94,74 @@ def test_the_pyramid(prompt_len: int, budget: int, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["tova", "h2o:mode=drop:window=8"])
-def test_late_tokens_come_in_one_by_one_and_the_cache_never_exceeds_the_budget(text: str) -> None:
-    engine, ids = tiny_engine(), random_ids(PROMPT + 7)
-    at_once, one_by_one = (build(f"{text}:budget={BUDGET}", engine) for _ in range(2))
-    engine.read(at_once, Request(ids, 4, question=7, question_after=True))
-    engine.read(one_by_one, Request(ids[:PROMPT], 11))
-    assert at_once.tokens_kept()
-    for cache in at_once.cache:
-        assert cache.length == BUDGET
+def test_late_tokens_come_in_one_by_one_and_never_exceed_the_budget(text: str) -> None:
+    engine, ids, late = tiny_engine(), random_ids(PROMPT + 7), 7
+    together, alone = (begun(f"{text}:budget={BUDGET}", PROMPT, late) for _ in range(2))
+    for method, pieces in ((together, [ids[PROMPT:]]), (alone, ids[PROMPT:].split(1))):
+        engine.forward(method, ids[:PROMPT], Step("prefill", 0, PROMPT))
+        start = PROMPT
+        for piece in pieces:
+            engine.forward(method, piece, Step("decode", start, len(piece)))
+            start += len(piece)
+    for ours, theirs in zip(together.cache, alone.cache, strict=True):
+        assert ours.length == BUDGET and torch.equal(ours.positions, theirs.positions)
+
+
+def test_a_cache_below_its_budget_fills_up_first() -> None:
+    engine = tiny_engine()
+    method = build("tova:budget=93", engine)
+    list(engine.stream(method, Request(random_ids(PROMPT), 8)))
+    assert [cache.length for cache in method.cache] == [93] * 6
+    assert method.tokens_requested() == [PROMPT] * 6
+
+
+def test_recent_tokens_stay_under_h2o() -> None:
+    engine = tiny_engine()
+    method = build(f"h2o:mode=drop:window=0:budget={BUDGET}", engine)
+    list(engine.stream(method, Request(random_ids(PROMPT), 8)))
+    recent = torch.arange(PROMPT + 7 - BUDGET // 2, PROMPT + 7)
+    for cache in method.cache:
+        assert torch.equal(cache.positions[-BUDGET // 2 :], recent.unsqueeze(1).expand(-1, 2))
+
+
+def test_one_block_that_holds_the_rest_is_all_at_once() -> None:
+    engine, kept = tiny_engine(), []
+    for block in (0, PROMPT - BUDGET):
+        method = build(f"keydiff:budget={BUDGET}:block={block}", engine)
+        list(engine.stream(method, Request(random_ids(PROMPT), 1)))
+        kept.append([cache.positions.tolist() for cache in method.cache])
+    assert kept[0] == kept[1]
+
+
+def test_criticalkv_keeps_the_best_half_of_its_base() -> None:
+    engine, ids = tiny_engine(), random_ids(PROMPT)
+    base, method = build(f"knorm:budget={BUDGET // 2}", engine), build(f"criticalkv:base=knorm:budget={BUDGET}", engine)
+    for each in (base, method):
+        list(engine.stream(each, Request(ids, 1)))
+    for few, many in zip(base.cache, method.cache, strict=True):
+        for head in range(2):
+            assert set(few.positions[:, head].tolist()) < set(many.positions[:, head].tolist())
+
+
+@pytest.mark.parametrize("name", ["snapkv", "pyramidkv", "h2o", "tova", "knorm", "keydiff", "expected", "criticalkv"])
+def test_a_prompt_no_longer_than_the_budget_is_not_pruned(name: str) -> None:
+    engine = tiny_engine()
+    method = build(f"{name}:budget={PROMPT}", engine)
+    engine.read(method, Request(random_ids(PROMPT), 1))
+    assert method.tokens_kept() == [PROMPT] * 6
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("snapkv:budget=32", "snapkv: budget=32 leaves nothing beside window=32"),
+        ("pyramidkv:kernel=4", "pyramidkv: kernel=4 is even"),
+        ("h2o:budget=8:window=8", "h2o: budget=8 leaves nothing beside window=8"),
+        ("expected:budget=4", "expected: budget=4 leaves nothing beside sinks=4"),
+        ("criticalkv:budget=20", "snapkv: budget=20 leaves nothing beside window=32"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_model_loads(text: str, message: str) -> None:
+    (spec,) = parse_methods(text)
+    with pytest.raises(InputError, match=message):
+        spec.check(tiny_shape())

@@ -42,10 +42,10 @@ def test_a_copy_elsewhere_has_the_same_hash(request: pytest.FixtureRequest) -> N
 
 
 def test_editing_what_a_method_imports_changes_its_hash_and_no_other(copied: Path) -> None:
-    slim, lazyllm, full, streaming = hashes("slim", "lazyllm", "full", "streaming")
-    append(copied / "methods/common/scores.py", "# edited\n")
-    changed = hashes("slim", "lazyllm", "full", "streaming")
-    assert changed[0] != slim and changed[1] != lazyllm and changed[2:] == [full, streaming]
+    slim, lazyllm, full, quest = hashes("slim", "lazyllm", "full", "quest")
+    append(copied / "methods/common/schedule.py", "# edited\n")
+    changed = hashes("slim", "lazyllm", "full", "quest")
+    assert changed[0] != slim and changed[1] != lazyllm and changed[2:] == [full, quest]
 
 
 def test_full_attention_s_answers_do_not_depend_on_what_other_methods_decode_with() -> None:
@@ -126,8 +126,8 @@ def test_imports_of_other_packages_are_their_versions_matter() -> None:
 PACKAGE = {
     "acme/__init__.py": "",
     "acme/deep/__init__.py": "from ..util import helper\n",
-    "acme/deep/slim2.py": "from . import near\nfrom .far import thing\nimport methods.common.scores\nclass Slim2:...\n",
-    "acme/deep/near.py": "from harness.engine import cache\n",
+    "acme/deep/slim2.py": "from . import near\nfrom .far import thing\nimport methods.common.capacity\nclass Slim2:...\n",
+    "acme/deep/near.py": "from harness.engine import hardware\n",
     "acme/deep/far.py": "import os, torch\n",
     "acme/util.py": "",
     "acme/unused.py": "",
@@ -144,8 +144,8 @@ def test_an_installed_package_is_followed_in_itself(tmp_path: Path, monkeypatch:
         "acme.deep.far",
         "acme.deep.near",
         "acme.deep.slim2",
-        "harness.engine.cache",
-        "methods.common.scores",
+        "harness.engine.hardware",
+        "methods.common.capacity",
     ]
     monkeypatch.setattr(source, "_source_file", lambda kind: tmp_path / "acme/deep/__init__.py")
     package = type("Slim2", (), {"__module__": "acme.deep"})
