@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def attention(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """Whole causal matrices, [heads, n, n]."""
     logits = torch.einsum("ihd,jhd->hij", q, k.repeat_interleave(GROUP, 1)) / D**0.5
-    return logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -torch.inf).softmax(2)
+    return logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -torch.inf).softmax(2)  # type: ignore[no-any-return]
 
 
 def begun(text: str, prompt_len: int = PROMPT, new_tokens: int = 8) -> Evicting:
@@ -97,7 +97,7 @@ def test_the_pyramid(prompt_len: int, budget: int, expected: list[int]) -> None:
 def test_late_tokens_come_in_one_by_one_and_never_exceed_the_budget(text: str) -> None:
     engine, ids, late = tiny_engine(), random_ids(PROMPT + 7), 7
     together, alone = (begun(f"{text}:budget={BUDGET}", PROMPT, late) for _ in range(2))
-    for method, pieces in ((together, [ids[PROMPT:]]), (alone, ids[PROMPT:].split(1))):
+    for method, pieces in ((together, [ids[PROMPT:]]), (alone, ids[PROMPT:].split(1))):  # type: ignore[no-untyped-call]
         engine.forward(method, ids[:PROMPT], Step("prefill", 0, PROMPT))
         start = PROMPT
         for piece in pieces:

@@ -126,7 +126,7 @@ def test_imports_of_other_packages_are_their_versions_matter() -> None:
 PACKAGE = {
     "acme/__init__.py": "",
     "acme/deep/__init__.py": "from ..util import helper\n",
-    "acme/deep/slim2.py": "from . import near\nfrom .far import thing\nimport methods.common.capacity\nclass Slim2:...\n",
+    "acme/deep/slim2.py": "from . import near\nfrom .far import thing\nimport methods.common.capacity\nclass Slim2:...",
     "acme/deep/near.py": "from harness.engine import hardware\n",
     "acme/deep/far.py": "import os, torch\n",
     "acme/util.py": "",
