@@ -31,36 +31,47 @@ def load(code: str, folder: Path, registry: Registry[Method]) -> type[Method]:
     return registry.get(name)
 
 
-@pytest.mark.parametrize(
-    ("document", "options"),
-    [
-        (GUIDE, {}),
-        (GUIDE, {"keep": "100"}),
-        (CONTRIBUTING, {}),
-        (CONTRIBUTING, {"keep": "0.25", "layer": "2"}),
-    ],
-    ids=["guide", "guide-tokens", "contributing", "contributing-earlier"],
-)
-def test_the_worked_method_conforms(document: Path, options: dict[str, str], tmp_path: Path) -> None:
-    kind = load(blocks(document)[0], tmp_path, Registry("method", "methods", Method))
+WORKED = {
+    "stride": (GUIDE, 0, {}),
+    "stride-tokens": (GUIDE, 0, {"keep": "100"}),
+    "glance": (GUIDE, 1, {}),
+    "vnorm": (CONTRIBUTING, 0, {}),
+    "vnorm-tokens": (CONTRIBUTING, 0, {"budget": "100", "window": "8"}),
+    "ends": (CONTRIBUTING, 1, {}),
+    "ends-tokens": (CONTRIBUTING, 1, {"keep": "100"}),
+}
+
+
+@pytest.mark.parametrize(("document", "place", "options"), WORKED.values(), ids=WORKED)
+def test_a_worked_method_conforms(document: Path, place: int, options: dict[str, str], tmp_path: Path) -> None:
+    kind = load(blocks(document)[place], tmp_path, Registry("method", "methods", Method))
     # By default it meets every model, as the project's own methods do.
     models = MODELS[:1] if options else MODELS
     report = conformance(MethodSpec("own", kind, kind.Options.read("own", options)), models=models)
     assert report.passed, str(report)
 
 
-def test_the_worked_method_really_prunes(tmp_path: Path) -> None:
-    kind = load(blocks(GUIDE)[0], tmp_path, Registry("method", "methods", Method))
-    assert kept(kind, {}) == [167] * 6 and kept(kind, {"keep": "100"}) == [100] * 6
+KEPT = {
+    "stride": (GUIDE, 0, [167] * 6),
+    "glance": (GUIDE, 1, [167] * 6),
+    "vnorm": (CONTRIBUTING, 0, [84] * 6),
+    "ends": (CONTRIBUTING, 1, [333] * 3 + [167] * 3),
+}
+
+
+@pytest.mark.parametrize(("document", "place", "counts"), KEPT.values(), ids=KEPT)
+def test_a_worked_method_really_prunes(document: Path, place: int, counts: list[int], tmp_path: Path) -> None:
+    kind = load(blocks(document)[place], tmp_path, Registry("method", "methods", Method))
+    assert kept(kind, {}) == counts
 
 
 def kept(kind: type[Method], options: dict[str, str]) -> list[float]:
     return list(Subject(MethodSpec("own", kind, kind.Options.read("own", options))).trace(333).prefilled.kept)
 
 
-def test_the_worked_method_is_short() -> None:
-    (code,) = blocks(GUIDE)
-    assert len(code.splitlines()) <= 40
+def test_the_worked_methods_are_short() -> None:
+    for code in (*blocks(GUIDE), *blocks(CONTRIBUTING)[:2]):
+        assert len(code.splitlines()) <= 45
 
 
 def test_the_guide_lists_the_checks_in_their_order() -> None:
@@ -70,7 +81,7 @@ def test_the_guide_lists_the_checks_in_their_order() -> None:
 def test_the_entry_point_in_the_guide_is_the_one_that_is_searched() -> None:
     (project,) = blocks(GUIDE, "toml")
     assert tomllib.loads(project)["project"]["entry-points"] == {
-        "harness.methods": {"keynorm": "your_package.keynorm:KeyNorm"}
+        "harness.methods": {"stride": "your_package.stride:Stride"}
     }
 
 
@@ -89,7 +100,7 @@ class Bytes:
 def test_the_worked_task_asks_and_scores(tmp_path: Path) -> None:
     registry: Registry[Task] = Registry("task", "tasks", Task)
     path = tmp_path / "own.py"
-    path.write_text(blocks(CONTRIBUTING)[1])
+    path.write_text(blocks(CONTRIBUTING)[2])
     (name,) = registry.load_file(path)
     kind = registry.get(name)
     task = kind("sums:lines=5", kind.Options.read("sums", {"lines": "5"}), TaskContext(limit=3))
