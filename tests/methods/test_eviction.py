@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,10 +35,10 @@ from tests.reference.eviction import (
 from tests.reference.model import Trace
 from tests.tiny import END, FAMILIES, HEADS, tiny_engine, tiny_model
 
-LENGTHS = [17, 64, 131, 200]
+LENGTHS = [17, 64, 90, 180]
 STEPS = 4
 
-TWINS: dict[str, tuple[type[EvictionTwin], type[BudgetOptions]]] = {
+TWINS: dict[str, tuple[Callable[..., EvictionTwin], Callable[..., BudgetOptions]]] = {
     "snapkv": (SnapTwin, SnapOptions),
     "pyramidkv": (PyramidTwin, PyramidOptions),
     "adakv": (AdaTwin, AdaOptions),
@@ -92,7 +93,7 @@ CASES: dict[str, list[Options]] = {
         {"budget": 0.25, "sinks": 0, "future": 1},
         {"budget": 0.25, "sinks": 9},
     ],
-    "keydiff": [{"budget": 40}, {"budget": 0.25, "block": 16}, {"budget": 0.5, "block": 0}, {"budget": 9, "block": 1}],
+    "keydiff": [{"budget": 40}, {"budget": 0.25, "block": 16}, {"budget": 0.5, "block": 0}, {"budget": 9, "block": 5}],
     "knorm": [{"budget": 63}, {"budget": 0.25}, {"budget": 0.9}],
     "criticalkv": [
         {"budget": 64, "base": "snapkv"},
@@ -124,7 +125,7 @@ def twin_named(name: str, options: Options, *request: Any) -> EvictionTwin:
     if name == "criticalkv":
         return critical(*request, **options)
     twin, known = TWINS[f"{name}:drop" if options.get("mode") == "drop" else name]
-    return twin(*request, options=known(**options))
+    return twin(*request, known(**options))
 
 
 def critical(*request: Any, budget: int | float, base: str) -> CriticalTwin:
