@@ -26,9 +26,11 @@ class BudgetOptions:
 class EvictionTwin(Twin):
     """Prunes once, behind a layer's prefill, to the budget's best tokens; the others override `scores` or `keeps`."""
 
-    def __init__(self, model: Any, prompt_len: int, total: int, options: BudgetOptions) -> None:
+    def __init__(self, model: Any, prompt_len: int, total: int, options: BudgetOptions, protected: int = 0) -> None:
+        """`protected` counts tokens that stay even where the budget is smaller."""
         super().__init__(model, prompt_len, total)
-        self.budget, self.group = tokens_of(options.budget, prompt_len), self.decoder.heads // self.decoder.kv_heads
+        self.budget = max(tokens_of(options.budget, prompt_len), min(protected, prompt_len))
+        self.group = self.decoder.heads // self.decoder.kv_heads
 
     def sees(self, layer: int, positions: Tensor, q: Tensor) -> Tensor:
         """[heads, n, total]: each query head sees what its KV head holds of its row and the tokens before it."""
@@ -88,9 +90,9 @@ class SnapTwin(EvictionTwin):
     """The twin of `snapkv`."""
 
     def __init__(self, model: Any, prompt_len: int, total: int, options: SnapOptions) -> None:
-        super().__init__(model, prompt_len, total, options)
+        super().__init__(model, prompt_len, total, options, options.window)
         self.kernel, self.pool = options.kernel, options.pool
-        self.window = min(options.window, self.budget)
+        self.window = min(options.window, prompt_len)
         self.past = prompt_len - self.window
 
     def scores(self, layer: int, raw_q: Tensor, q: Tensor) -> Tensor:
@@ -181,14 +183,14 @@ class H2OOptions(BudgetOptions):
 
     def recent(self, budget: int) -> int:
         """How many of the budget's tokens are the newest ones."""
-        return min(self.window or budget // 2, budget)
+        return self.window or budget // 2
 
 
 class H2OTwin(EvictionTwin):
     """The twin of `h2o`: what all rows of the prompt look at, and a window."""
 
     def __init__(self, model: Any, prompt_len: int, total: int, options: H2OOptions) -> None:
-        super().__init__(model, prompt_len, total, options)
+        super().__init__(model, prompt_len, total, options, options.window)
         self.window = options.recent(self.budget)
 
     def scores(self, layer: int, raw_q: Tensor, q: Tensor) -> Tensor:
@@ -200,12 +202,13 @@ class H2OTwin(EvictionTwin):
 class RollingTwin(EvictionTwin):
     """Forgets behind every step, the whole prompt being one, what a KV head holds above the budget."""
 
-    def __init__(self, model: Any, prompt_len: int, total: int, options: BudgetOptions) -> None:
-        super().__init__(model, prompt_len, total, options)
+    def __init__(self, model: Any, prompt_len: int, total: int, options: BudgetOptions, protected: int = 0) -> None:
+        super().__init__(model, prompt_len, total, options, protected)
         if isinstance(options.budget, int):
             self.budget = options.budget
         elif options.budget == 1:
             self.budget = total
+        self.budget = max(self.budget, protected)
 
     def attend(self, layer: int, raw_q: Tensor, q: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         attended = Twin.attend(self, layer, raw_q, q, positions, mask)
@@ -228,7 +231,7 @@ class H2ODropTwin(RollingTwin):
     """The twin of `h2o:mode=drop`: what all rows so far looked at, and a window that moves along."""
 
     def __init__(self, model: Any, prompt_len: int, total: int, options: H2OOptions) -> None:
-        super().__init__(model, prompt_len, total, options)
+        super().__init__(model, prompt_len, total, options, options.window)
         self.recent = options.recent(self.budget)
         self.paid_so_far = torch.zeros(self.depth, self.decoder.kv_heads, total)
 
@@ -265,7 +268,7 @@ class ExpectedTwin(EvictionTwin):
     """The twin of `expected`: what queries to come will look at if they are spread as the prompt's are."""
 
     def __init__(self, model: Any, prompt_len: int, total: int, options: ExpectedOptions) -> None:
-        super().__init__(model, prompt_len, total, options)
+        super().__init__(model, prompt_len, total, options, options.sinks)
         self.options = options
         turns = [self.turn(prompt_len + ahead) for ahead in range(options.future)]
         self.mean_turn = sum(turns, torch.zeros(self.decoder.d, self.decoder.d)) / options.future
