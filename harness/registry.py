@@ -119,7 +119,7 @@ def _refuse_misspelt(kind: type, base: type) -> None:
         near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.75)
         if near:
             raise InputError(
-                f"{_place(kind)}.{name} overrides nothing of {base.__name__}; did you mean {near[0]!r}? "
+                f"{kind.__qualname__}.{name} overrides nothing of {base.__name__}; did you mean {near[0]!r}? "
                 f"(a helper of your own may be named _{name})"
             )
 
