@@ -7,6 +7,7 @@ hand.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -60,7 +61,8 @@ class Registry(Generic[T]):
         A file that is loaded again replaces what it defined before.
 
         Raises:
-            InputError: the file is missing, fails to import, defines none, or takes a name that another class has.
+            InputError: the file is missing, fails to import, defines none, misspells a hook, or takes a name that
+                another class has.
         """
         self._search()
         if not path.is_file():
@@ -102,11 +104,28 @@ class Registry(Generic[T]):
         return [vars(value)["name"] for value in own]
 
     def _add(self, value: type[T]) -> None:
+        _refuse_misspelt(value, self.base)
         name: str = vars(value)["name"]
         known = self._classes.get(name)
         if known is not None and _place(known) != _place(value):
             raise InputError(f"two {self.kind}s are named {name!r}: {_place(known)} and {_place(value)}")
         self._classes[name] = value
+
+
+def _refuse_misspelt(kind: type, base: type) -> None:
+    """Raises `InputError` for a public method that nobody would call, since its name nearly is one of the base's."""
+    hooks = _public_callables(base)
+    for name in sorted(_public_callables(kind) - set(dir(base))):
+        near = difflib.get_close_matches(name, hooks, n=1, cutoff=0.75)
+        if near:
+            raise InputError(
+                f"{kind.__qualname__}.{name} overrides nothing of {base.__name__}; did you mean {near[0]!r}? "
+                f"(a helper of your own may be named _{name})"
+            )
+
+
+def _public_callables(kind: type) -> set[str]:
+    return {name for name in dir(kind) if not name.startswith("_") and callable(getattr(kind, name))}
 
 
 def _place(kind: type) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.engine.method import FirstLayers, Method
 from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
+from harness.engine.step import Heads
 from harness.options import OptionSet
 from methods.slim import Slim
 
@@ -33,10 +34,10 @@ class Random(Slim):
 
     options: Options
 
-    def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
+    def block_scores(self, heads: Heads) -> Tensor:
         """Noise, the same for the same seed, prompt length and number of rows."""
-        noise = torch.Generator().manual_seed(hash((self.options.seed, self.prompt_len, len(k))) % 2**63)
-        return torch.rand(-(-len(k) // self.options.block), generator=noise).to(k.device)
+        noise = torch.Generator().manual_seed(hash((self.options.seed, self.prompt_len, len(heads))) % 2**63)
+        return torch.rand(-(-len(heads) // self.options.block), generator=noise).to(heads.k.device)
 
 
 class Recent(Slim):
@@ -50,9 +51,9 @@ class Recent(Slim):
 
         reselect: Literal["C", "A"] = Field("A", description="what decode chooses from; C would choose by relevance")
 
-    def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
+    def block_scores(self, heads: Heads) -> Tensor:
         """The later, the better."""
-        return torch.arange(-(-len(k) // self.options.block), dtype=torch.float32, device=k.device)
+        return torch.arange(-(-len(heads) // self.options.block), dtype=torch.float32, device=heads.k.device)
 
 
 class Truncate(Method):

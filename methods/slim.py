@@ -11,6 +11,9 @@ Interpretations, where the paper leaves a choice:
   heads. `token_peak` is this project's own: the same, but a unit counts as much as to the head that wants it most,
   since few heads retrieve and a mean drowns them;
 - the last, partial block stays, inside the budget;
+- blocks are rated by those of the prompt's last `w` queries that are left. All are at the first pruning point; behind
+  it, where the last block is shorter than `w`, those of the block before it are gone if that block is, and then fewer
+  queries rate, never other ones;
 - budgets may be shares of the prompt, so that short prompts are pruned at all;
 - `ff=all` runs the feed forward of the layer before on every row, as a reading of the paper's figure allows;
 - decode can only choose among blocks whose keys and values exist. The layer ahead of a pruning layer, where the choice
@@ -156,7 +159,7 @@ class Slim(Method):
             self.active.pop(layer, None)  # nothing is parked here, so no memory is kept for it either
             return rows
         with self.model.part("score"):
-            scores = self.block_scores(heads.q[-self.options.w :], heads.k)
+            scores = self.block_scores(heads)
         with self.model.part("select"):
             lift = self._lift(scores)
             chosen = self.choose(scores + lift, budget, len(rows))
@@ -172,20 +175,26 @@ class Slim(Method):
             self.active[layer] = ActiveBlocks(options.block, options.unit, options.offload)
         self.active[layer].copy_out(self.cache[layer], chosen, lift)
 
-    def block_scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """Relevance of each block, [ceil(n / block)].
-
-        Args:
-            q: [w, heads, d], the last queries. k: [n, kv_heads, d].
-        """
-        unit = self.options.unit
+    def block_scores(self, heads: Heads) -> Tensor:
+        """Relevance of each block of the rows that are left, [ceil(n / block)]."""
+        unit, q = self.options.unit, heads.q[-self.options.w :]
+        weights = self._raters(heads.positions[-self.options.w :])
         if self.options.score == "token_softmax":
-            units = unit_sums(token_attention(q, k), unit)
+            units = unit_sums(token_attention(q, heads.k, weights), unit)
         elif self.options.score == "token_peak":
-            units = unit_sums(head_attention(q, k).T, unit).amax(1)
+            units = unit_sums(head_attention(q, heads.k, weights).T, unit).amax(1)
         else:
-            units = (unit_attention if self.options.score == "softmax" else unit_absdot)(q, k, unit)
+            mean = torch.einsum("w,whd->hd", weights, q.float()).to(q.dtype).unsqueeze(0)
+            units = (unit_attention if self.options.score == "softmax" else unit_absdot)(mean, heads.k, unit)
         return block_maxima(units, self.options.block // unit)
+
+    def _raters(self, positions: Tensor) -> Tensor:
+        """How much the queries of the last rows count: equally if they are of the prompt's last `w`, else not at all.
+
+        How many those are only the device knows, so the others stay, at weight 0: [w] int64 -> [w] float32.
+        """
+        last = (positions >= self.prompt_len - self.options.w).float()
+        return last / last.sum()
 
     def _lift(self, scores: Tensor) -> Tensor:
         """What makes sink and tail the best blocks: infinity there, else 0, [blocks]."""

@@ -124,6 +124,40 @@ def test_files_of_one_name_in_two_folders_are_two_files(tmp_path: Path) -> None:
         found.load_file(method_file(tmp_path / "c" / "own.py", "first"))
 
 
+@pytest.mark.parametrize(
+    ("name", "hook"),
+    [
+        ("atend", "attend"),
+        ("after_layers", "after_layer"),
+        ("beginn", "begin"),
+        ("token_requested", "tokens_requested"),
+    ],
+)
+def test_a_misspelt_hook_is_refused_with_the_right_name(name: str, hook: str, tmp_path: Path) -> None:
+    path = method_file(tmp_path / "own.py", "own")
+    path.write_text(path.read_text() + f"    def {name}(self):\n        pass\n")
+    with pytest.raises(InputError, match=rf"Own\.{name} overrides nothing of Method; did you mean '{hook}'\?") as error:
+        registry().load_file(path)
+    assert "\n" not in str(error.value)
+
+
+def test_helpers_of_other_names_and_private_ones_are_the_methods_own_affair(tmp_path: Path) -> None:
+    path = method_file(tmp_path / "own.py", "own")
+    helpers = ("choose", "block_scores", "rotate", "_atend", "append")
+    path.write_text(path.read_text() + "".join(f"    def {name}(self):\n        pass\n" for name in helpers))
+    assert registry().load_file(path) == ["own"]
+
+
+def test_a_misspelt_hook_of_a_class_in_between_is_refused_too(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from methods.slim import Slim\nclass Between(Slim):\n    def after_atention(self):\n        pass\n"
+        "class Own(Between):\n    name = 'own'\n"
+    )
+    with pytest.raises(InputError, match="did you mean 'after_attention'"):
+        registry().load_file(path)
+
+
 def test_one_file_cannot_name_two_methods_alike(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text("".join(CODE.format(kind=kind, name="own", simulated=False) for kind in ("One", "Two")))

@@ -18,7 +18,7 @@ _ROWS = 64
 """Query rows whose attention to all tokens is there at a time."""
 
 
-def token_attention(q: Tensor, k: Tensor) -> Tensor:
+def token_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tensor:
     """Attention that each token receives from the last queries: mean over heads and queries of softmax(q k / sqrt(d)).
 
     With one query this is LazyLLM's score (arXiv 2407.14057, eq. 1).
@@ -26,21 +26,23 @@ def token_attention(q: Tensor, k: Tensor) -> Tensor:
     Args:
         q: [w, heads, d], the queries of the last w of the n tokens; each sees the tokens up to its own.
         k: [n, kv_heads, d].
+        weights: how much each query counts, [w] float32, summing to 1; None for all the same.
 
     Returns:
         [n] float32, summing to 1.
     """
-    return head_attention(q, k).mean(0)
+    return head_attention(q, k, weights).mean(0)
 
 
-def head_attention(q: Tensor, k: Tensor) -> Tensor:
+def head_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tensor:
     """The same for every head, [heads, n] float32, each row summing to 1."""
     w, n = q.shape[0], k.shape[0]
     logits = head_dots(q, k).float() * _scale(q)
     if w > 1:
         future = torch.ones(w, n, dtype=torch.bool, device=q.device).triu(n - w + 1)
         logits = logits.masked_fill(future, -torch.inf)
-    return logits.softmax(-1).mean(1)
+    attention = logits.softmax(-1)
+    return attention.mean(1) if weights is None else weights @ attention
 
 
 def window_attention(q: Tensor, k: Tensor) -> Tensor:

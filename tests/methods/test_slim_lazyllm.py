@@ -182,11 +182,27 @@ def test_unknown_names_are_refused(text: str) -> None:
         parse_methods(text)
 
 
+@pytest.mark.parametrize("score", ["token_softmax", "token_peak", "softmax", "absdot"])
+def test_only_queries_of_the_prompts_last_w_rate_blocks(score: str) -> None:
+    (spec,) = parse_methods(f"slim:score={score}:block=16:unit=4:w=8")
+    method, generator = spec.build(tiny_engine().context), torch.Generator().manual_seed(3)
+    assert isinstance(method, Slim)
+    method.begin(100, 0)
+    # The last block holds two tokens; the one before it is gone, so six of the last eight rows are not the last tokens.
+    positions = torch.cat((torch.arange(32), torch.tensor([98, 99])))
+    q, k = (torch.randn(34, heads, 16, generator=generator) for heads in (4, 2))
+    scores = method.block_scores(Heads(q, k, k, positions))
+    q[:-2] = torch.randn(32, 4, 16, generator=generator)
+    assert torch.equal(method.block_scores(Heads(q, k, k, positions)), scores)
+    q[-2] = torch.randn(4, 16, generator=generator)
+    assert not torch.equal(method.block_scores(Heads(q, k, k, positions)), scores)
+
+
 def test_token_peak_is_what_the_keenest_head_pays_a_unit() -> None:
     w, heads, kv_heads, n, d, unit = 3, 4, 2, 21, 8, 4
     generator = torch.Generator().manual_seed(5)
     q, k = torch.randn(w, heads, d, generator=generator), torch.randn(n, kv_heads, d, generator=generator)
-    (spec,) = parse_methods("slim:score=token_peak:block=8:unit=4")
+    (spec,) = parse_methods(f"slim:score=token_peak:block=8:unit=4:w={w}")
     method = spec.build(tiny_engine().context)
     assert isinstance(method, Slim)
     best = [0.0] * 6
@@ -197,4 +213,7 @@ def test_token_peak_is_what_the_keenest_head_pays_a_unit() -> None:
             paid[:seen] += torch.softmax(k[:seen, head // 2] @ q[row, head] / d**0.5, 0) / w
         best = [max(old, float(paid[i * unit : i * unit + unit].sum())) for i, old in enumerate(best)]
     expected = torch.tensor([max(best[:2]), max(best[2:4]), max(best[4:])])
-    assert torch.allclose(method.block_scores(q, k), expected, atol=1e-6)
+    method.begin(n, 0)
+    everything = torch.arange(n)
+    queries = torch.cat((torch.zeros(n - w, heads, d), q))
+    assert torch.allclose(method.block_scores(Heads(queries, k, k, everything)), expected, atol=1e-6)

@@ -86,13 +86,18 @@ class SlimTwin(Twin):
         """One a block."""
         if self.options.score == "token_softmax":
             return self.token_softmax(layer, q)
-        return self.by_units(layer, q[-self.options.w :].mean(0), self.options.score)
+        return self.by_units(layer, q[self.raters(layer)].mean(0), self.options.score)
+
+    def raters(self, layer: int) -> list[int]:
+        """Rows of the prompt's last w tokens, as far as they came to this layer."""
+        positions = [position for block in self.blocks[layer] for position in block]
+        return [row for row, position in enumerate(positions) if position >= self.prompt_len - self.options.w]
 
     def token_softmax(self, layer: int, q: Tensor) -> list[float]:
-        """Attention that the last w rows pay, on average, to the best unit of each block."""
+        """Attention that the last w rows that are left pay, on average, to the best unit of each block."""
         positions = [position for block in self.blocks[layer] for position in block]
         keys, group = self.keys[layer][positions], self.decoder.heads // self.decoder.kv_heads
-        paid, rows = torch.zeros(len(positions)), range(max(0, len(positions) - self.options.w), len(positions))
+        paid, rows = torch.zeros(len(positions)), self.raters(layer)
         for row in rows:
             for head in range(self.decoder.heads):
                 logits = keys[: row + 1, head // group] @ q[row, head] / math.sqrt(self.decoder.d)
