@@ -67,9 +67,9 @@ def _choose(scores, limits, position, positions, chosen, table, layer, room, BLO
 @triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
 def _drop(chosen, positions, like, table, layer, room, SIZE: tl.constexpr, WIDTH: tl.constexpr) -> Any:
     slot, last = tl.load(chosen + layer), tl.load(table + layer * 3 + 2) - 1
+    pointer = tl.pointer_type(like.dtype.element_ty)
+    mine, at = positions + layer * room, tl.arange(0, WIDTH)
     if slot >= 0:
-        pointer, at = tl.pointer_type(like.dtype.element_ty), tl.arange(0, WIDTH)
-        mine = positions + layer * room
         for which in tl.static_range(2):
             store = tl.multiple_of(tl.load(table + layer * 3 + which).to(pointer), 16)
             moved = tl.load(store + last * SIZE + at, mask=at < SIZE)
