@@ -14,8 +14,11 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import ModelContext
+from harness.engine.replay.eviction import LowestOut
+from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads
-from harness.options import Budget
+from harness.options import Budget, OptionSet
 from methods.common.evicting import Evicting
 from methods.common.scores import token_attention
 
@@ -33,9 +36,19 @@ class Tova(Evicting):
 
     options: Options
 
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        """As `Method`."""
+        super().__init__(options, model)
+        self._replay = LowestOut()
+
     def evicts_in_decode(self) -> bool:
         """The cache holds no more than the budget, ever."""
         return True
+
+    def replay(self) -> Replay | None:
+        """Every step the token goes that is looked at least."""
+        self._replay.prepare(self.cache, [self.budget(layer) for layer in range(self.model.shape.layers)])
+        return self._replay
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Attention of the last query, mean over all heads, [1, n]."""

@@ -21,7 +21,7 @@ from harness.errors import InputError
 from harness.run.catalog import parse_methods
 from tests.reference.interpreter import DEVICE, kernels
 
-for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival"):
+for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival", "eviction"):
     kernels(name)
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -109,6 +109,17 @@ def test_heads_of_different_lengths_are_replayed(monkeypatch: pytest.MonkeyPatch
                 assert torch.allclose(one.keys, other.keys, atol=1e-4)
                 assert torch.allclose(one.values, other.values, atol=1e-4)
     assert len({len(head.keys) for cache in method.cache for head in cache.heads()}) > 1
+
+
+def test_full_layers_lose_a_token_for_each_that_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed(monkeypatch)
+    stock, fused = attention_alone()
+    expected, method = build("tova:budget=12", stock), build("tova:budget=12", fused)
+    for length, new in ((30, 3), (10, 5), (40, 2)):  # the second prompt's layers fill up
+        same_answer(method, expected, Request(PROMPT[:length], new), fused, stock)
+    plain = list(stock.stream(expected, Request(PROMPT[:30], 7)))
+    stop = next(token for at, token in enumerate(plain) if at >= 2 and token not in plain[:at])
+    same_answer(method, expected, Request(PROMPT[:30], 7, frozenset({stop})), fused, stock)  # a step is begun in vain
 
 
 def test_a_stop_token_ends_a_replayed_answer_and_leaves_no_trace_of_what_was_begun() -> None:

@@ -1,0 +1,80 @@
+"""A layer's cache that is full takes in a new token for the one of the lowest score, decided and done on the device.
+
+The token to go is chosen behind a step's attention and leaves ahead of the next one: then the newest token, which lies
+in the last slot, moves to its slot. A step that ran and was not asked for has so taken nothing away that it should not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_BLOCK = 1024
+
+
+def choose_lowest(
+    scores: Tensor, limits: Tensor, position: Tensor, positions: Tensor, chosen: Tensor, table: Tensor, layer: int
+) -> None:
+    """Notes the new token's position, and which token is to go if the layer holds more than its limit.
+
+    Args:
+        scores: [room] float32, of all tokens of the layer, the new one, in slot `length`, included.
+        limits: [layers] int64, tokens that each layer may hold.
+        position: [1] int64, the new token's.
+        positions: [layers, room] int64 contiguous, of the tokens in each slot; the new one's is written.
+        chosen: [layers] int64, is given the slot of the lowest score, of equal ones the last position's; -1 for none.
+        table: [layers, 3] int64, see `harness.engine.kernels.decode_attention`, not yet advanced. layer: row of it.
+    """
+    _choose[(1,)](scores, limits, position, positions, chosen, table, layer, positions.shape[1], BLOCK=_BLOCK)
+
+
+def drop_chosen(chosen: Tensor, positions: Tensor, like: Tensor, table: Tensor, layer: int) -> None:
+    """Moves the layer's last token to the slot of the one that was chosen to go, and takes one off the layer's length.
+
+    Args:
+        chosen, positions, table, layer: as in `choose_lowest`; the table is advanced, and is changed.
+        like: a key of all KV heads, [kv_heads, head_dim], for the dtype.
+    """
+    size = like.numel()
+    _drop[(1,)](
+        chosen, positions, like, table, layer, positions.shape[1], SIZE=size, WIDTH=triton.next_power_of_2(size)
+    )
+
+
+@triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
+def _choose(scores, limits, position, positions, chosen, table, layer, room, BLOCK: tl.constexpr) -> Any:
+    newest, new = tl.load(table + layer * 3 + 2), tl.load(position)
+    mine = positions + layer * room
+    lowest = tl.full((BLOCK,), float("inf"), tl.float32)
+    places, slots = tl.full((BLOCK,), -1, tl.int64), tl.full((BLOCK,), -1, tl.int64)
+    for start in range(0, newest + 1, BLOCK):
+        slot = start + tl.arange(0, BLOCK)
+        score = tl.load(scores + slot, mask=slot <= newest, other=float("inf"))
+        place = tl.where(slot == newest, new, tl.load(mine + slot, mask=slot < newest, other=-1))
+        lower = (score < lowest) | ((score == lowest) & (place > places))
+        lowest, places = tl.where(lower, score, lowest), tl.where(lower, place, places)
+        slots = tl.where(lower, slot, slots)
+    candidate = lowest == tl.min(lowest, 0)
+    candidate = candidate & (places == tl.max(tl.where(candidate, places, -1), 0))
+    goes = tl.max(tl.where(candidate, slots, -1), 0)
+    tl.store(mine + newest, new)
+    tl.store(chosen + layer, tl.where(newest >= tl.load(limits + layer), goes, -1))
+
+
+@triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
+def _drop(chosen, positions, like, table, layer, room, SIZE: tl.constexpr, WIDTH: tl.constexpr) -> Any:
+    slot, last = tl.load(chosen + layer), tl.load(table + layer * 3 + 2) - 1
+    pointer = tl.pointer_type(like.dtype.element_ty)
+    mine, at = positions + layer * room, tl.arange(0, WIDTH)
+    if slot >= 0:
+        for which in tl.static_range(2):
+            store = tl.multiple_of(tl.load(table + layer * 3 + which).to(pointer), 16)
+            moved = tl.load(store + last * SIZE + at, mask=at < SIZE)
+            tl.store(store + slot * SIZE + at, moved, mask=at < SIZE)
+        tl.store(mine + slot, tl.load(mine + last))
+        # All threads have read the length before one of them writes it.
+        tl.debug_barrier()
+        tl.store(table + layer * 3 + 2, last)
