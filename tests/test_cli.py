@@ -163,6 +163,11 @@ def test_one_method_shows_its_options(capsys: pytest.CaptureFixture[str]) -> Non
     assert "budgets" in capsys.readouterr().out
 
 
+def test_an_option_shows_what_it_can_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods", "h2o") == 0
+    assert "(one of port, drop; default port)" in capsys.readouterr().out
+
+
 def test_ctrl_c_leaves_a_valid_folder_that_says_it_is_incomplete(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [sys.executable, "-c", "from harness.cli import main; main()", "run", "--methods", "full"]
