@@ -39,7 +39,7 @@ class ModelShape:
     def context_words(self) -> str:
         """What limits the context, in words for an error."""
         if self.window is not None:
-            return f"a sliding window of {self.window} tokens, beyond which attention is not computed as trained"
+            return f"a sliding window of {self.window} tokens"
         return f"a context of {self.max_context} tokens"
 
     @property

@@ -21,6 +21,7 @@ from harness.models.limits import ConfigFields, check, check_rope
 from harness.models.memory import check_memory
 from harness.models.random import KNOWN, RandomModel
 from harness.models.smollm2 import SmolLM2
+from harness.models.template import check_template
 
 _OWN_NAMES = ("smollm2", *(f"random:{shape}" for shape in KNOWN))
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -94,6 +95,7 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     check_memory(name, shape, bool(config.tie_word_embeddings), place, number)
     model, tokenizer = source.load(config, place, number)
     _check_tokenizer(name, tokenizer, shape)
+    check_template(f"model {name!r}", tokenizer.chat_template, tokenizer)
     ends = frozenset() if source.latency_only else _end_ids(model, tokenizer)
     return LoadedModel(name, model, tokenizer, shape, source.latency_only, ends, source.weights_hash())
 

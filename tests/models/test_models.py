@@ -500,7 +500,7 @@ def test_gguf_brings_the_long_context_frequencies_of_llama3(tmp_path: Path) -> N
             "llama",
             "llama-bpe",
             {"blk.0.attn_q.bias": torch.ones(8)},
-            "lack model.layers.0.self_attn.k_proj.bias and 6 more",
+            "lack .*0.self_attn.k_proj.bias and 6 more",
         ),
     ],
 )
