@@ -7,9 +7,11 @@ tried, and the time of a single operation inside jinja's own filters.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from types import FrameType
 from typing import Any
 
@@ -22,6 +24,8 @@ from harness.models.weightless import last_line
 # Lines of compiled template that one render may take; published templates take some hundred.
 MAX_LINES = 200_000
 MAX_TEXT = 2**20
+# In a format: "%1000000d", "{:>1000000}".
+_WIDTH = re.compile(r"[%{][^%{}]*\d{7}")
 _CONVERSATION = [{"role": "user", "content": "What is the capital of France?"}]
 
 
@@ -35,14 +39,23 @@ class _Bounded(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"*", "**", "%"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*":
+        if operator == "*" and isinstance(left, int) and isinstance(right, int):
+            _check_size(left.bit_length() + right.bit_length())
+        elif operator == "*":
             _check_size(_length(left) * _length(right))
-        if operator == "**" and isinstance(left, int) and isinstance(right, int):
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             _check_size(left.bit_length() * abs(right))
-        if operator == "%" and isinstance(left, str):
-            # Old-style formatting pads to any width.
-            raise _RunsAway("it formats with %")
+        elif operator == "%":
+            _check_widths(left)
         return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # as jinja names them
+        _check_arguments(getattr(__obj, "__self__", None), *args, *kwargs.values())
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        _check_widths(getattr(value, "__self__", None))
+        return super().wrap_str_format(value)
 
 
 def check_template(owner: str, template: Any, tokenizer: Any) -> None:
@@ -84,7 +97,7 @@ def _compile(source: Any) -> Template:
     offered = _compile_jinja_template("").environment
     extensions = [type(extension) for extension in offered.extensions.values()]
     sandbox = _Bounded(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    sandbox.filters.update(offered.filters)
+    sandbox.filters.update({name: _modest(function) for name, function in offered.filters.items()})
     sandbox.globals.update(offered.globals)
     sandbox.globals.pop("lipsum", None)
     return sandbox.from_string(source)
@@ -120,8 +133,30 @@ def _counted_lines(most: int) -> Iterator[None]:
         sys.settrace(before)
 
 
+def _modest(function: Any) -> Any:
+    """The filter, refusing widths and counts that alone fill the memory."""
+
+    @wraps(function)  # jinja's marks on the function included
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        _check_arguments(*args, *kwargs.values())
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _check_arguments(*values: Any) -> None:
+    for value in values:
+        _check_size(value if isinstance(value, int) else 0)
+        _check_widths(value)
+
+
+def _check_widths(text: Any) -> None:
+    if isinstance(text, str) and _WIDTH.search(text):
+        raise _RunsAway("a width of more than six digits")
+
+
 def _length(value: Any) -> int:
-    return len(value) if hasattr(value, "__len__") else min(abs(value), 2**64) if isinstance(value, int) else 1
+    return len(value) if hasattr(value, "__len__") else value if isinstance(value, int) else 1
 
 
 def _check_size(size: int) -> None:
