@@ -25,7 +25,7 @@ from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.replay import Replay
 from harness.engine.request import Request
-from harness.engine.shape import ModelShape
+from harness.engine.shape import ModelShape, sliding_window
 from harness.engine.step import Heads, Rows, Step
 from harness.engine.verbs import Verbs
 from harness.errors import InputError
@@ -46,7 +46,7 @@ class Engine:
         """
         body = model.model
         self.layers, self.embed, self.norm, self.lm_head = body.layers, body.embed_tokens, body.norm, model.lm_head
-        self.kind = kind
+        self.kind, self.window = kind, sliding_window(model.config)
         self.verbs = (Verbs if kind == "stock" else FusedVerbs)(model, shape)
         tied = model.lm_head.weight is body.embed_tokens.weight
         self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
@@ -99,7 +99,11 @@ class Engine:
             method: begins anew.
             request: what is asked.
             work: is told what the prefill computes.
+
+        Raises:
+            InputError: prompt and answer are longer than the sliding window that the model was trained in.
         """
+        self._check_window(len(request.prompt) + request.max_new_tokens)
         work, late = work or Work(), request.late_tokens(method)
         context, question = request.prompt.tensor_split([len(request.prompt) - late])
         context = method.prompt(context, partial(self.first_layers, work=work))
@@ -109,6 +113,11 @@ class Engine:
             logits = self.forward(method, piece, Step("decode", position, len(piece)))
             position += len(piece)
         return logits, position
+
+    def _check_window(self, tokens: int) -> None:
+        # Attention here sees all that is kept: beyond the window it would differ from the model's own.
+        if self.window is not None and tokens > self.window:
+            raise InputError(f"{tokens} tokens, new ones included, exceed the model's sliding window of {self.window}")
 
     def first_layers(self, ids: Tensor, layer: int, work: Work | None = None) -> Heads:
         """What `layer` projects from `ids`, [n], under full attention; nothing is kept.

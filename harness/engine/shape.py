@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class ModelShape:
         vocab: size of the vocabulary.
         max_context: most tokens (prompt plus new) at which attention is exact: the smaller of the trained context and
             the sliding window, if the model has one.
+        window: tokens of the sliding window, where that is what limits `max_context`.
     """
 
     family: str
@@ -31,6 +33,14 @@ class ModelShape:
     head_dim: int
     vocab: int
     max_context: int
+    window: int | None = None
+
+    @property
+    def context_words(self) -> str:
+        """What limits the context, in words for an error."""
+        if self.window is not None:
+            return f"a sliding window of {self.window} tokens"
+        return f"a context of {self.max_context} tokens"
 
     @property
     def project_params(self) -> int:
@@ -55,3 +65,13 @@ class ModelShape:
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Bytes of keys and values that one token takes in one layer."""
         return 2 * self.kv_heads * self.head_dim * element_bytes
+
+
+def sliding_window(config: Any) -> int | None:
+    """Tokens of the sliding window that some layer of a model of this transformers configuration attends in, if any.
+
+    Every layer of Mistral slides where a window is given, those of Qwen that are named so; LLaMA passes over the field.
+    """
+    named = config.model_type in ("qwen2", "qwen3") and "sliding_attention" in (config.layer_types or ())
+    window = getattr(config, "sliding_window", None)
+    return int(window) if window is not None and (named or config.model_type == "mistral") else None

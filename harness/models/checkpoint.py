@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from harness.errors import InputError
+from harness.models.limits import ConfigFields, check, read_json
 from harness.models.random import read_config
 from harness.models.weightless import last_line, transformers
+from harness.models.weights import fill_from_safetensors
 from harness.storage.user_cache import files_digest
 
 # Seconds that the hub may take to answer before what is in the local cache is used.
@@ -35,7 +37,7 @@ class Checkpoint:
         Raises:
             InputError: neither a folder nor a reachable model, or a model of another kind.
         """
-        self.name = name
+        self.owner = f"model {name!r}"
         local = Path(name).expanduser()
         self.hub_id = None if local.is_dir() else _hub_id(name)
         self.folder = local if self.hub_id is None else _download(self.hub_id, ["config.json"])
@@ -44,46 +46,90 @@ class Checkpoint:
     def config(self) -> Any:
         """The transformers configuration."""
         try:
-            return transformers().AutoConfig.from_pretrained(self.folder)
+            return transformers().AutoConfig.from_pretrained(
+                self.folder, trust_remote_code=False, local_files_only=True
+            )
         except Exception as error:  # strict dataclasses raise errors of their own
-            raise InputError(f"model {self.name!r}: config.json is refused: {last_line(error)}") from None
+            raise InputError(f"{self.owner}: config.json is refused: {last_line(error)}") from None
 
     def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
         """Model and tokenizer; a model of the hub is downloaded first.
 
         Raises:
-            InputError: the weights or the tokenizer are missing or broken.
+            InputError: the weights or the tokenizer are missing, broken, or do not fit the configuration.
         """
         if self.hub_id is not None:
             self.folder = _download(self.hub_id, _WANTED)
-        if not self._weights():
-            raise InputError(f"model {self.name!r} has no .safetensors weights")
-        auto = transformers()
-        try:
-            tokenizer = auto.AutoTokenizer.from_pretrained(self.folder)
-            model = auto.AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=dtype, attn_implementation="sdpa", use_safetensors=True
-            )
-        except Exception as error:  # whatever a broken folder provokes in tokenizers and safetensors
-            raise InputError(f"model {self.name!r} cannot be loaded: {last_line(error)}") from None
-        return model.to(device).requires_grad_(False).eval(), tokenizer
+        files = weight_files(self.owner, self.folder)
+        model = fill_from_safetensors(self.owner, config, files, device, dtype)
+        model.generation_config = self._generation(model.generation_config)
+        return model, self._tokenizer()
 
     def weights_hash(self) -> str:
-        """Sha256 (hex) over the weight files' names and contents."""
-        return files_digest(self._weights())
+        """Sha256 (hex) over the names and contents of the files that `load` reads weights from."""
+        return files_digest(weight_files(self.owner, self.folder))
 
-    def _weights(self) -> list[Path]:
-        return [path for path in self.folder.glob("*.safetensors") if not path.name.startswith("consolidated")]
+    def _tokenizer(self) -> Any:
+        self._refuse_code("tokenizer_config.json")
+        try:
+            return transformers().AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=False, local_files_only=True
+            )
+        except Exception as error:  # whatever a broken folder provokes in tokenizers
+            raise InputError(f"{self.owner}: its tokenizer cannot be loaded: {last_line(error)}") from None
+
+    def _generation(self, default: Any) -> Any:
+        if not (self.folder / "generation_config.json").is_file():
+            return default
+        try:
+            return transformers().GenerationConfig.from_pretrained(self.folder, local_files_only=True)
+        except Exception as error:
+            raise InputError(f"{self.owner}: generation_config.json is refused: {last_line(error)}") from None
 
     def _check(self, families: tuple[str, ...]) -> None:
         if not (path := self.folder / "config.json").is_file():
-            raise InputError(f"model {self.name!r}: the folder has no config.json")
+            raise InputError(f"{self.owner}: the folder has no config.json")
         fields = read_config(path)
         if (family := fields["model_type"]) not in families:
-            raise InputError(f"model {self.name!r} is of family {family!r}; supported: {', '.join(families)}")
+            raise InputError(f"{self.owner} is of family {family[:40]!r}; supported: {', '.join(families)}")
         if quantised := fields.get("quantization_config"):
-            method = quantised.get("quant_method", "some method")
-            raise InputError(f"model {self.name!r} is quantised ({method}); use the full weights or a .gguf file")
+            method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
+            raise InputError(f"{self.owner} is quantised ({method}); use the full weights or a .gguf file")
+        check(ConfigFields, f"{self.owner}: config.json", fields)
+        self._refuse_code("config.json")
+
+    def _refuse_code(self, file: str) -> None:
+        path = self.folder / file
+        if path.is_file() and read_json(path).get("auto_map"):
+            raise InputError(f"{self.owner}: {file} names code of its own (auto_map), which is never run")
+
+
+def weight_files(owner: str, folder: Path) -> list[Path]:
+    """The safetensors files that make up a checkpoint, as transformers picks them: one, or those of an index.
+
+    Raises:
+        InputError: there are none, or the index names something that is no file of the folder.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [_inside(owner, folder, single.name)]
+    if not index.is_file():
+        raise InputError(f"{owner} has no .safetensors weights")
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{owner}: {index.name} has no weight_map")
+    return [_inside(owner, folder, name) for name in sorted(set(map(str, names.values())))]
+
+
+def _inside(owner: str, folder: Path, name: str) -> Path:
+    """The file of that name, which lies in the folder; a snapshot of the hub's cache links to the blobs beside it."""
+    path, home = folder / name, folder.resolve()
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not re.fullmatch(r"[\w.-]+\.safetensors", name) or (path.exists() and path.resolve().parent not in homes):
+        raise InputError(f"{owner}: the weights {name[:80]!r} are no file of its folder")
+    if not path.is_file():
+        raise InputError(f"{owner}: the weights {name[:80]!r} are missing")
+    return path
 
 
 def _hub_id(name: str) -> str:

@@ -6,24 +6,27 @@ A name is a hub id ("Qwen/Qwen2.5-1.5B"), a local folder, a `.gguf` file, `smoll
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from harness.engine.shape import ModelShape
+from harness.engine.shape import ModelShape, sliding_window
 from harness.errors import InputError, unknown
 from harness.models.checkpoint import Checkpoint
 from harness.models.gguf.file import GgufFile
-from harness.models.random import RandomModel
+from harness.models.limits import ConfigFields, check, check_rope
+from harness.models.memory import check_memory
+from harness.models.random import KNOWN, RandomModel
 from harness.models.smollm2 import SmolLM2
+from harness.models.template import check_template
 
+_OWN_NAMES = ("smollm2", *(f"random:{shape}" for shape in KNOWN))
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Their frequencies depend on the length of the sequence, so a token's rotation could not be reproduced after pruning.
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     source = _source(name)
     config = source.config()
     shape = _shape(name, config)
+    check_memory(name, shape, bool(config.tie_word_embeddings), place, number)
     model, tokenizer = source.load(config, place, number)
+    _check_tokenizer(name, tokenizer, shape)
+    check_template(f"model {name!r}", tokenizer.chat_template, tokenizer)
     ends = frozenset() if source.latency_only else _end_ids(model, tokenizer)
     return LoadedModel(name, model, tokenizer, shape, source.latency_only, ends, source.weights_hash())
 
@@ -147,14 +153,19 @@ def _source(name: str) -> Source:
         if not path.is_file():
             raise InputError(f"no model {name!r}: there is no such file")
         return GgufFile(path)
+    if not path.is_dir() and (near := difflib.get_close_matches(name, _OWN_NAMES, n=1, cutoff=0.7)):
+        raise InputError(f"unknown model {name!r}; did you mean {near[0]!r}?")
     return Checkpoint(name, FAMILIES)
 
 
 def _shape(name: str, config: Any) -> ModelShape:
     if config.model_type not in FAMILIES:
         raise InputError(f"model {name!r} is of family {config.model_type!r}; supported: {', '.join(FAMILIES)}")
-    if (rope := config.rope_parameters["rope_type"]) in LENGTH_DEPENDENT_ROPE:
-        raise InputError(f"model {name!r} rotates by sequence length (rope type {rope!r}), which pruning would change")
+    check(ConfigFields, f"model {name!r}", config.to_dict())
+    check_rope(f"model {name!r}", config.rope_parameters)
+    trained, window = _trained_context(config), sliding_window(config)
+    if window is not None and window >= trained:
+        window = None
     return ModelShape(
         family=config.model_type,
         layers=config.num_hidden_layers,
@@ -164,17 +175,9 @@ def _shape(name: str, config: Any) -> ModelShape:
         kv_heads=config.num_key_value_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         vocab=config.vocab_size,
-        max_context=_max_context(config),
+        max_context=window or trained,
+        window=window,
     )
-
-
-def _max_context(config: Any) -> int:
-    """The trained context, or the sliding window where a layer uses one and it is smaller."""
-    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    trained = _trained_context(config)
-    if window is None or (kinds is not None and "sliding_attention" not in kinds):
-        return trained
-    return min(trained, int(window))
 
 
 def _trained_context(config: Any) -> int:
@@ -183,6 +186,15 @@ def _trained_context(config: Any) -> int:
     if rope["rope_type"] != "yarn":
         return longest
     return max(longest, int(rope["factor"] * (rope.get("original_max_position_embeddings") or 0)))
+
+
+def _check_tokenizer(name: str, tokenizer: Any, shape: ModelShape) -> None:
+    """Refuses a tokenizer that gives ids for which the embedding has no row."""
+    highest = max(tokenizer.get_vocab().values(), default=-1) if hasattr(tokenizer, "get_vocab") else 255
+    if highest >= shape.vocab:
+        raise InputError(
+            f"model {name!r}: its tokenizer gives ids up to {highest}, its embedding has {shape.vocab} rows"
+        )
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -11,6 +11,7 @@ import torch
 
 from harness.errors import InputError, unknown
 from harness.models import smollm2
+from harness.models.limits import ConfigFields, check, read_json
 from harness.models.weightless import config_for, empty_model, finish
 
 SEED = 0
@@ -89,6 +90,7 @@ class RandomModel:
     def config(self) -> Any:
         """The transformers configuration."""
         fields = dict(self.fields)
+        check(ConfigFields, "random model", fields)
         return config_for(fields.pop("model_type"), fields)
 
     def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -148,10 +150,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: not JSON, or without a `model_type`.
     """
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+    fields = read_json(path)
+    if not isinstance(fields.get("model_type"), str):
         raise InputError(f"{path} has no model_type, so it is no model's configuration")
     return fields

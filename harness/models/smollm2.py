@@ -16,6 +16,7 @@ from harness.errors import InputError
 from harness.models.gguf.file import GgufFile
 from harness.models.gguf.tokenizer import build_tokenizer
 from harness.models.weightless import transformers
+from harness.models.weights import fill_from_safetensors
 from harness.storage.user_cache import file_digest, folder_once
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -66,11 +67,10 @@ class SmolLM2:
             InputError: the cache cannot be written, or, the first time, the gguf package is missing.
         """
         folder = folder_once(f"smollm2/{self._key()}", self._convert)
-        auto = transformers()
-        model = auto.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        model = fill_from_safetensors("model 'smollm2'", config, folder.glob("*.safetensors"), device, dtype)
         # The plain class, not AutoTokenizer: the latter may rebuild the pre-tokenizer from what it knows of LLaMA.
-        tokenizer = auto.PreTrainedTokenizerFast.from_pretrained(folder)
-        return model.to(device).requires_grad_(False).eval(), tokenizer
+        tokenizer = transformers().PreTrainedTokenizerFast.from_pretrained(folder)
+        return model, tokenizer
 
     def weights_hash(self) -> str:
         """Sha256 (hex) of the GGUF file."""

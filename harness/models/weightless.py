@@ -57,10 +57,17 @@ def config_for(family: str, fields: dict[str, Any]) -> Any:
 
 
 def empty_model(config: Any, dtype: torch.dtype) -> Any:
-    """A `*ForCausalLM` whose parameters have shape and dtype but no memory yet (device "meta")."""
+    """A `*ForCausalLM` whose parameters have shape and dtype but no memory yet (device "meta").
+
+    Raises:
+        InputError: transformers makes none of this configuration.
+    """
     with torch.device("meta"):
         auto_model = transformers().AutoModelForCausalLM
-        return auto_model.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        try:
+            return auto_model.from_config(config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False)
+        except Exception as error:  # an unknown activation, a padding token outside the vocabulary
+            raise InputError(f"transformers makes no model of this configuration: {last_line(error)}") from None
 
 
 def finish(model: Any, device: torch.device) -> Any:

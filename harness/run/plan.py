@@ -130,4 +130,4 @@ def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> N
     asked = {task.label: task.longest_prompt() or 0 for task in tasks} | {"--max-length": spec.max_length or 0}
     for source, tokens in asked.items():
         if tokens > shape.max_context:
-            raise InputError(f"{source} asks for {tokens} tokens; {spec.model} has a context of {shape.max_context}")
+            raise InputError(f"{source} asks for {tokens} tokens; {spec.model} has {shape.context_words}")

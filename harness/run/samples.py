@@ -62,7 +62,7 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Pr
         raise InputError(f"{where}: --question after needs a context and a question")
     if len(ids) + sample.max_new_tokens > window:
         tokens = f"{len(ids)} prompt tokens and {sample.max_new_tokens} new ones"
-        raise InputError(f"{where}: {tokens} exceed the context of {window}; set --max-length")
+        raise InputError(f"{where}: {tokens} exceed {model.shape.context_words}; set --max-length")
     request = Request(
         torch.tensor(ids, device=model.model.device),
         sample.max_new_tokens,

@@ -7,7 +7,6 @@ drops the long-context frequencies of LLaMA 3 (`rope_freqs`).
 from __future__ import annotations
 
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from torch import Tensor
 from harness.errors import InputError
 from harness.models.gguf.header import TensorInfo, read_header
 from harness.models.gguf.tokenizer import build_tokenizer, end_ids
-from harness.models.weightless import config_for, empty_model, finish, last_line
+from harness.models.limits import ConfigFields, GgufFields, check, check_rope
+from harness.models.weightless import config_for, last_line
+from harness.models.weights import fill
 from harness.storage.user_cache import file_digest
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -72,9 +73,10 @@ class GgufFile:
         self.path = path
         try:
             self.metadata, self.tensors = read_header(path)
-        except (OSError, ValueError, KeyError, struct.error) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} is not a readable GGUF file: {error}") from None
-        if self.metadata.get("split.count", 0) > 1:
+        check(GgufFields, str(path), self.metadata)
+        if self.metadata.get("split.count", 1) > 1:
             raise InputError(f"{path} is one part of several; join them with llama.cpp's gguf-split --merge")
 
     def config(self) -> Any:
@@ -90,7 +92,10 @@ class GgufFile:
         fields = {field: value for field, value in given.items() if value is not None}
         if missing := _REQUIRED - fields.keys():
             raise InputError(f"{self.path} lacks {', '.join(sorted(missing))} in its metadata")
-        return config_for(family, {**fields, **self._derived_fields(family)})
+        fields |= self._derived_fields(family)
+        check(ConfigFields, str(self.path), {"model_type": family, **fields})
+        check_rope(str(self.path), fields["rope_parameters"])
+        return config_for(family, fields)
 
     def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
         """Model and tokenizer.
@@ -99,14 +104,11 @@ class GgufFile:
             InputError: the gguf package is missing, or the file holds tensors that the architecture has no place for.
         """
         tokenizer = build_tokenizer(self.metadata)
-        model = empty_model(config, dtype)
-        state = self._state(config, dtype)
-        if config.tie_word_embeddings:
-            state["lm_head.weight"] = state["model.embed_tokens.weight"]
-        self._fill(model, state)
-        finish(model, torch.device("cpu"))
+        names = {self._torch_name(name): name for name in self.tensors if name != _FREQUENCIES}
+        shapes = {torch_name: self.tensors[name].shape for torch_name, name in names.items()}
+        model = fill(str(self.path), config, shapes, lambda name: self._weights(names[name], config), device, dtype)
         self._scale_frequencies(model)
-        return model.to(device), tokenizer
+        return model, tokenizer
 
     def weights_hash(self) -> str:
         """Sha256 (hex) of the file."""
@@ -117,7 +119,7 @@ class GgufFile:
         return {
             "vocab_size": self.metadata.get(f"{family}.vocab_size", len(tokens)),
             "num_key_value_heads": self.metadata.get(f"{family}.attention.head_count_kv")
-            or self.metadata[f"{family}.attention.head_count"],
+            or self.metadata.get(f"{family}.attention.head_count"),
             "tie_word_embeddings": "output.weight" not in self.tensors,
             "rope_parameters": self._rope(family),
             "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
@@ -135,24 +137,11 @@ class GgufFile:
         original = {} if trained is None else {"original_max_position_embeddings": trained}
         return rope | original | {"rope_type": kind, "factor": self.metadata.get(f"{scaling}.factor", 1.0)}
 
-    def _state(self, config: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-        state = {}
-        for name, info in self.tensors.items():
-            if name == _FREQUENCIES:
-                continue
-            tensor = self._read(info)
-            if config.model_type == "llama" and (match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.\w+", name)):
-                heads = config.num_attention_heads if match[1] == "q" else config.num_key_value_heads
-                tensor = _unpermuted(tensor, heads)
-            state[self._torch_name(name)] = tensor.to(dtype)
-        return state
-
-    def _fill(self, model: Any, state: dict[str, Tensor]) -> None:
-        try:
-            model.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()[:200]
-            raise InputError(f"{self.path} does not fit its own metadata: {reason}") from None
+    def _weights(self, name: str, config: Any) -> Tensor:
+        tensor = self._read(self.tensors[name])
+        if config.model_type == "llama" and (match := re.fullmatch(r"blk\.\d+\.attn_([qk])\.\w+", name)):
+            return _unpermuted(tensor, config.num_attention_heads if match[1] == "q" else config.num_key_value_heads)
+        return tensor
 
     def _torch_name(self, name: str) -> str:
         match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
@@ -166,7 +155,14 @@ class GgufFile:
         # LLaMA 3 files carry their context extension as one divisor a frequency, not as numbers in the metadata.
         if (info := self.tensors.get(_FREQUENCIES)) is not None:
             frequencies = model.model.rotary_emb.inv_freq
-            frequencies.div_(self._read(info).to(frequencies.device))
+            divisors = self._divisors(info, frequencies.shape)
+            frequencies.div_(divisors.to(frequencies.device))
+
+    def _divisors(self, info: TensorInfo, shape: torch.Size) -> Tensor:
+        divisors = self._read(info) if info.shape == shape else torch.zeros(1)
+        if not bool(((divisors > 0) & divisors.isfinite()).all()):
+            raise InputError(f"{self.path}: {_FREQUENCIES} must hold {shape.numel()} finite numbers above 0")
+        return divisors
 
     def _read(self, info: TensorInfo) -> Tensor:
         numpy, gguf = _packages()
@@ -175,7 +171,7 @@ class GgufFile:
             shape = gguf.quant_shape_to_byte_shape(info.shape, kind)
             stored = numpy.memmap(self.path, numpy.uint8, "r", offset=info.offset, shape=shape)
             values = gguf.dequantize(stored, kind)
-        except (NotImplementedError, ValueError, OSError) as error:
+        except (NotImplementedError, ValueError, OverflowError, OSError) as error:
             raise InputError(f"{self.path} cannot be dequantised: {last_line(error)}") from None
         return torch.from_numpy(numpy.array(values, dtype=numpy.float32))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import InputError
-from harness.models.weightless import transformers
+from harness.models.weightless import last_line, transformers
 
 # llama.cpp's token types
 CONTROL, USER_DEFINED = 3, 4
@@ -81,15 +81,19 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Any:
     """A `PreTrainedTokenizerFast` of the file's vocabulary, merges, special tokens and chat template.
 
     Raises:
-        InputError: see `dialect_of`.
+        InputError: see `dialect_of`, or merges and vocabulary that do not fit together.
     """
+    dialect = dialect_of(metadata)
     context = metadata.get(f"{metadata['general.architecture']}.context_length")
-    tokenizer = transformers().PreTrainedTokenizerFast(
-        tokenizer_object=_backend(metadata, dialect_of(metadata)),
-        clean_up_tokenization_spaces=False,
-        model_max_length=context,
-        **_special_names(metadata),
-    )
+    try:
+        tokenizer = transformers().PreTrainedTokenizerFast(
+            tokenizer_object=_backend(metadata, dialect),
+            clean_up_tokenization_spaces=False,
+            model_max_length=context,
+            **_special_names(metadata),
+        )
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise InputError(f"the GGUF file's tokenizer is broken: {last_line(error)}") from None
     tokenizer.chat_template = metadata.get("tokenizer.chat_template")
     return tokenizer
 
@@ -97,7 +101,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Any:
 def _backend(metadata: Mapping[str, Any], dialect: Dialect) -> Any:
     from tokenizers import Tokenizer, decoders, normalizers
 
-    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
+    tokens, merges = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.merges", [])
     tokenizer = Tokenizer(_bpe(tokens, merges, dialect.whole_words))
     tokenizer.pre_tokenizer = _pre_tokenizer(dialect)
     tokenizer.decoder = decoders.ByteLevel()
