@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,12 @@ _IN_LAYER = {
 _FREQUENCIES = "rope_freqs.weight"
 
 
+@lru_cache(maxsize=1)
+def _header(path: Path, size: int, modified: int) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo]]:
+    # A run asks for the shape before the model; a vocabulary takes half a second to read.
+    return read_header(path)
+
+
 class GgufFile:
     """One GGUF file.
 
@@ -71,7 +79,8 @@ class GgufFile:
         """
         self.path = path
         try:
-            self.metadata, self.tensors = read_header(path)
+            facts = path.stat()
+            self.metadata, self.tensors = _header(path.resolve(), facts.st_size, facts.st_mtime_ns)
         except (OSError, ValueError, KeyError, struct.error) as error:
             raise InputError(f"{path} is not a readable GGUF file: {error}") from None
         if self.metadata.get("split.count", 0) > 1:
