@@ -12,7 +12,9 @@ from pathlib import Path
 from tests.command import run
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["harness.run.terminal", "harness.run.loaded", "transformers.models.llama.modeling_llama"])
+_FORKS.set_forkserver_preload(
+    ["harness.run.terminal", "harness.run.loaded", "transformers.models.llama.modeling_llama"]
+)
 
 
 def start(*arguments: object, errors: Path = Path(os.devnull)) -> BaseProcess:

@@ -14,8 +14,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from harness.storage.store import SAMPLES, load_manifest
 from tests.process import start
 from tests.test_cli import _has_records, random_model

@@ -355,15 +355,6 @@ def test_kill_9_loses_only_the_sample_in_flight(tmp_path: Path) -> None:
         assert seen <= len(store.done) <= seen + 1
 
 
-def test_reading_runs_and_rendering_them_needs_no_torch() -> None:
-    script = (
-        "import sys, harness.storage.store, harness.report.render, harness.measuring.provenance;"
-        "harness.load; print({'torch', 'transformers', 'matplotlib.pyplot'} & sys.modules.keys())"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
 def test_other_attributes_of_the_package_are_unknown() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         harness.lode  # noqa: B018
