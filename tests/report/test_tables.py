@@ -106,6 +106,7 @@ def test_means_of_families_stand_below_their_tasks_and_carry_their_own_marks(tmp
         assert [cell.leads for cell in rows[name][2:]] == [True, False]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_named_means_are_in_every_table(tmp_path: Path) -> None:
     """LongBench's English-16: 15 tasks at 0 and the first, one of three of its category, at 100."""
     folder = scored_run(tmp_path / "run", [f"longbench/{name}" for name in ENGLISH_16])
@@ -217,6 +218,7 @@ def test_two_runs_get_a_folder_each_and_a_page_over_both(run: Path, tmp_path: Pa
     assert page.count("<table") == 2 and not re.findall(r'src="(?!data:)', page)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_folder_of_runs_stands_for_all_of_them(tmp_path: Path) -> None:
     for name in ("b", "a/one"):
         written(tmp_path / "runs" / name, needle_records(1))
