@@ -25,17 +25,25 @@ export PYTHONDONTWRITEBYTECODE :=
 BASELINE ?= results/baselines/cpu-smollm2.json
 CHECK_RUN = $(BIN)/harness run --methods full,slim,lazyllm --tasks needle:lengths=512/1024 --device cpu --dtype float32
 
-.PHONY: run test lint check check-small check-format reports clean
+.PHONY: run test quick lint check check-small check-format reports clean
 .DELETE_ON_ERROR:
 
 run: .venv/.ready
 	$(BIN)/harness run --methods $(METHODS) --tasks $(ALL_TASKS) --limit $(LIMIT) --max-length $(MAX_LENGTH) \
 		$(DATA_FLAGS) --output $(OUTPUT) $(RUN_FLAGS)
 
-# One thread a worker: two test processes share the cores instead of fighting for them. Then the small check, alone.
+# One thread a worker: two test processes share the cores instead of fighting for them. Each has its half in order, so
+# that tests of one file share what they made; who is done first takes over from the other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Then the small check, alone.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
 	$(MAKE) --no-print-directory check-small
+
+# For the inner loop: all but the tests marked slow, in a minute or so, and neither ruff nor mypy.
+quick: .venv/.ready
+	$(PYTEST) -m 'not slow'
 
 # Did accuracy or speed get worse than the recorded baseline? docs/ci.md says what is gated.
 check: .venv/.ready

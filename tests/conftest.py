@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not torch.cuda.is_available():
     # Triton asks when it decorates a kernel, so this must be said before anything imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def embedded_model_once() -> Iterator[None]:
+    """The embedded model is read once a process and cache folder, its tokenizer too: no test changes either."""
+    from harness.models import smollm2
+    from harness.models.smollm2 import SmolLM2
+    from harness.storage.user_cache import cache_dir
+
+    load = SmolLM2.load
+
+    @cache
+    def loaded(cache_folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+        model = SmolLM2()
+        return load(model, model.config(), device, dtype)
+
+    def once(model: SmolLM2, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+        # On a GPU an engine joins weights in place.
+        return loaded(cache_dir(), device, dtype) if device.type == "cpu" else load(model, config, device, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SmolLM2, "load", once)
+        patch.setattr(smollm2, "tokenizer", cache(smollm2.tokenizer))
+        yield
 
 
 @pytest.fixture(scope="session")

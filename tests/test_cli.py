@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 import harness
 from harness.storage.store import load_manifest
 from tests.command import run
+from tests.process import start
 
 SMALL = ["--tasks", "needle:lengths=192:depths=0.5:repeats=2"]
 COLUMNS = [
@@ -57,12 +57,15 @@ def test_one_command_gives_records_table_and_plot(tmp_path: Path, capsys: pytest
     assert (folder / "accuracy_ttft.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "table.md" in printed and "accuracy_ttft.png" in printed and "| `needle" in printed
+    before = (folder / "samples.jsonl").read_text()
+    assert run("resume", folder) == 0 and (folder / "samples.jsonl").read_text() == before
 
 
 def test_the_same_command_again_asks_nothing_and_another_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["run", "--methods", "full", *SMALL, "--output", str(tmp_path / "run")]
+    place = ["--model", random_model(tmp_path), "--output", tmp_path / "run"]
+    arguments = ["run", "--methods", "full", *SMALL, *place]
     assert run(*arguments, "--limit", "1") == 0
     first = (tmp_path / "run/samples.jsonl").read_text()
     assert run(*arguments) == 0
@@ -73,13 +76,13 @@ def test_the_same_command_again_asks_nothing_and_another_is_refused(
 
 
 def test_resume_extends_a_run_and_asks_nothing_twice(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert run("run", "--methods", "full", *SMALL, "--limit", "1", "--output", str(folder)) == 0
+    folder, model = tmp_path / "run", ["--model", random_model(tmp_path)]
+    assert run("run", "--methods", "full", *SMALL, "--limit", "1", *model, "--output", folder) == 0
     first = (folder / "samples.jsonl").read_text()
-    assert run("resume", str(folder), "--samples", "2") == 0
+    assert run("resume", folder, "--samples", "2", *model) == 0
     both = (folder / "samples.jsonl").read_text()
     assert both.startswith(first) and both.count("\n") == 2
-    assert run("resume", str(folder)) == 0
+    assert run("resume", folder, *model) == 0
     assert (folder / "samples.jsonl").read_text() == both
     assert run("resume", str(tmp_path / "nothing")) == 2
 
@@ -169,22 +172,19 @@ def test_an_option_shows_what_it_can_be(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_ctrl_c_leaves_a_valid_folder_that_says_it_is_incomplete(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "run", "--methods", "full"]
-    tasks = ["--tasks", "needle:lengths=192:repeats=40"]
-    # What runs the tests in the background may ignore the signal, and children inherit that.
-    process = subprocess.Popen(
-        [*command, *tasks, "--output", str(folder)], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    speed = ["--methods", "full", "--tasks", "speed:lengths=192:new_tokens=8:repeats=1000"]
+    process = start("run", "--model", random_model(tmp_path), *speed, "--output", folder, errors=errors)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not _has_records(folder):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130, error.decode()
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    error = errors.read_text()
+    assert process.exitcode == 130, error
     assert load_manifest(folder).status == "incomplete" and len(harness.load(folder)) >= 1
-    assert b"harness resume" in error and b"Traceback" not in error
+    assert "interrupted" in error and "Traceback" not in error
     assert "ncomplete" in (folder / "table.md").read_text()
 
 

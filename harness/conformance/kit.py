@@ -289,14 +289,12 @@ def _deterministic(subject: Subject) -> Iterator[str]:
 
 @_check("no-state")
 def _no_state(subject: Subject) -> Iterator[str]:
-    """Requests A, B, A on one instance: A's results come again, also on an instance that began with B."""
-    one, other = (prompt(LONG), prompt(127, seed=1))
-    for order in ((one, other, one), (other, one)):
-        session = subject.session()
-        for ids in order:
-            trace = session.serve(ids, NEW_TOKENS)
-            if ids is one:
-                yield from _differences("A, served again", subject.trace(LONG), trace)
+    """Requests B, A, B, A on one instance: A's results are those that it gets alone."""
+    one, other, session = prompt(LONG), prompt(127, seed=1), subject.session()
+    for ids in (other, one, other, one):
+        trace = session.serve(ids, NEW_TOKENS)
+        if ids is one:
+            yield from _differences("A, behind another request", subject.trace(LONG), trace)
 
 
 @_check("odd-batch")

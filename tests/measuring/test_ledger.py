@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -163,6 +164,7 @@ def test_there_is_no_allocator_to_ask_on_a_cpu() -> None:
     assert allocator.peak() is allocator.growth() is allocator.peak_growth() is None
 
 
+@cache
 def account(text: str, length: int = LENGTH) -> Ledger:
     engine = tiny_engine()
     return ledger(engine, build(text, engine), Request(random_ids(length), NEW))

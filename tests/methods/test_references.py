@@ -85,8 +85,9 @@ def method_named(name: str, options: Options, model: Model) -> Method:
 
 
 def rotating(options: list[Options]) -> list[Any]:
-    """Every set of options at every other length, in turns from the first or the second; models take turns, too."""
-    pairs = [(given_options, length) for turn, given_options in enumerate(options) for length in LENGTHS[turn % 2 :: 2]]
+    """Every set of options at every other length; where they begin and the models take turns."""
+    starts = [(turn + turn // len(BANDS)) % 2 for turn in range(len(options))]
+    pairs = [(given, length) for given, start in zip(options, starts, strict=True) for length in LENGTHS[start::2]]
     return [
         pytest.param(given_options, length, MODELS[index % len(MODELS)], id=f"{text('', given_options)}-{length}")
         for index, (given_options, length) in enumerate(pairs)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.report.build import report
-from tests.report.browser import Browser, browser
+from tests.report.browser import Browser
 from tests.report.test_report import record
 from tests.report.test_tables import needle_records, written
 
@@ -24,12 +23,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = written(tmp_path_factory.mktemp("runs") / "main", [*needle_records(3), *mine])
     report([folder])
     return folder / "report" / "index.html"
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with browser(tmp_path_factory.mktemp("profile")) as found:
-        yield found
 
 
 def shown(tab: Browser) -> str:

@@ -3,11 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,6 +106,7 @@ def test_means_of_families_stand_below_their_tasks_and_carry_their_own_marks(tmp
         assert [cell.leads for cell in rows[name][2:]] == [True, False]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_named_means_are_in_every_table(tmp_path: Path) -> None:
     """LongBench's English-16: 15 tasks at 0 and the first, one of three of its category, at 100."""
     folder = scored_run(tmp_path / "run", [f"longbench/{name}" for name in ENGLISH_16])
@@ -220,6 +218,7 @@ def test_two_runs_get_a_folder_each_and_a_page_over_both(run: Path, tmp_path: Pa
     assert page.count("<table") == 2 and not re.findall(r'src="(?!data:)', page)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_folder_of_runs_stands_for_all_of_them(tmp_path: Path) -> None:
     for name in ("b", "a/one"):
         written(tmp_path / "runs" / name, needle_records(1))
@@ -244,9 +243,3 @@ def test_runs_of_the_same_name_never_share_a_folder(run: Path, tmp_path: Path) -
 def test_numbers_for_machines_end_before_processors_differ() -> None:
     assert number(1.478078632666556, "").value == number(1.4780786326665563, "").value == 1.47807863267
     assert number(3, "").value == 3 and number(-4.999999999999999, "", -55.00000000000001).low == -55.0
-
-
-def test_reports_need_no_torch() -> None:
-    code = "import sys, json, harness.report.build, harness.report.compare; print(json.dumps('torch' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) is False

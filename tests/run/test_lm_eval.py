@@ -99,6 +99,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def nobody_asks_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lm-eval tells of the machine takes it seconds to find out."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_checkpoint(tmp_path_factory.mktemp("model"))

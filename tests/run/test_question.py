@@ -13,6 +13,7 @@ from harness.run.catalog import build_tasks
 from harness.run.prompts import encode, encode_with_question
 from tasks.base import Sample, TaskContext
 from tests.command import run
+from tests.test_cli import random_model
 from tests.tiny import END, build, random_ids, tiny_engine
 
 METHODS = ["full", "slim", "lazyllm", "lazyllm:revive=false", "streaming:window=32", "streaming:mode=evict:window=32",
@@ -58,7 +59,8 @@ def test_every_longbench_prompt_ends_in_its_question(longbench_dir: Path) -> Non
 
 
 def test_the_protocol_is_recorded_and_part_of_the_run(tmp_path: Path) -> None:
-    arguments = ["run", "--methods", "full,slim", "--tasks", "needle:lengths=256:depths=0.5:repeats=1"]
+    place = ["--model", random_model(tmp_path), "--methods", "full,slim"]
+    arguments = ["run", *place, "--tasks", "needle:lengths=256:depths=0.5:repeats=1"]
     for protocol in ("prompt", "after"):
         assert run(*arguments, "--question", protocol, "--output", tmp_path / protocol) == 0
         records = harness.load(tmp_path / protocol)

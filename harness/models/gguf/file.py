@@ -7,6 +7,8 @@ drops the long-context frequencies of LLaMA 3 (`rope_freqs`).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,12 @@ _IN_LAYER = {
 _FREQUENCIES = "rope_freqs.weight"
 
 
+@lru_cache(maxsize=1)
+def _header(path: Path, size: int, modified: int) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo]]:
+    # A run asks for the shape before the model; a vocabulary takes half a second to read.
+    return read_header(path)
+
+
 class GgufFile:
     """One GGUF file.
 
@@ -72,7 +80,8 @@ class GgufFile:
         """
         self.path = path
         try:
-            self.metadata, self.tensors = read_header(path)
+            facts = path.stat()
+            self.metadata, self.tensors = _header(path.resolve(), facts.st_size, facts.st_mtime_ns)
         except (OSError, ValueError) as error:
             raise InputError(f"{path} is not a readable GGUF file: {error}") from None
         check(GgufFields, str(path), self.metadata)

@@ -1,0 +1,21 @@
+"""One browser for all tests of pages, and pages without pictures, which take most of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.report.browser import Browser, browser
+
+
+@pytest.fixture(scope="session")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports draw nothing."""
+    monkeypatch.setattr("harness.report.build.figures", lambda run: [])
