@@ -71,7 +71,7 @@ def fill_from_safetensors(
         holders: dict[str, Any] = {}
         for path in files:
             try:
-                reader = stack.enter_context(safe_open(path, "pt"))  # type: ignore[no-untyped-call]
+                reader = stack.enter_context(safe_open(path, "pt"))
             except Exception as error:  # safetensors has errors of its own
                 raise InputError(f"{owner}: {path.name} is not readable: {last_line(error)}") from None
             holders |= dict.fromkeys(reader.keys(), reader)
