@@ -10,7 +10,7 @@ import torch
 
 from harness.errors import InputError
 from harness.models.limits import ConfigFields, check, read_json
-from harness.models.random import read_config
+from harness.models.random import check_family, read_config
 from harness.models.weightless import last_line, transformers
 from harness.models.weights import fill_from_safetensors
 from harness.storage.user_cache import files_digest
@@ -90,8 +90,7 @@ class Checkpoint:
         if not (path := self.folder / "config.json").is_file():
             raise InputError(f"{self.owner}: the folder has no config.json")
         fields = read_config(path)
-        if (family := fields["model_type"]) not in families:
-            raise InputError(f"{self.owner} is of family {family[:40]!r}; supported: {', '.join(families)}")
+        check_family(self.owner, fields, families)
         if quantised := fields.get("quantization_config"):
             method = quantised.get("quant_method", "some method") if isinstance(quantised, dict) else quantised
             raise InputError(f"{self.owner} is quantised ({method}); use the full weights or a .gguf file")

@@ -147,7 +147,7 @@ def _source(name: str) -> Source:
     if name == "smollm2":
         return SmolLM2()
     if name.startswith("random:"):
-        return RandomModel(name.removeprefix("random:"))
+        return RandomModel(name.removeprefix("random:"), FAMILIES)
     path = Path(name).expanduser()
     if name.endswith(".gguf") or path.is_file():
         if not path.is_file():
@@ -159,10 +159,8 @@ def _source(name: str) -> Source:
 
 
 def _shape(name: str, config: Any) -> ModelShape:
-    if config.model_type not in FAMILIES:
-        raise InputError(f"model {name!r} is of family {config.model_type!r}; supported: {', '.join(FAMILIES)}")
-    check(ConfigFields, f"model {name!r}", config.to_dict())
-    check_rope(f"model {name!r}", config.rope_parameters)
+    check(ConfigFields, f"model {name!r}", {"model_type": config.model_type, **vars(config)})
+    check_rope(f"model {name!r}", config.rope_parameters or {})
     trained, window = _trained_context(config), sliding_window(config)
     if window is not None and window >= trained:
         window = None

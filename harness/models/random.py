@@ -76,16 +76,18 @@ class RandomModel:
 
     latency_only = True
 
-    def __init__(self, shape: str) -> None:
+    def __init__(self, shape: str, families: tuple[str, ...]) -> None:
         """Reads the shape.
 
         Args:
             shape: a name in `KNOWN`, or the path of a config.json.
+            families: `model_type`s that may be loaded.
 
         Raises:
-            InputError: neither, or not a configuration.
+            InputError: neither, or not the configuration of such a model.
         """
         self.fields = _fields(shape)
+        check_family(f"random model {shape!r}", self.fields, families)
 
     def config(self) -> Any:
         """The transformers configuration."""
@@ -142,6 +144,16 @@ def _fields(shape: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"random model: no file {shape}")
     return read_config(path)
+
+
+def check_family(owner: str, fields: dict[str, Any], families: tuple[str, ...]) -> None:
+    """Refuses a configuration of another family.
+
+    Raises:
+        InputError: names those that run.
+    """
+    if (family := fields["model_type"]) not in families:
+        raise InputError(f"{owner} is of family {family[:40]!r}; supported: {', '.join(families)}")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -79,6 +79,6 @@ def finish(model: Any, device: torch.device) -> Any:
 
 
 def last_line(error: Exception) -> str:
-    """The last line of an error's message; libraries put the reason there."""
+    """The last line of an error's message; libraries put the reason there, some behind all that they know."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1][:300] if lines else type(error).__name__

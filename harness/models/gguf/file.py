@@ -179,7 +179,8 @@ class GgufFile:
             kind = gguf.GGMLQuantizationType(info.kind)
             shape = gguf.quant_shape_to_byte_shape(info.shape, kind)
             stored = numpy.memmap(self.path, numpy.uint8, "r", offset=info.offset, shape=shape)
-            values = gguf.dequantize(stored, kind)
+            with numpy.errstate(all="ignore"):  # what is not finite is refused by name later
+                values = gguf.dequantize(stored, kind)
         except (NotImplementedError, ValueError, OverflowError, OSError) as error:
             raise InputError(f"{self.path} cannot be dequantised: {last_line(error)}") from None
         return torch.from_numpy(numpy.array(values, dtype=numpy.float32))
