@@ -85,7 +85,8 @@ def same_answer(method: Method, expected: Method, request: Request, fused: Engin
         assert ours.token_positions[by_place].tolist() == theirs.token_positions[expected_order].tolist()
         # Quest's may lie on the host.
         for here, there in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
-            assert torch.allclose(here[by_place.to(here.device)].cpu(), there[expected_order.to(there.device)].cpu(), atol=1e-4)
+            mine, other = here[by_place.to(here.device)].cpu(), there[expected_order.to(there.device)].cpu()
+            assert torch.allclose(mine, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", STATIC)
