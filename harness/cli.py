@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from harness.errors import InputError
+from harness.predict.command import predict_command
 from harness.reproduce.command import app as reproduce_app
 from harness.sweep.command import sweep_command
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(reproduce_app, name="reproduce")
 app.command("sweep")(sweep_command)
+app.command("predict")(predict_command)
 
 MethodFiles = Annotated[
     list[Path] | None, typer.Option("--method-file", help="Python file that defines methods; may be given repeatedly")

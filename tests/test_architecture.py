@@ -19,7 +19,7 @@ FLOORS = (
     {"harness.models", "methods"},
     {"harness.measuring"},
     {"harness.report", "harness.gates"},
-    {"harness.run"},
+    {"harness.run", "harness.predict"},
     {"harness.conformance", "harness.sweep", "harness.reproduce"},
     {"harness.cli", "harness"},
 )

@@ -30,6 +30,9 @@ def sliminfer_command(
     engine: Annotated[str, typer.Option(help="engine, as in 'harness run'")] = "auto",
     output: Annotated[Path | None, typer.Option(help="results folder; the same run in the same folder resumes")] = None,
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded run; measures nothing")] = None,
+    elsewhere: Annotated[
+        str | None, typer.Option("--predict", help="with --from: predict the run for a device, rtx-4090 is the paper's")
+    ] = None,
     undecided: Annotated[str, typer.Option(help="fail or pass where an interval straddles the paper's figure")] = (
         "fail"
     ),
@@ -41,6 +44,8 @@ def sliminfer_command(
     from harness.reproduce.sliminfer.records import read
     from harness.run.terminal import show
 
+    if elsewhere is not None:
+        return _predict(run, elsewhere)
     choice = parse_undecided(undecided)
     machine = {"device": device, "dtype": dtype, "attention": attention, "engine": engine}
     chosen = {option: value for option, value in machine.items() if value != "auto"}
@@ -49,6 +54,16 @@ def sliminfer_command(
     show(text, paths)
     if code := exit_code(judgements, choice):
         raise typer.Exit(code)
+
+
+def _predict(run: Path | None, device: str) -> None:
+    from harness.errors import InputError
+    from harness.reproduce.sliminfer.elsewhere import predict_elsewhere
+    from harness.run.terminal import show
+
+    if run is None:
+        raise InputError("--predict works out what a recorded run would take: name it with --from")
+    show(*predict_elsewhere(run, device))
 
 
 def _measure(

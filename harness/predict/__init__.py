@@ -1,0 +1,1 @@
+"""What a recorded run would take on a device that is not at hand."""

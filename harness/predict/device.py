@@ -1,0 +1,110 @@
+"""Devices by their data sheets, and the rates that the work of this harness meets on them.
+
+A data sheet's matrix rate is a burst at the highest clock; what a long prefill gets is less, and how much less differs
+from card to card. Where a device file says what was measured (`lasting_tflops`, `copy_gb_per_s`), that is taken.
+Elsewhere the device gets the shares of its data sheet that the fitted device reached, and times are as uncertain as
+those shares are among cards. Ratios of times are not: both sides have the same rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
+
+from harness.errors import InputError, unknown
+
+MATRIX_SHARES = (0.60, 0.95)
+"""Lasting matrix rate over the data sheet's: from cards at their power limit (H200: 0.66) to cards that are not."""
+MEMORY_SHARES = (0.80, 0.95)
+"""Copy rate over the data sheet's; H200: 0.89."""
+
+
+class Device(BaseModel):
+    """One entry of a device file; units are in the names, GB are 1e9 bytes.
+
+    Attributes:
+        title: for people.
+        matches: part of the name under which the driver knows it; "" if it is never to be recognised.
+        matrix_tflops, memory_gb_per_s, bus_gb_per_s, memory_gib, power_w: the data sheet's.
+        lasting_tflops, copy_gb_per_s: measured, see `harness env --measure`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str
+    matches: str = ""
+    matrix_tflops: PositiveFloat
+    memory_gb_per_s: PositiveFloat
+    bus_gb_per_s: PositiveFloat
+    memory_gib: PositiveFloat
+    power_w: PositiveFloat
+    lasting_tflops: PositiveFloat | None = None
+    copy_gb_per_s: PositiveFloat | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether its rates are known by more than the data sheet."""
+        return self.lasting_tflops is not None and self.copy_gb_per_s is not None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What work meets: FLOP/s that last, bytes a second of memory (read plus written) and of the host link."""
+
+    matrix: float
+    memory: float
+    bus: float
+
+
+def known_devices() -> dict[str, Device]:
+    """Name -> device, of all that come with the harness."""
+    return _parse("devices.yaml", files("harness.predict").joinpath("devices.yaml").read_text(encoding="utf-8"))
+
+
+def find_device(name: str) -> Device:
+    """A device by its name, or the one that a YAML file describes.
+
+    Raises:
+        InputError: no such name or file, or a field is missing, unknown or not a positive number.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        known = known_devices()
+        if name not in known:
+            raise unknown("device", name, known)
+        return known[name]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text'}") from None
+    found = _parse(str(path), text)
+    if len(found) != 1:
+        raise InputError(f"{path}: one device is needed, name: {{title: ..., matrix_tflops: ...}}; it has {len(found)}")
+    return next(iter(found.values()))
+
+
+def recognised(gpu: str) -> Device | None:
+    """The device whose name a driver's name contains."""
+    return next((device for device in known_devices().values() if device.matches and device.matches in gpu), None)
+
+
+def _parse(where: str, text: str) -> dict[str, Device]:
+    try:
+        entries = yaml.safe_load(text)
+        if not isinstance(entries, dict):
+            raise InputError(f"{where}: not a mapping of names to devices")
+        return {str(name): Device.model_validate(fields) for name, fields in entries.items()}
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise InputError(f"{where}: {_first(error.errors())}") from None
+
+
+def _first(errors: list[Any]) -> str:
+    place = ".".join(map(str, errors[0]["loc"])) or "device"
+    return f"{place}: {errors[0]['msg'][:1].lower()}{errors[0]['msg'][1:]}"
