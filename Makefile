@@ -59,9 +59,12 @@ check-small: .venv/.ready
 	$(BIN)/harness check results/check-small --baseline $(BASELINE) --speed ratio:100%
 
 # Tables, plots and pages of the recorded reference runs, from their records alone: reports/reference/index.html, and what
-# was reproduced beside its records. Where the code draws what it drew before, no tracked file changes (docs/reports.md).
+# was swept or reproduced beside its records. Where the code draws what it drew before, no tracked file changes
+# (docs/reports.md).
 reports: .venv/.ready
 	$(BIN)/harness report results/reference --out reports/reference
+	@set -e; for grid in results/reference/ablations/*.yaml; do \
+		$(BIN)/harness sweep $$grid --from $${grid%.yaml} > /dev/null; done
 	@set -e; for probe in sliminfer diffusion; do for run in results/reference/$$probe-*; do \
 		$(BIN)/harness reproduce $$probe --from $$run > /dev/null; done; done
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("harness", "methods", "tasks")
 FLOORS = (
     {"harness.errors"},
-    {"harness.options", "harness.grammar", "harness.registry"},
+    {"harness.options", "harness.grammar", "harness.registry", "harness.yaml_file"},
     {"harness.statistics", "harness.storage", "harness.engine", "tasks"},
     {"harness.models", "methods"},
     {"harness.measuring"},

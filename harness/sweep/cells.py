@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.grammar import parse_item
 from harness.models.load import describe
 from harness.run.catalog import TASKS, build_tasks, parse_methods
-from harness.run.plan import Plan, plan
+from harness.run.plan import plan
 from harness.run.spec import RunSpec, WrongOption, folder_name, public_name
 from harness.statistics.paired import REFERENCE
 from harness.sweep.grid_file import Entry, GridFile, MethodGrid
@@ -26,17 +26,17 @@ class SweepRun:
     Attributes:
         folder: name of its folder within the sweep's.
         point: option of a run -> its value here, for the options that are axes.
-        plan: checked.
+        spec: what it asks.
     """
 
     folder: str
     point: dict[str, str]
-    plan: Plan
+    spec: RunSpec
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid that has been checked as far as it can be without weights.
+    """A grid multiplied out.
 
     Attributes:
         grid: the file.
@@ -49,25 +49,34 @@ class Sweep:
     options: dict[str, tuple[str, dict[str, str]]]
 
 
-def plan_sweep(grid: GridFile, data_dir: Path | None = None) -> Sweep:
-    """Checks a grid and plans its runs.
+def multiply(grid: GridFile, data_dir: Path | None = None) -> Sweep:
+    """The runs of a grid; neither the models nor the data that they are about need be here.
 
     Raises:
-        InputError: anything wrong with it, with the line where that is known.
+        InputError: a method, a task or an option that there is not, with the line.
     """
     options = _methods(grid)
-    _check_shapes(grid)
-    tasks = ",".join(_task(grid, entry, data_dir) for entry in grid.tasks)
-    given = {key: entry.text for key, entry in grid.settings.items()}
-    base = given | {"methods": ",".join(options), "tasks": tasks, "data_dir": data_dir}
-    names, values = list(grid.runs), list(grid.runs.values())
+    given: dict[str, Any] = {key: entry.text for key, entry in grid.settings.items()}
+    given |= {"methods": ",".join(options), "tasks": ",".join(_task(grid, entry) for entry in grid.tasks)}
     runs = []
-    for chosen in product(*values):
-        asked = dict(zip(names, chosen, strict=True))
-        point = {key: public_name(entry.text) for key, entry in asked.items() if len(grid.runs[key]) > 1}
-        planned = plan(_spec(grid, base | {key: entry.text for key, entry in asked.items()}))
-        runs.append(SweepRun(_folder(planned.spec.model, point), point, planned))
+    for chosen in product(*grid.runs.values()):
+        asked = {key: entry.text for key, entry in zip(grid.runs, chosen, strict=True)}
+        point = {key: public_name(text) for key, text in asked.items() if len(grid.runs[key]) > 1}
+        spec = _spec(grid, given | asked | {"data_dir": data_dir})
+        runs.append(SweepRun(_folder(spec.model, point), point, spec))
     return Sweep(grid, runs, options)
+
+
+def check(sweep: Sweep) -> None:
+    """Checks all that can be checked without weights, before the first run.
+
+    Raises:
+        InputError: anything wrong with models, data or how methods fit them, with the line where that is known.
+    """
+    _check_shapes(sweep.grid)
+    _check_data(sweep.grid, sweep.runs[0].spec.data_dir)
+    for run in sweep.runs:
+        plan(run.spec)
 
 
 def _methods(grid: GridFile) -> dict[str, tuple[str, dict[str, str]]]:
@@ -111,19 +120,27 @@ def _check_shape(grid: GridFile, entry: MethodGrid, shape: ModelShape) -> None:
             raise grid.wrong(entry.line, str(error)) from None
 
 
-def _task(grid: GridFile, entry: Entry, data_dir: Path | None) -> str:
+def _task(grid: GridFile, entry: Entry) -> str:
     """The task in the command line's grammar, with the grid's lengths where it takes lengths."""
     try:
         item = parse_item(entry.text)
         kind = TASKS.get(item.name)
         kind = kind if item.member is None else kind.of_member(item.member)
-        if grid.lengths and "lengths" in kind.Options.model_fields and "lengths" not in item.options:
-            lengths = "/".join(length.text for length in grid.lengths)
-            item = item._replace(options=item.options | {"lengths": lengths})
-        build_tasks(str(item), TaskContext(data_dir))
     except InputError as error:
         raise grid.wrong(entry.line, str(error)) from None
+    if grid.lengths and "lengths" in kind.Options.model_fields and "lengths" not in item.options:
+        lengths = "/".join(length.text for length in grid.lengths)
+        item = item._replace(options=item.options | {"lengths": lengths})
     return str(item)
+
+
+def _check_data(grid: GridFile, data_dir: Path | None) -> None:
+    """Whether every task has what it asks about, while the line is known."""
+    for entry in grid.tasks:
+        try:
+            build_tasks(_task(grid, entry), TaskContext(data_dir))
+        except InputError as error:
+            raise grid.wrong(entry.line, str(error)) from None
 
 
 def _spec(grid: GridFile, given: dict[str, Any]) -> RunSpec:

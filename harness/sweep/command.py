@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from harness.errors import InputError
+
 if TYPE_CHECKING:
     from harness.sweep.cells import Sweep
 
@@ -17,21 +19,30 @@ def sweep_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the cells and an estimate of time; ask nothing")] = (
         False
     ),
-    output: Annotated[Path | None, typer.Option(help="folder of the runs; results/NAME if none is named")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", "--out", help="folder of the runs; results/NAME if none is named")
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="draw what this folder has recorded of the grid; runs nothing")
+    ] = None,
 ) -> None:
     """Run a grid of settings; one table, one plot an axis; the same command resumes."""
-    from harness.sweep.cells import plan_sweep
+    from harness.sweep.cells import check, multiply
     from harness.sweep.grid_file import read_grid
 
-    sweep = plan_sweep(read_grid(grid), data_dir)
-    folder = output or Path("results") / sweep.grid.path.stem
-    if dry_run:
-        from harness.sweep.outlook import outlook
+    sweep = multiply(read_grid(grid), data_dir)
+    if source is not None:
+        if dry_run or output is not None:
+            raise InputError("--from draws in its folder what is recorded there: no --dry-run, no --output")
+        return _draw(sweep, source)
+    check(sweep)
+    folder = output or Path("results") / grid.stem
+    if not dry_run:
+        return _run(sweep, folder)
+    from harness.sweep.outlook import outlook
 
-        print(outlook(sweep, folder), flush=True)
-    else:
-        _run(sweep, folder)
+    print(outlook(sweep, folder), flush=True)
 
 
 def _run(sweep: Sweep, folder: Path) -> None:
@@ -42,7 +53,19 @@ def _run(sweep: Sweep, folder: Path) -> None:
     try:
         for index, one in enumerate(sweep.runs, start=1):
             print(f"run {index}/{len(sweep.runs)}: {one.folder}", file=sys.stderr, flush=True)
-            run(one.plan.spec, folder / one.folder)
+            run(one.spec, folder / one.folder)
     finally:
         if paths := write(sweep, folder):
             show(paths[0].read_text(encoding="utf-8"), paths)
+
+
+def _draw(sweep: Sweep, folder: Path) -> None:
+    """The table and plots of records alone."""
+    from harness.run.terminal import show
+    from harness.sweep.pages import write
+
+    paths = write(sweep, folder)
+    if not paths:
+        runs = ", ".join(run.folder for run in sweep.runs)
+        raise InputError(f"{folder} holds no records of {sweep.grid.path}: expected {runs} in it")
+    show(paths[0].read_text(encoding="utf-8"), paths)

@@ -19,7 +19,7 @@ from harness.errors import InputError
 from harness.measuring.roofline import Ceilings, ceilings, dense_prefill_flops
 from harness.models.load import resolve_device, resolve_dtype
 from harness.models.random import ByteTokenizer
-from harness.run.plan import Plan
+from harness.run.plan import Plan, plan
 from harness.run.spec import public_name
 from harness.storage.store import MANIFEST, load, load_manifest
 from harness.sweep.cells import SweepRun
@@ -68,15 +68,15 @@ def estimate(run: SweepRun, nearby: Path) -> list[CellEstimate]:
         run: of a sweep.
         nearby: folder whose runs, and whose folders' runs, are looked through for similar records.
     """
-    seen, plan = _seen(nearby), run.plan
-    device = resolve_device(plan.spec.device)
-    rates = ceilings(device, resolve_dtype(plan.spec.dtype, device))
-    here = [one for one in seen if (one.model, one.device) == (public_name(plan.spec.model), device.type)]
-    samples = {task.label: _samples(task) for task in plan.tasks}
+    seen, planned = _seen(nearby), plan(run.spec)
+    device = resolve_device(run.spec.device)
+    rates = ceilings(device, resolve_dtype(run.spec.dtype, device))
+    here = [one for one in seen if (one.model, one.device) == (public_name(run.spec.model), device.type)]
+    samples = {task.label: _samples(task) for task in planned.tasks}
     return [
-        _cell(plan, method.label, task, samples[task.label], here, rates)
-        for task in plan.tasks
-        for method in plan.methods
+        _cell(planned, method.label, task, samples[task.label], here, rates)
+        for task in planned.tasks
+        for method in planned.methods
     ]
 
 

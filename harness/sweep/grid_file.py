@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import yaml
-
-from harness.errors import InputError, unknown
+from harness.errors import InputError
 from harness.run.spec import RunSpec
+from harness.yaml_file import Entry, Node, read_yaml, wrong
 
 RUN_AXES = ("model", "seed", "question", "dtype")
 """Options of a run that may be lists: each combination of their values is a run."""
@@ -35,14 +34,6 @@ SETTINGS = tuple(sorted(set(RunSpec.model_fields) - {*RUN_AXES, "methods", "task
 """Options of a run that may not."""
 KEYS = ("name", "methods", "tasks", "lengths", *RUN_AXES, *SETTINGS)
 _METHOD_KEYS = ("method", "options")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A text of the file and the line it stands in."""
-
-    text: str
-    line: int
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ class GridFile:
 
     def wrong(self, line: int, message: str) -> InputError:
         """The error for something in a line."""
-        return _wrong(self.path, line, message)
+        return wrong(self.path, line, message)
 
 
 def read_grid(path: Path) -> GridFile:
@@ -97,11 +88,11 @@ def read_grid(path: Path) -> GridFile:
     Raises:
         InputError: no such file, no YAML, an unknown key, an axis without values; with the line.
     """
-    root = _Node(path, _compose(path))
+    root = read_yaml(path)
     parts = root.mapping("the grid", KEYS)
     for key in ("methods", "tasks"):
         if key not in parts:
-            raise _wrong(path, root.line, f"the grid has no {key!r}")
+            raise wrong(path, root.line, f"the grid has no {key!r}")
     return GridFile(
         path,
         parts["name"].text() if "name" in parts else path.stem,
@@ -113,12 +104,12 @@ def read_grid(path: Path) -> GridFile:
     )
 
 
-def _method(node: _Node) -> MethodGrid:
+def _method(node: Node) -> MethodGrid:
     if not node.is_mapping:
         return MethodGrid(node.text(), {}, node.line)
     parts = node.mapping("the method", _METHOD_KEYS)
     if "method" not in parts:
-        raise _wrong(node.path, node.line, "this entry has no 'method'")
+        raise wrong(node.path, node.line, "this entry has no 'method'")
     base, axes = [parts["method"].text()], {}
     options = parts["options"].mapping("the options", None) if "options" in parts else {}
     for key, value in options.items():
@@ -127,84 +118,3 @@ def _method(node: _Node) -> MethodGrid:
         else:
             base.append(f"{key}={value.text()}")
     return MethodGrid(":".join(base), axes, node.line)
-
-
-def _wrong(path: Path, line: int, message: str) -> InputError:
-    return InputError(f"{path} line {line}: {message}")
-
-
-def _compose(path: Path) -> yaml.Node:
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise _wrong(path, line, f"not YAML: {error.problem or 'unreadable'}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
-    if node is None:
-        raise InputError(f"{path} is empty")
-    return node
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A part of the file, read strictly."""
-
-    path: Path
-    node: yaml.Node
-
-    @property
-    def line(self) -> int:
-        """Counted from 1."""
-        return int(self.node.start_mark.line) + 1
-
-    @property
-    def is_mapping(self) -> bool:
-        return isinstance(self.node, yaml.MappingNode)
-
-    @property
-    def is_sequence(self) -> bool:
-        return isinstance(self.node, yaml.SequenceNode)
-
-    def mapping(self, what: str, known: tuple[str, ...] | None) -> dict[str, _Node]:
-        """Key -> value; each key once, and one of the known."""
-        if not isinstance(self.node, yaml.MappingNode):
-            raise _wrong(self.path, self.line, f"{what} must be 'key: value' lines")
-        found: dict[str, _Node] = {}
-        for key_node, value in self.node.value:
-            key = _Node(self.path, key_node)
-            name = key.text()
-            if known is not None and name not in known:
-                raise _wrong(self.path, key.line, str(unknown("key", name, known)))
-            if name in found:
-                raise _wrong(self.path, key.line, f"key {name!r} stands twice")
-            found[name] = _Node(self.path, value)
-        return found
-
-    def items(self, what: str) -> list[_Node]:
-        """The values of an axis; a single one is an axis of one."""
-        if not isinstance(self.node, yaml.SequenceNode):
-            return [self]
-        if not self.node.value:
-            raise _wrong(self.path, self.line, f"axis {what!r} has no values")
-        return [_Node(self.path, item) for item in self.node.value]
-
-    def entries(self, what: str) -> list[Entry]:
-        """The same as texts, each once."""
-        found = [Entry(item.text(), item.line) for item in self.items(what)]
-        for number, entry in enumerate(found):
-            if entry.text in {other.text for other in found[:number]}:
-                raise _wrong(self.path, entry.line, f"axis {what!r} has {entry.text!r} twice")
-        return found
-
-    def text(self) -> str:
-        """A scalar as it is written; what `true` or `0.50` means is for the option to say."""
-        if not isinstance(self.node, yaml.ScalarNode) or not self.node.value.strip():
-            raise _wrong(self.path, self.line, "expected a single value")
-        return str(self.node.value).strip()
-
-    def value(self) -> str:
-        """A scalar, or the values of one option, `[0.5, 0.25]`, as `0.5/0.25`."""
-        return "/".join(item.text() for item in self.items("value")) if self.is_sequence else self.text()

@@ -10,8 +10,10 @@ import pytest
 
 import harness
 from harness.errors import InputError
-from harness.sweep.cells import plan_sweep
+from harness.run.plan import plan
+from harness.sweep.cells import check, multiply
 from harness.sweep.grid_file import read_grid
+from harness.sweep.pages import write as draw
 from harness.sweep.results import collect
 from tests.command import run
 
@@ -51,7 +53,7 @@ limit: 1
 
 
 def test_options_lists_and_run_axes_multiply(tmp_path: Path) -> None:
-    sweep = plan_sweep(read_grid(written(tmp_path, GRID.format(model=tiny(tmp_path)))))
+    sweep = multiply(read_grid(written(tmp_path, GRID.format(model=tiny(tmp_path)))))
     assert [run.folder for run in sweep.runs] == ["config.json-seed=0", "config.json-seed=1"]
     assert list(sweep.options) == [
         "full",
@@ -60,11 +62,11 @@ def test_options_lists_and_run_axes_multiply(tmp_path: Path) -> None:
         "slim:block=32:budgets=0.5/0.5/0.5:w=4",
         "slim:block=32:budgets=0.5/0.5/0.5:w=8",
     ]
-    first = sweep.runs[0].plan
-    assert [task.label for task in first.tasks] == [
+    first = sweep.runs[0].spec
+    assert [task.label for task in plan(first).tasks] == [
         f"speed:repeats=2:new_tokens=2:lengths={length}" for length in (256, 512)
     ]
-    assert first.spec.limit == 1 and sweep.runs[1].plan.spec.seed == 1
+    assert first.limit == 1 and sweep.runs[1].spec.seed == 1
 
 
 def test_one_command_runs_the_grid_again_asks_nothing_and_draws_every_axis(
@@ -83,11 +85,30 @@ def test_one_command_runs_the_grid_again_asks_nothing_and_draws_every_axis(
     assert "| `0` | `speed" in capsys.readouterr().out
 
 
+def test_records_alone_are_drawn_without_the_model_to_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
+    assert run("sweep", grid, "--from", folder) == 2
+    assert "no records of" in capsys.readouterr().err
+    assert run("sweep", grid, "--output", folder) == 0
+    drawn = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert {path.suffix for path in drawn} == {".md", ".csv", ".png", ".svg"}
+    for path in [tmp_path / "config.json", *drawn]:
+        path.unlink()
+    assert run("sweep", grid, "--from", folder) == 0
+    assert drawn == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert run("sweep", grid, "--output", tmp_path / "other") == 2, "to run it, the model is needed"
+    for option in (["--dry-run"], ["--output", folder]):
+        assert run("sweep", grid, "--from", folder, *option) == 2
+        assert "no --dry-run" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_point_on_an_axis_is_of_the_methods_with_that_value(tmp_path: Path) -> None:
     text = GRID.format(model=tiny(tmp_path)).replace("limit: 1", "limit: 2")
     grid, folder = written(tmp_path, text), tmp_path / "out"
     assert run("sweep", grid, "--output", folder) == 0
-    results = collect(plan_sweep(read_grid(grid)), folder)
+    results = collect(multiply(read_grid(grid)), folder)
     axes = {axis.name: axis for axis in results.axes()}
     w = axes["slim w"]
     assert w.lines == ["full", "budgets=0.75/0.375/0.25", "budgets=0.5/0.5/0.5"] and w.values == ["4", "8"]
@@ -102,13 +123,12 @@ def test_a_point_on_an_axis_is_of_the_methods_with_that_value(tmp_path: Path) ->
 
 def test_an_unfinished_sweep_shows_what_there_is(tmp_path: Path) -> None:
     grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
-    sweep = plan_sweep(read_grid(grid))
+    sweep = multiply(read_grid(grid))
     from harness.run.terminal import run as run_spec
-    from harness.sweep.pages import write
 
-    assert write(sweep, folder) == []
-    run_spec(sweep.runs[0].plan.spec, folder / sweep.runs[0].folder)
-    page = write(sweep, folder)[0].read_text()
+    assert draw(sweep, folder) == []
+    run_spec(sweep.runs[0].spec, folder / sweep.runs[0].folder)
+    page = draw(sweep, folder)[0].read_text()
     assert "1 runs have no records yet" in page and "`speed" in page
 
 
@@ -129,8 +149,8 @@ def test_a_dry_run_prints_cells_and_says_where_its_estimate_is_from(
 BAD = [
     ("methods: [full]\ntasks: [needle]\nmodell: smollm2\n", 3, "did you mean 'model'"),
     ("methods: [full]\n", 1, "no 'tasks'"),
-    ("methods: []\ntasks: [needle]\n", 1, "axis 'methods' has no values"),
-    ("methods:\n  - full\n  - method: slim\n    options:\n      w: []\ntasks: [needle]\n", 5, "axis 'w' has no values"),
+    ("methods: []\ntasks: [needle]\n", 1, "'methods' has no values"),
+    ("methods:\n  - full\n  - method: slim\n    options:\n      w: []\ntasks: [needle]\n", 5, "'w' has no values"),
     ("methods:\n  - full\n  - slimm\ntasks: [needle]\n", 3, "did you mean 'slim'"),
     ("methods:\n  - full\n  - method: slim\n    opts: 1\ntasks: needle\n", 4, "did you mean 'options'"),
     ("methods:\n  - full\n  - method: slim\n    options:\n      ww: [4]\ntasks: needle\n", 3, "unknown option"),
@@ -173,4 +193,4 @@ def test_the_grids_of_the_project_can_be_run(path: Path) -> None:
     files = [model.text for model in grid.runs["model"] if model.text.endswith(".gguf")]
     if not all(Path(model).is_file() for model in files):
         pytest.skip(f"{files} is not here")
-    assert plan_sweep(grid).runs
+    check(multiply(grid))
