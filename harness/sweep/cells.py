@@ -15,7 +15,8 @@ from harness.run.catalog import TASKS, build_tasks, parse_methods
 from harness.run.plan import plan
 from harness.run.spec import RunSpec, WrongOption, folder_name, public_name
 from harness.statistics.paired import REFERENCE
-from harness.sweep.grid_file import Entry, GridFile, MethodGrid
+from harness.sweep.grid_file import GridFile, MethodGrid
+from harness.yaml_file import Entry
 from tasks.base import TaskContext
 
 
