@@ -62,7 +62,7 @@ check-small: .venv/.ready
 # was swept or reproduced beside its records. Where the code draws what it drew before, no tracked file changes
 # (docs/reports.md).
 reports: .venv/.ready
-	$(BIN)/harness report results/reference --out reports/reference
+	$(BIN)/harness report results/reference --output reports/reference
 	@set -e; for grid in results/reference/ablations/*.yaml; do \
 		$(BIN)/harness sweep $$grid --from $${grid%.yaml} > /dev/null; done
 	@set -e; for probe in sliminfer diffusion; do for run in results/reference/$$probe-*; do \

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 
 from harness.errors import InputError
+from harness.flags import OUTPUT, MethodFiles, TaskFiles
 from harness.predict.command import predict_command
 from harness.reproduce.command import app as reproduce_app
 from harness.sweep.command import sweep_command
 
-app = typer.Typer(
-    help="Accuracy and latency of long-context inference under pruning methods, beside full attention.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.add_typer(reproduce_app, name="reproduce")
-app.command("sweep")(sweep_command)
-app.command("predict")(predict_command)
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
-MethodFiles = Annotated[
-    list[Path] | None, typer.Option("--method-file", help="Python file that defines methods; may be given repeatedly")
-]
-TaskFiles = Annotated[
-    list[Path] | None, typer.Option("--task-file", help="Python file that defines tasks; may be given repeatedly")
-]
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Makes what a file says the defaults of the command's options."""
+    from harness.run.config_file import read_config
+
+    if path is not None:
+        flags = {flag: option.name for option in context.command.params for flag in option.opts}
+        names = {flag[2:]: name for flag, name in flags.items() if flag.startswith("--") and name != "config"}
+        context.default_map = read_config(path, names)
+    return path
+
+
+@app.callback(invoke_without_command=True)
+def harness_command(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Accuracy and latency of long-context inference under pruning methods, beside full attention."""
+    if version:
+        from importlib.metadata import version as installed
+
+        _say(f"harness {installed('harness')}")
+    elif context.invoked_subcommand is None:
+        _say(context.get_help())
 
 
 @app.command("run")
@@ -45,7 +55,9 @@ def run_command(
     data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
     limit: Annotated[int | None, typer.Option(help="samples a task, at most")] = None,
     max_length: Annotated[int | None, typer.Option(help="prompt tokens; longer prompts lose their middle")] = None,
-    output: Annotated[Path | None, typer.Option(help="results folder; the same run in the same folder resumes")] = None,
+    output: Annotated[
+        Path | None, typer.Option(*OUTPUT, help="results folder; the same run in the same folder resumes")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     attention: Annotated[str, typer.Option(help="auto (the fastest here), fa3, fa2, cudnn, flash, sdpa")] = "auto",
@@ -58,12 +70,19 @@ def run_command(
     noise_floor: Annotated[bool, typer.Option(help="also run full attention against itself")] = False,
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print a summary as JSON, and nothing else")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            callback=_read_config, is_eager=True, help="YAML file, 'option: value' lines; the command line wins"
+        ),
+    ] = None,
 ) -> None:
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
     _load_methods(method_file)
     _load_tasks(task_file)
     from harness.run.spec import RunSpec
-    from harness.run.terminal import run, show
+    from harness.run.terminal import draw_json, draw_tables, run, show
 
     given = {
         "model": model, "methods": methods, "tasks": tasks, "data_dir": data_dir, "limit": limit,
@@ -72,7 +91,7 @@ def run_command(
         "noise_floor": noise_floor,
     }  # fmt: skip
     spec = RunSpec.read(given)
-    show(*run(spec, output or spec.default_folder()))
+    show(*run(spec, output or spec.default_folder(), draw_json if as_json else draw_tables))
 
 
 @app.command("resume")
@@ -92,16 +111,34 @@ def resume_command(
     show(*resume(folder, samples, data_dir, model))
 
 
+@app.command("runs")
+def runs_command(
+    folder: Annotated[Path, typer.Argument(help="folder of runs, at any depth")] = Path("results"),
+) -> None:
+    """List the runs below a folder, newest first."""
+    from harness.storage.runs import past_runs
+
+    head = ("folder", "started (UTC)", "model", "methods", "tasks", "records", "complete")
+    _table(head, [run.row() for run in past_runs(folder)])
+
+
+app.command("sweep")(sweep_command)
+app.command("predict")(predict_command)
+app.add_typer(reproduce_app, name="reproduce")
+
+
 @app.command("methods")
 def methods_command(
-    name: Annotated[str | None, typer.Argument(help="show this method's options")] = None,
+    name: Annotated[str | None, typer.Argument(help="show this method's options and their values")] = None,
     method_file: MethodFiles = None,
 ) -> None:
-    """List the pruning methods, or one method's options."""
+    """List the pruning methods, or one method's options and the values they can take."""
     from harness.run.catalog import METHODS
 
     _load_methods(method_file)
-    _list(METHODS, name)
+    if name is None:
+        return _list(METHODS)
+    _show(name, METHODS.get(name))
 
 
 @app.command("conformance")
@@ -129,14 +166,14 @@ def tasks_command(
     name: Annotated[str | None, typer.Argument(help="show the options of this task, or of GROUP/MEMBER")] = None,
     task_file: TaskFiles = None,
 ) -> None:
-    """List the tasks, or one task's options and members."""
+    """List the tasks, or one task's options, the values they can take, and its members."""
     from harness.grammar import parse_item
     from harness.run.catalog import TASKS
     from tasks.base import TaskContext
 
     _load_tasks(task_file)
     if name is None:
-        return _list(TASKS, None)
+        return _list(TASKS)
     item = parse_item(name)
     task = TASKS.get(item.name)
     _show(name, task if item.member is None else task.of_member(item.member))
@@ -184,25 +221,27 @@ def export_command(
 @app.command("report")
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="results folders of runs")],
-    out: Annotated[Path | None, typer.Option(help="folder to write to; RUN/report if none is named")] = None,
+    output: Annotated[
+        Path | None, typer.Option(*OUTPUT, help="folder to write to; RUN/report if none is named")
+    ] = None,
 ) -> None:
     """Write the tables, the plots and one HTML page of recorded runs."""
     from harness.report.build import report
 
-    for path in report(runs, out):
+    for path in report(runs, output):
         _say(f"wrote {path}")
 
 
 @app.command("baseline")
 def baseline_command(
     run: Annotated[Path, typer.Argument(help="results folder of a complete run")],
-    name: Annotated[str, typer.Option(help="of the baseline; the file is DIR/NAME.json")],
-    directory: Annotated[Path, typer.Option("--dir", help="folder of the file")] = Path("results/baselines"),
+    name: Annotated[str, typer.Option(help="of the baseline; the file is OUTPUT/NAME.json")],
+    output: Annotated[Path, typer.Option(*OUTPUT, "--dir", help="folder of the file")] = Path("results/baselines"),
 ) -> None:
     """Write what 'harness check' needs to know of a run into a small file that can be reviewed."""
     from harness.gates.baseline import write_baseline
 
-    _say(f"wrote {write_baseline(run, name, directory)}")
+    _say(f"wrote {write_baseline(run, name, output)}")
 
 
 @app.command("check")
@@ -276,26 +315,29 @@ def _load_methods(files: Sequence[Path] | None) -> None:
         METHODS.load_file(path)
 
 
-def _list(registry: Any, name: str | None) -> None:
-    if name is None:
-        for known in registry.names():
-            _say(f"{known:<14} {registry.get(known).summary}")
-        return
-    _show(name, registry.get(name))
+def _list(registry: Any) -> None:
+    for name in registry.names():
+        _say(f"{name:<14} {registry.get(name).summary}")
 
 
 def _show(name: str, kind: Any) -> None:
+    from harness.option_help import describe
+
     _say(f"{name}: {kind.summary}")
-    for key, field in kind.Options.model_fields.items():
-        default = "required" if field.is_required() else f"default {_shown(field.default)}"
-        choices = f"one of {', '.join(get_args(field.annotation))}; " if get_origin(field.annotation) is Literal else ""
-        _say(f"  {key:<10} {field.description or ''} ({choices}{default})")
+    if options := describe(kind.Options):
+        _table(("option", "values", "default", "meaning"), options)
 
 
-def _shown(default: Any) -> str:
-    if default is None:
-        return "by itself"
-    return "/".join(map(str, default)) if isinstance(default, tuple) else str(default)
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Fits a terminal; elsewhere a row is a line, whatever its width."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(width=None if sys.stdout.isatty() else 10_000, highlight=False).print(table)
 
 
 def _say(text: str) -> None:
@@ -309,7 +351,11 @@ def _complain(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `harness` command."""
     try:
-        app(args=arguments, prog_name="harness")
-    except InputError as error:
-        _complain(str(error))
+        sys.exit(app(args=arguments, prog_name="harness", standalone_mode=False))
+    except (InputError, typer.TyperException) as error:
+        _complain(error.format_message() if isinstance(error, typer.TyperException) else str(error))
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

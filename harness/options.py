@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema, model_validator
 
 from harness.errors import InputError, unknown
 
@@ -69,7 +69,11 @@ def _read_budget(value: Any) -> int | float:
     return int(number)
 
 
-Budget = Annotated[int | float, BeforeValidator(_read_budget)]
+Budget = Annotated[
+    int | float,
+    BeforeValidator(_read_budget),
+    WithJsonSchema({"type": "string", "format": "tokens (8192) or a share (0.5)"}),
+]
 """How many prompt tokens to keep: an `int` above 1 counts tokens, a `float` up to 1.0 is a share of the prompt."""
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import typer.main
 
 import harness
+from harness.cli import app
 from harness.storage.store import load_manifest
 from tests.command import run
 from tests.process import start
@@ -131,6 +138,9 @@ BAD = [
     (["--model", "no/such/model"], "no/such/model"),
     (["--model", "missing.gguf"], "missing.gguf"),
     (["--device", "tpu"], "--device"),
+    (["--limti", "3"], "--limit"),
+    (["--limit", "three"], "valid integer"),
+    (["extra"], "extra"),
     (["--dtype", "int3"], "--dtype"),
 ]
 
@@ -161,14 +171,85 @@ def test_what_there_is_is_listed_with_a_line_each(what: str, capsys: pytest.Capt
     assert {"full", "slim", "lazyllm", "needle", "longbench"} & {line.split()[0] for line in lines}
 
 
-def test_one_method_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("methods", "slim") == 0
-    assert "budgets" in capsys.readouterr().out
+OPTIONS = [
+    (["methods", "slim"], "budgets", "tokens (8192) or a share (0.5), joined by /", "0.75/0.375/0.25"),
+    (["methods", "slim"], "layers", "integer, joined by /", "by itself"),
+    (["methods", "slim"], "gamma", "number 0 to 1", "0.9"),
+    (["methods", "slim"], "w", "integer >= 1", "32"),
+    (["methods", "h2o"], "mode", "port, drop", "port"),
+    (["methods", "lazyllm"], "revive", "true, false", "true"),
+    (["tasks", "needle"], "lengths", "integer >= 192, joined by /", "1024"),
+    (["tasks", "jsonl"], "file", "path", "required"),
+    (["tasks", "jsonl"], "metric", "exact_match, contains, qa_f1, rouge_l, code_sim", "by itself"),
+    (["tasks", "retrieval/multikey"], "keys", "integer 1 to 20", "4"),
+]
 
 
-def test_an_option_shows_what_it_can_be(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("methods", "h2o") == 0
-    assert "(one of port, drop; default port)" in capsys.readouterr().out
+@pytest.mark.parametrize(("command", "option", "values", "default"), OPTIONS)
+def test_an_option_shows_what_it_can_be(
+    command: list[str], option: str, values: str, default: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*command) == 0
+    rows = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert [cell for cell in rows[1] if cell] == ["option", "values", "default", "meaning"]
+    assert next(row[1:3] for row in rows if row[0] == option) == [values, default]
+
+
+def test_a_method_without_options_and_one_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("methods", "full") == 0 and capsys.readouterr().out.count("\n") == 1
+    assert run("methods", "slimm") == 2 and "did you mean 'slim'" in capsys.readouterr().err
+
+
+def test_json_is_all_there_is_on_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--model", random_model(tmp_path), "--output", tmp_path / "run"]
+    assert run("run", "--methods", "full,slim", *SMALL, *place, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["folder"] == str(tmp_path / "run") and found["status"] == "complete" and found["device"] == "cpu"
+    assert [row["method"] for row in found["results"]] == ["full", "slim"]
+    summary = pd.read_csv(tmp_path / "run/summary.csv").set_index("method")
+    for row in found["results"]:
+        assert list(row) == [*COLUMNS, "failed"] and row["n"] == 2 and row["failed"] == 0 and row["score"] is None
+        assert row["ttft_s"] == summary.ttft_s[row["method"]] and row["kv_bytes"] == summary.kv_bytes[row["method"]]
+
+
+def test_the_version_and_help_are_for_asking(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert re.fullmatch(r"harness \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+    assert run() == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert run("rnu") == 2
+    error = capsys.readouterr().err
+    assert "'run'" in error and error.count("\n") == 1
+
+
+def test_every_command_names_its_output_alike() -> None:
+    group = typer.main.get_command(app)
+    names = {option.name: set(option.opts) for command in commands(group) for option in command.params}
+    assert {"--output", "-o", "--out"} <= names["output"]
+    assert not {"out", "directory"} & names.keys()
+    for command in commands(group):
+        flags = [flag for option in command.params for flag in option.opts]
+        assert ("--output" in flags) == ("--out" in flags) == ("-o" in flags)
+
+
+def commands(command: Any) -> Iterator[Any]:
+    """Every command below one that groups them, or the command."""
+    below = getattr(command, "commands", {})
+    yield from (one for name in below for one in commands(below[name])) if below else [command]
+
+
+@pytest.mark.parametrize("module", ["harness", "harness.cli"])
+def test_the_package_and_the_module_are_the_command_too(module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("harness ")
+
+
+def test_shells_complete_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = {"_HARNESS_COMPLETE": "complete_bash", "COMP_WORDS": "harness re", "COMP_CWORD": "1"}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    assert run() == 0
+    assert capsys.readouterr().out.split() == ["resume", "report", "reproduce"]
 
 
 def test_ctrl_c_leaves_a_valid_folder_that_says_it_is_incomplete(tmp_path: Path) -> None:

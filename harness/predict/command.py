@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.flags import OUTPUT
+
 
 def predict_command(
     run: Annotated[Path, typer.Argument(help="results folder whose requests are to run on the device")],
@@ -15,7 +17,9 @@ def predict_command(
         list[Path] | None,
         typer.Option(help="run to learn from, the run itself if none is named; may be given repeatedly"),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="folder of table and plot; by default beside the run")] = None,
+    output: Annotated[
+        Path | None, typer.Option(*OUTPUT, help="folder of table and plot; by default beside the run")
+    ] = None,
 ) -> None:
     """Predict times, energy and what fits on a device that is not at hand, from the work that a run recorded."""
     from harness.predict.checks import check

@@ -41,7 +41,7 @@ def report(runs: Sequence[Path | str], out: Path | str | None = None) -> list[Pa
     if [folder for _, folder in found] == [Path(one) for one in runs[:1]]:
         return _one(found[0][1], Path(out))[1]
     if len(dict(found)) < len(found):
-        raise InputError("two runs have the same folder name; report them one at a time, each with its own --out")
+        raise InputError("two runs have the same folder name; report them one at a time, each with its own --output")
     return _together(found, Path(out))
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.flags import OUTPUT
+
 app = typer.Typer(help="Measure published claims again and judge them.", no_args_is_help=True)
 
 
@@ -28,7 +30,9 @@ def sliminfer_command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
     attention: Annotated[str, typer.Option(help="attention kernel, as in 'harness run'")] = "auto",
     engine: Annotated[str, typer.Option(help="engine, as in 'harness run'")] = "auto",
-    output: Annotated[Path | None, typer.Option(help="results folder; the same run in the same folder resumes")] = None,
+    output: Annotated[
+        Path | None, typer.Option(*OUTPUT, help="results folder; the same run in the same folder resumes")
+    ] = (None),
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded run; measures nothing")] = None,
     elsewhere: Annotated[
         str | None, typer.Option("--predict", help="with --from: predict the run for a device, rtx-4090 is the paper's")
@@ -96,9 +100,9 @@ def diffusion_command(
     seed: Annotated[int, typer.Option(help="of the prompts")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
-    output: Annotated[Path | None, typer.Option(help="results folder; the same probe in the same folder resumes")] = (
-        None
-    ),
+    output: Annotated[
+        Path | None, typer.Option(*OUTPUT, help="results folder; the same probe in the same folder resumes")
+    ] = (None),
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded probe; measures nothing")] = None,
 ) -> None:
     """Information diffusion: from which layer on may the rows that say the answer be dropped, and who reads them?"""

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from harness.errors import InputError
+from harness.report.json_summary import json_summary
 from harness.report.render import render
 from harness.run.execute import Worker, execute
 from harness.run.plan import Plan, plan
@@ -29,9 +30,10 @@ Drawn = tuple[str, Sequence[Path]]
 """A page for people, and the files that were written."""
 
 
-def run(spec: RunSpec, folder: Path) -> Drawn:
-    """Runs, or resumes, a specification and draws its table; see `run_plan`."""
-    return run_plan(plan(spec), folder, MethodWorker, draw_tables, f"the same command, or 'harness resume {folder}'")
+def run(spec: RunSpec, folder: Path, draw: Callable[[Path], Drawn] | None = None) -> Drawn:
+    """Runs, or resumes, a specification and draws its table, or what `draw` draws; see `run_plan`."""
+    go_on = f"the same command, or 'harness resume {folder}'"
+    return run_plan(plan(spec), folder, MethodWorker, draw or draw_tables, go_on)
 
 
 def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Drawn:
@@ -79,6 +81,12 @@ def draw_tables(folder: Path) -> Drawn:
     """Writes a run's tables and its plot."""
     paths = render(folder)
     return (folder / "table.md").read_text(encoding="utf-8"), paths
+
+
+def draw_json(folder: Path) -> Drawn:
+    """Writes the same, and has a summary for programs as its page."""
+    render(folder)
+    return json_summary(folder), ()
 
 
 def show(text: str, paths: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import InputError
+from harness.flags import OUTPUT
 
 if TYPE_CHECKING:
     from harness.sweep.cells import Sweep
@@ -20,7 +21,7 @@ def sweep_command(
         False
     ),
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", "--out", help="folder of the runs; results/NAME if none is named")
+        Path | None, typer.Option(*OUTPUT, help="folder of the runs; results/NAME if none is named")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
     source: Annotated[
