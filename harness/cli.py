@@ -353,7 +353,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         sys.exit(app(args=arguments, prog_name="harness", standalone_mode=False))
     except (InputError, typer.TyperException) as error:
-        _complain(error.format_message() if isinstance(error, typer.TyperException) else str(error))
+        reason = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        _complain(" ".join(reason.split()))
         sys.exit(2)
 
 

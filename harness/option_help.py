@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.fields import FieldInfo
+
 from harness.options import OptionSet
 
 
@@ -18,27 +22,32 @@ class OptionHelp(NamedTuple):
 
 def describe(options: type[OptionSet]) -> list[OptionHelp]:
     """Every option, in the order of the class."""
-    schema = options.model_json_schema()["properties"] if options.model_fields else {}
-    return [
-        OptionHelp(
-            name,
-            _values(schema[name]),
-            "required" if field.is_required() else _written(field.default),
-            field.description or "",
-        )
-        for name, field in options.model_fields.items()
-    ]
+    return [_describe(name, field) for name, field in options.model_fields.items()]
 
 
-def _values(schema: dict[str, Any]) -> str:
-    """What a JSON schema allows."""
+def _describe(name: str, field: FieldInfo) -> OptionHelp:
+    default = "required" if field.is_required() else _written(field.get_default(call_default_factory=True))
+    try:
+        schema = TypeAdapter(field.rebuild_annotation()).json_schema()
+    except PydanticInvalidForJsonSchema:
+        schema = {}
+    return OptionHelp(name, _values(schema, schema.get("$defs", {})), default, field.description or "")
+
+
+def _values(schema: dict[str, Any], kinds: dict[str, Any]) -> str:
+    """What a JSON schema allows; `kinds` are the schemas that it names."""
+    if "$ref" in schema:
+        return _values(kinds[schema["$ref"].rpartition("/")[2]], kinds)
     if "anyOf" in schema:
-        return " or ".join(_values(one) for one in schema["anyOf"] if one.get("type") != "null")
-    if "enum" in schema:
-        return ", ".join(schema["enum"])
+        return " or ".join(_values(one, kinds) for one in schema["anyOf"] if one.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if "prefixItems" in schema:
+        return " / ".join(_values(one, kinds) for one in schema["prefixItems"])
     if schema.get("type") == "array":
-        return f"{_values(schema['items'])}, joined by /"
-    words = {"boolean": "true, false", "string": "text"}.get(schema["type"], schema["type"])
+        return f"{_values(schema['items'], kinds)}, joined by /"
+    kind = schema.get("type", "")
+    words = {"boolean": "true, false", "string": "text"}.get(kind, kind)
     return f"{schema.get('format', words)}{_bounds(schema)}"
 
 

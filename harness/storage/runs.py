@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -17,21 +18,21 @@ class PastRun(NamedTuple):
     Attributes:
         folder: of the run.
         manifest: what it is.
-        records: whole lines of its samples.
+        records: whole lines of its samples; None where they cannot be read.
     """
 
     folder: Path
     manifest: Manifest | None
-    records: int
+    records: int | None
 
     def row(self) -> tuple[str, ...]:
         """For people: folder, start, model, methods, tasks (without options), records, and whether it is complete."""
-        known = self.manifest
+        known, records = self.manifest, "-" if self.records is None else str(self.records)
         if known is None:
-            return (str(self.folder), "", "", "", "", str(self.records), "no: the manifest cannot be read")
+            return (str(self.folder), "", "", "", "", records, "no: the manifest cannot be read")
         started = known.started[:16].replace("T", " ")
         lists = (_bare(known.methods), _bare(known.tasks))
-        return (str(self.folder), started, known.model, *lists, str(self.records), _complete(known))
+        return (str(self.folder), started, known.model, *lists, records, _complete(known))
 
 
 def past_runs(root: Path) -> list[PastRun]:
@@ -53,13 +54,16 @@ def _past_run(folder: Path) -> PastRun:
         return PastRun(folder, None, _records(folder))
 
 
-def _records(folder: Path) -> int:
+def _records(folder: Path) -> int | None:
     """Counted, not read: a line is a record unless a reader finds otherwise."""
     plain, packed = folder / SAMPLES, folder / PACKED
     if not plain.exists() and not packed.exists():
         return 0
-    with plain.open("rb") if plain.exists() else gzip.open(packed) as lines:
-        return sum(line.endswith(b"\n") for line in lines)
+    try:
+        with plain.open("rb") if plain.exists() else gzip.open(packed) as lines:
+            return sum(line.endswith(b"\n") for line in lines)
+    except (EOFError, OSError, zlib.error):
+        return None
 
 
 def _bare(labels: list[str]) -> str:

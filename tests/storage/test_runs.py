@@ -36,11 +36,12 @@ def test_runs_are_listed_newest_first_with_their_records(tmp_path: Path) -> None
         lines.write('{"torn')
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn/manifest.json").write_text("{")
+    (tmp_path / "torn/samples.jsonl.gz").write_bytes(b"no gzip")
     new, old, torn = (found.row() for found in past_runs(tmp_path))
     about = ("smollm2", "full, slim (2)", "needle, longbench/trec_e")
     assert new == (f"{tmp_path}/deep/new", "2026-02-01 10:20", *about, "1", "no: stopped before the end")
     assert old == (f"{tmp_path}/old", "2026-01-01 00:00", *about, "2", "yes")
-    assert torn == (f"{tmp_path}/torn", "", "", "", "", "0", "no: the manifest cannot be read")
+    assert torn == (f"{tmp_path}/torn", "", "", "", "", "-", "no: the manifest cannot be read")
 
 
 def test_a_folder_that_is_not_there_and_one_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
