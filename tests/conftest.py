@@ -41,6 +41,15 @@ def embedded_model_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def forget_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that a test loads from files are gone behind it."""
+    from harness.run.catalog import METHODS
+
+    METHODS.names()
+    monkeypatch.setattr(METHODS, "_classes", METHODS._classes.copy())
+
+
 @pytest.fixture(scope="session")
 def longbench_dir() -> Path:
     """A folder of LongBench records; tests that need one are skipped where there is none."""

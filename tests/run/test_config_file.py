@@ -17,6 +17,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("forget_methods")
 def test_a_file_says_what_the_options_would_and_the_command_line_wins(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(
         "from harness.engine.method import Method\n\n\nclass Own(Method):\n    name, summary = 'own', 'full again'\n"
