@@ -21,7 +21,8 @@ from torch import Tensor
 
 from harness.engine.step import Heads
 from harness.options import OptionSet
-from methods.common.evicting import Evicting, best
+from methods.common.best import best
+from methods.common.evicting import Evicting
 from methods.common.scores import output_norms
 from methods.common.wrapping import Wrapping
 from methods.expected import Expected
