@@ -106,12 +106,16 @@ class Evicting(Method):
         return super().attend(layer, heads, step)
 
     def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        self._store_survivors(layer, heads)
+        return self.model.attention.causal(heads.q, heads.k, heads.v)
+
+    def _store_survivors(self, layer: int, heads: Heads) -> None:
         index = self.survivors(layer, heads)
         if index is None:
-            return super().attend(layer, heads, step)
+            self.cache[layer].append(heads.k, heads.v, heads.positions)
+            return
         with self.model.part("gather"):
             self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
-        return self.model.attention.causal(heads.q, heads.k, heads.v)
 
     def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
         out, cache = super().attend(layer, row, step), self.cache[layer]

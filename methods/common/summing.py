@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from harness.engine.cache import gather
-from harness.engine.step import Heads
+from harness.engine.step import Heads, Step
 from methods.common.evicting import Evicting
 from methods.common.scores import attention_sums
 
@@ -17,21 +17,39 @@ class Summing(Evicting):
         """Nothing was looked at yet."""
         super().begin(prompt_len, max_new_tokens)
         self._sums: dict[int, Tensor] = {}
+        self._norms: Tensor | None = None
 
     def sums(self, layer: int, heads: Heads) -> Tensor:
         """What each token of a layer got so far, [kv_heads, n] float32; `heads` as in `score`."""
-        return self._sums[layer] if self.evicts_in_decode() else attention_sums(heads.q, heads.k)
+        return self._sums[layer] if self.evicts_in_decode() else attention_sums(heads.q, heads.k, self._norms)
 
     def survivors(self, layer: int, heads: Heads) -> Tensor | None:
         """As in the base; first the new queries count."""
         if not self.evicts_in_decode():
             return super().survivors(layer, heads)
         with self.model.part("score"):
-            self._sums[layer] = attention_sums(heads.q, heads.k, self._sums.get(layer))
+            self._sums[layer] = self._added(layer, heads)
         index = super().survivors(layer, heads)
         if index is not None:
             self._sums[layer] = gather(self._sums[layer].T, index).T
         return index
+
+    def _added(self, layer: int, heads: Heads) -> Tensor:
+        new = attention_sums(heads.q, heads.k, self._norms)
+        if layer in self._sums:
+            new[:, : self._sums[layer].shape[1]] += self._sums[layer]
+        return new
+
+    def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        if not self.evicts_in_decode() and self.budget(layer) >= len(heads):
+            return super()._prefill(layer, heads, step)
+        # Attention comes first, because it leaves what its rows were divided by.
+        one = (x.unsqueeze(0) for x in (heads.q, heads.k, heads.v))
+        attended, norms = self.model.attention.normalised(*one)
+        self._norms = norms[0]
+        self._store_survivors(layer, heads)
+        self._norms = None
+        return attended.reshape(len(heads), -1)
 
     def extra_bytes(self) -> int:
         """Bytes of the sums."""

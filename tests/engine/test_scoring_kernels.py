@@ -10,6 +10,7 @@ from tests.reference import decode
 from tests.reference.interpreter import DEVICE, kernels
 
 best_tokens = kernels("token_select").best_tokens
+sums = kernels("column_sums")
 
 
 def scores(kind: str, tokens: int) -> Tensor:
@@ -42,3 +43,55 @@ def test_best_tokens_of_lists_that_keep_different_numbers() -> None:
     chosen = best_tokens(rows.to(DEVICE), torch.tensor(counts, device=DEVICE), 50, block=32).tolist()
     for row, count, own in zip(rows.tolist(), counts, chosen, strict=True):
         assert own[:count] == (decode.best(row, count) if count else [])
+
+
+SHAPES = [
+    # kv_heads, group, d, rows, tokens
+    (1, 1, 16, 1, 1),
+    (2, 4, 32, 5, 40),
+    (1, 3, 16, 33, 70),
+    (2, 2, 64, 20, 20),
+]
+
+
+def strided(*shape: int, seed: int = 0) -> Tensor:
+    """Random heads that lie apart, as those of a joined projection do."""
+    wide = torch.randn((shape[0], shape[1] + 1, shape[2]), generator=torch.Generator().manual_seed(seed))
+    return wide.to(DEVICE)[:, :-1]
+
+
+def attention(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights, [heads, w, n] float64, and the log of what they were divided by."""
+    (w, heads, d), n = q.shape, len(k)
+    keys = k.cpu().double().repeat_interleave(heads // k.shape[1], 1)
+    logits = torch.einsum("ihd,jhd->hij", q.cpu().double(), keys) / d**0.5
+    logits = logits.masked_fill(torch.ones(w, n).triu(n - w + 1).bool(), -torch.inf)
+    return logits.softmax(2), logits.logsumexp(2)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_of_attention(shape: tuple[int, int, int, int, int]) -> None:
+    kv_heads, group, d, rows, tokens = shape
+    q, k = strided(rows, kv_heads * group, d), strided(tokens, kv_heads, d, seed=1)
+    weights, norms = attention(q, k)
+    found = sums.row_norms(q, k, columns=16, rows=16)
+    torch.testing.assert_close(found.cpu().double(), norms.T, atol=1e-5, rtol=1e-5)
+    got = sums.attention_sums(q, k, norms.float().to(DEVICE).T, columns=32, rows=16)
+    expected = weights.sum(1).view(kv_heads, group, tokens).sum(1)
+    torch.testing.assert_close(got.cpu().double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sums_of_absolute_products(shape: tuple[int, int, int, int, int]) -> None:
+    kv_heads, group, d, rows, tokens = shape
+    x, v = strided(rows, kv_heads * group, d), strided(tokens, kv_heads, d, seed=1)
+    products = torch.einsum("ihd,jhd->hij", x.cpu(), v.cpu().repeat_interleave(group, 1)).abs().sum(1)
+    got = sums.absolute_sums(x, v, columns=32, rows=16)
+    torch.testing.assert_close(got.cpu(), products.view(kv_heads, group, tokens).sum(1), atol=1e-4, rtol=1e-5)
+
+
+def test_norms_of_rows_that_see_nothing_of_a_share() -> None:
+    q, k = strided(2100, 1, 16), strided(2100, 1, 16, seed=1)
+    norms = attention(q, k)[1]
+    found = sums.row_norms(q, k, columns=512, rows=512)
+    torch.testing.assert_close(found.cpu().double(), norms.T, atol=1e-5, rtol=1e-5)
