@@ -37,7 +37,7 @@ class RaggedHeads(Evicting):
             count: tokens that a head keeps in the mean, below n.
 
         Returns:
-            [kv_heads, m] int64, of which the first of each row are meant, ascending, and their numbers, [kv_heads] int64.
+            [kv_heads, m] int64, ascending as far as they count, and how many do, [kv_heads] int64.
         """
         raise NotImplementedError
 
@@ -58,10 +58,11 @@ class RaggedHeads(Evicting):
     def _store(self, layer: int, heads: Heads, tokens: Tensor, counts: Tensor, lengths: list[int]) -> None:
         kept = torch.cat([own[:length] for own, length in zip(tokens, lengths, strict=True)])
         owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(kept))
-        held = HeadTokens(heads.k[kept, owners], heads.v[kept, owners], heads.positions[kept])
+        held = (heads.k[kept, owners], heads.v[kept, owners], heads.positions[kept])
         cache = self.cache[layer]
         assert isinstance(cache, RaggedCache)
-        cache.append_heads([HeadTokens(*each) for each in zip(*(x.split(lengths) for x in held), strict=True)])
+        each = zip(*(torch.split(x, lengths) for x in held), strict=True)
+        cache.append_heads([HeadTokens(*head) for head in each])
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that each head has left."""

@@ -1,4 +1,4 @@
-"""What methods that keep few keys and values ask of a prompt, against the formula; interpreted where there is no GPU."""
+"""What methods that keep few keys and values ask of a prompt, against formulas; interpreted where there is no GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tests.reference import decode
 from tests.reference.interpreter import DEVICE, kernels
 
 best_tokens = kernels("token_select").best_tokens
+normal = kernels("normal_queries")
 sums = kernels("column_sums")
 
 
@@ -95,3 +96,27 @@ def test_norms_of_rows_that_see_nothing_of_a_share() -> None:
     norms = attention(q, k)[1]
     found = sums.row_norms(q, k, columns=512, rows=512)
     torch.testing.assert_close(found.cpu().double(), norms.T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "heads", "d"), [(1, 1, 16), (70, 3, 32), (4200, 1, 16)])
+def test_moments_of_turned_queries(n: int, heads: int, d: int) -> None:
+    q, angles = strided(n, heads, d), torch.rand(n, d // 2, generator=torch.Generator().manual_seed(2)) * 6
+    found = normal.moments(q, torch.cat((angles.cos(), angles.sin()), 1).to(DEVICE), rows=32 if n < 100 else 512)
+    pairs = torch.complex(*q.cpu().double().chunk(2, 2)) * torch.polar(torch.ones(n, d // 2), angles).unsqueeze(1)
+    turned = torch.cat((pairs.real, pairs.imag), 2)
+    torch.testing.assert_close(found[0].cpu().double(), turned.mean(0), atol=1e-5, rtol=1e-5)
+    for head, covariance in enumerate(found[1].cpu().double()):
+        expected = turned[:, head].T.cov(correction=0).view(d, d)
+        torch.testing.assert_close(covariance, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kv_heads", "group", "d", "n"), [(1, 1, 16, 1), (2, 4, 32, 50), (1, 3, 16, 130)])
+def test_logits_of_normal_queries(kv_heads: int, group: int, d: int, n: int) -> None:
+    k, mean = strided(n, kv_heads, d), torch.randn(kv_heads * group, d)
+    covariance = torch.randn(kv_heads * group, d, d)
+    found = normal.normal_logits(k, mean.to(DEVICE), covariance.to(DEVICE), tokens=32).cpu().double()
+    for head in range(kv_heads * group):
+        keys = k[:, head // group].cpu().double()
+        expected = keys @ mean[head].double() / d**0.5
+        expected += ((keys @ covariance[head].double()) * keys).sum(1) / (2 * d)
+        torch.testing.assert_close(found[head // group, head % group], expected, atol=1e-4, rtol=1e-4)

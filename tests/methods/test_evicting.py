@@ -11,7 +11,7 @@ from harness.engine.step import Step
 from harness.errors import InputError
 from harness.run.catalog import parse_methods
 from methods.common.evicting import Evicting
-from methods.common.future import expected_logits, future_queries
+from methods.common.future import expected_logits, future_queries, turns
 from methods.common.scores import attention_sums, output_norms
 from methods.keydiff import unlikeness
 from tests.tiny import build, random_ids, tiny_engine, tiny_shape
@@ -58,7 +58,8 @@ def test_what_values_add_is_measured_behind_each_heads_part_of_the_projection() 
 def test_queries_to_come_are_the_prompts_at_the_positions_to_come() -> None:
     move, start, horizon = tiny_engine().context.move, 4, 32
     plain, positions = normal(40, 2, 16) + 1, torch.arange(start, start + 40)
-    mean, covariance = future_queries(move(plain, positions), positions, move, horizon)
+    rotated = move(plain, positions)
+    mean, covariance = future_queries(rotated, turns(rotated, positions, move, horizon))
     ahead = start + 40 + torch.arange(horizon)
     turn = torch.stack([move(torch.eye(16).expand(horizon, 16, 16), ahead)[at] for at in range(horizon)]).mean(0)
     for head in range(2):

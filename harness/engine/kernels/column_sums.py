@@ -92,8 +92,10 @@ def _strides(x: Tensor, y: Tensor) -> tuple[int, int, int, int]:
 
 
 @triton.jit
-def _tile(x, first, count, kv_head, row_stride, head_stride, GROUP: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr):
-    """Rows from the `first` on, those of a query head beside each other: their indices, heads, which there are, values."""
+def _tile(
+    x, first, count, kv_head, row_stride, head_stride, GROUP: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr
+) -> Any:
+    """Rows from the `first` on, a query's heads beside each other: their indices, heads, which there are, values."""
     each = first + tl.arange(0, ROWS)
     row, head = each // GROUP, kv_head * GROUP + each % GROUP
     there = row < count
@@ -151,8 +153,8 @@ def _sums(
         )  # fmt: skip
         begin = middle
     acc = _walk(
-        acc, x, key, norms, begin, count * GROUP, past, column, count, kv_head, x_stride, x_head, norm_stride, norm_head,
-        SCALE, GROUP, DIM, ATTENTION, False, ROWS,
+        acc, x, key, norms, begin, count * GROUP, past, column, count, kv_head, x_stride, x_head, norm_stride,
+        norm_head, SCALE, GROUP, DIM, ATTENTION, False, ROWS,
     )  # fmt: skip
     tl.store(sums + kv_head.to(tl.int64) * n + column, tl.sum(acc, 0), mask=column < n)
 

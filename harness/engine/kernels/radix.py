@@ -100,7 +100,7 @@ def ranks(key, low, span, need, above_so_far, equal_so_far) -> Any:
 
 @triton.jit
 def store_chosen(into, index, key, low, span, need, above_so_far, equal_so_far) -> Any:
-    """Stores the indices that are chosen, in their order, and returns how many lie above the candidates, and in them."""
+    """Stores the indices that are chosen, in order; returns how many lie above the candidates, and among them."""
     chosen, place, above, equal = ranks(key, low, span, need, above_so_far, equal_so_far)
     tl.store(into + place, index, mask=chosen)
     return above, equal
