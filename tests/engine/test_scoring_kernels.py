@@ -12,6 +12,7 @@ from tests.reference.interpreter import DEVICE, kernels
 best_tokens = kernels("token_select").best_tokens
 normal = kernels("normal_queries")
 sums = kernels("column_sums")
+unlike = kernels("unlike_keys")
 
 
 def scores(kind: str, tokens: int) -> Tensor:
@@ -120,3 +121,27 @@ def test_logits_of_normal_queries(kv_heads: int, group: int, d: int, n: int) -> 
         expected = keys @ mean[head].double() / d**0.5
         expected += ((keys @ covariance[head].double()) * keys).sum(1) / (2 * d)
         torch.testing.assert_close(found[head // group, head % group], expected, atol=1e-4, rtol=1e-4)
+
+
+def stays(keys: Tensor, count: int, block: int) -> list[int]:
+    """Tokens that stay of one KV head's keys, [n, d], round by round."""
+    directions, kept = torch.nn.functional.normalize(keys.double(), dim=1), list(range(count))
+    for start in range(count, len(keys), block):
+        seen = kept + list(range(start, min(start + block, len(keys))))
+        unlikeness = -(directions[seen] @ directions[seen].mean(0))
+        kept = [seen[index] for index in decode.best(unlikeness.tolist(), count)]
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "d", "n", "count", "block"), [(2, 32, 90, 40, 7), (1, 16, 50, 1, 100), (3, 16, 70, 69, 1)]
+)
+def test_keys_unlike_their_mean(kv_heads: int, d: int, n: int, count: int, block: int) -> None:
+    k = strided(n, kv_heads, d) + 0.5
+    found = unlike.unlike_keys(k, count, block, tile=16, width=32)
+    assert found.tolist() == [stays(keys, count, block) for keys in k.cpu().unbind(1)]
+
+
+def test_of_equal_keys_the_first_stay() -> None:
+    k = torch.ones(40, 1, 16, device=DEVICE)
+    assert unlike.unlike_keys(k, 9, 4, tile=16, width=32).tolist() == [list(range(9))]
