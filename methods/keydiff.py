@@ -68,7 +68,7 @@ def unlike_tokens(k: Tensor, count: int, block: int) -> Tensor:
     directions = normalize(k.float(), dim=2)
     tokens = torch.arange(len(k), device=k.device).unsqueeze(1).expand(-1, k.shape[1])
     kept = tokens[:count]
-    for new in torch.split(tokens[count:], block):  # type: ignore[no-untyped-call]
+    for new in torch.split(tokens[count:], block):
         seen = torch.cat((kept, new))
         kept = gather(seen, best(unlikeness(gather(directions, seen)), count).T)
     return kept

@@ -31,5 +31,5 @@ def best_each(scores: Tensor, counts: Tensor, most: int) -> Tensor:
         tokens: Tensor = best_tokens(scores.contiguous(), counts, most)
         return tokens
     order = torch.sort(scores, stable=True, descending=True).indices[:, :most]
-    left_out = torch.arange(most) >= counts.unsqueeze(1)
+    left_out = torch.arange(most, device=scores.device) >= counts.unsqueeze(1)
     return order.masked_fill(left_out, scores.shape[1]).sort(1).values

@@ -40,6 +40,12 @@ def test_best_tokens(kind: str, tokens: int) -> None:
         assert chosen.dtype == torch.int64 and chosen.tolist() == [decode.best(row, count) for row in rows.tolist()]
 
 
+def test_best_tokens_of_a_long_prompt() -> None:
+    rows = scores("plain", 20001)
+    chosen = best_tokens(rows.to(DEVICE), torch.full((len(rows),), 2048, device=DEVICE), 2048)
+    assert torch.equal(chosen.cpu(), rows.topk(2048).indices.sort().values)
+
+
 def test_best_tokens_of_lists_that_keep_different_numbers() -> None:
     rows, counts = torch.randint(9, (4, 50)).float(), [0, 7, 50, 31]
     chosen = best_tokens(rows.to(DEVICE), torch.tensor(counts, device=DEVICE), 50, block=32).tolist()
