@@ -41,7 +41,11 @@ class H2O(Summing):
         """In mode `drop`."""
         return self.options.mode == "drop"
 
+    def recent(self, layer: int) -> int:
+        """How many of a layer's last tokens stay."""
+        return self.options.window or self.budget(layer) // 2
+
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Sums of attention; infinity for the last tokens."""
-        sums, window = self.sums(layer, heads), self.options.window or self.budget(layer) // 2
+        sums, window = self.sums(layer, heads), self.recent(layer)
         return last_stay(sums[:, : sums.shape[1] - window], window)

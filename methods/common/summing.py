@@ -5,13 +5,26 @@ from __future__ import annotations
 from torch import Tensor
 
 from harness.engine.cache import gather
+from harness.engine.method import ModelContext
+from harness.engine.replay.eviction import LowestSumOut
+from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
+from harness.options import OptionSet
 from methods.common.evicting import Evicting
 from methods.common.scores import attention_sums
 
 
 class Summing(Evicting):
     """Where it evicts in decode, every query adds to the sums, and sums go with their tokens."""
+
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        """As `Method`."""
+        super().__init__(options, model)
+        self._replay = LowestSumOut()
+
+    def recent(self, layer: int) -> int:
+        """How many of a layer's last tokens stay whatever they got."""
+        raise NotImplementedError
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Nothing was looked at yet."""
@@ -50,6 +63,15 @@ class Summing(Evicting):
         self._store_survivors(layer, heads)
         self._norms = None
         return attended.reshape(len(heads), -1)
+
+    def replay(self) -> Replay | None:
+        """Every step of one that evicts in decode, each KV head's token of the lowest sum goes."""
+        if not self.evicts_in_decode():
+            return super().replay()
+        layers = range(self.model.shape.layers)
+        limits, recents = ([count(layer) for layer in layers] for count in (self.budget, self.recent))
+        self._replay.prepare(self.cache, limits, recents, self._sums)
+        return self._replay
 
     def extra_bytes(self) -> int:
         """Bytes of the sums."""
