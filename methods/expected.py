@@ -52,9 +52,9 @@ class Expected(Evicting):
         """Expected probabilities times norms, mean over the query heads of a KV head; infinity for the sinks."""
         options, sinks = self.options, self.options.sinks
         queries, keys, values = heads.q[sinks:], heads.k[sinks:], heads.v[sinks:]
-        if self._turns is None:
-            self._turns = turns(queries, heads.positions[sinks:], self.model.move, options.future)
-        mean, covariance = future_queries(queries, self._turns)
+        rotations = self._turns or turns(queries, heads.positions[sinks:], self.model.move, options.future)
+        self._turns = rotations if layer + 1 < self.model.shape.layers else None
+        mean, covariance = future_queries(queries, rotations)
         logits = expected_logits(keys, mean, covariance if options.covariance else None)
         scores = logits.softmax(2).mean(1) + options.eps
         scores = scores * vector_norm(values, dim=2, dtype=torch.float32).T if options.vnorm else scores

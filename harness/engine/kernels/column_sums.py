@@ -131,7 +131,7 @@ def _walk(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "n"])  # type: ignore[untyped-decorator]
 def _sums(
     x, y, norms, sums, count, n, x_stride, x_head, y_stride, y_head, norm_stride, norm_head,
     SCALE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, ATTENTION: tl.constexpr,
@@ -159,7 +159,7 @@ def _sums(
     tl.store(sums + kv_head.to(tl.int64) * n + column, tl.sum(acc, 0), mask=column < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "n"])  # type: ignore[untyped-decorator]
 def _norms(
     x, y, norms, count, n, x_stride, x_head, y_stride, y_head,
     SCALE: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,

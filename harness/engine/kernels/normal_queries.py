@@ -17,7 +17,7 @@ from torch import Tensor
 _SHARE = 4096
 
 
-def moments(q: Tensor, turns: Tensor, *, rows: int = 64, warps: int = 8, stages: int = 3) -> tuple[Tensor, Tensor]:
+def moments(q: Tensor, turns: Tensor, *, rows: int = 32, warps: int = 4, stages: int = 3) -> tuple[Tensor, Tensor]:
     """Mean and covariance of queries that are turned first.
 
     Args:
@@ -65,7 +65,7 @@ def normal_logits(
     return logits
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
 def _moments(
     q, turns, sums, squares, n, row_stride, head_stride, HALF: tl.constexpr, SHARE: tl.constexpr, ROWS: tl.constexpr
 ) -> Any:
@@ -97,7 +97,7 @@ def _moments(
     tl.store(cell + 2 * HALF * HALF + HALF, lower)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
 def _logits(
     k, mean, covariance, logits, n, row_stride, head_stride,
     GROUP: tl.constexpr, DIM: tl.constexpr, TOKENS: tl.constexpr,

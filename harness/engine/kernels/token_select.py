@@ -36,7 +36,7 @@ def best_tokens(scores: Tensor, counts: Tensor, most: int, *, block: int = 8192,
     return tokens
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n", "most"])  # type: ignore[untyped-decorator]
 def _best(scores, counts, tokens, n, most, BLOCK: tl.constexpr) -> Any:
     scores += tl.program_id(0).to(tl.int64) * n
     tokens += tl.program_id(0).to(tl.int64) * most

@@ -100,7 +100,7 @@ def _part(tokens, gone, scores, there, count, WIDTH: tl.constexpr) -> Any:
         above, equal = above + more_above, equal + more_equal
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "count", "block", "room"])  # type: ignore[untyped-decorator]
 def _rounds(
     k, inverse, tokens, gone, scores, n, count, block, room, row_stride, head_stride,
     HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
