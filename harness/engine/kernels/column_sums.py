@@ -11,7 +11,7 @@ heads, so sums have one order and need no atomics; the products are matrix produ
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -23,9 +23,36 @@ LOG2_E = tl.constexpr(math.log2(math.e))
 _SHARE = 2048
 
 
-def attention_sums(
-    q: Tensor, k: Tensor, norms: Tensor, *, columns: int = 128, rows: int = 64, warps: int = 4, stages: int = 3
-) -> Tensor:
+class Tile(NamedTuple):
+    """How the work is cut.
+
+    Attributes:
+        columns, rows: of a tile of products.
+        warps, stages: of a program.
+        registers: of a thread; so few that three programs share a multiprocessor, and one multiplies while another
+            takes exponentials.
+    """
+
+    columns: int = 128
+    rows: int = 64
+    warps: int = 4
+    stages: int = 2
+    registers: int = 168
+
+    def options(self) -> dict[str, int]:
+        """For a launch."""
+        return {
+            "COLUMNS": self.columns, "ROWS": self.rows,
+            "num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers,
+        }  # fmt: skip
+
+
+_TILE = Tile()
+# Here the stages are of columns, and fewer of them fit.
+_NORMS_TILE = Tile(columns=64)
+
+
+def attention_sums(q: Tensor, k: Tensor, norms: Tensor, tile: Tile = _TILE) -> Tensor:
     """Attention that each token receives, summed over queries and the query heads of a KV head.
 
     Args:
@@ -33,57 +60,55 @@ def attention_sums(
             head are contiguous.
         k: [n, kv_heads, d], likewise.
         norms: [w, heads] float32, of every query, log of the sum of exp(q k / sqrt(d)).
-        columns, rows: of a tile of products. warps, stages: of a program.
+        tile: how the work is cut.
 
     Returns:
         [kv_heads, n] float32.
     """
     sums = torch.empty((k.shape[1], k.shape[0]), dtype=torch.float32, device=k.device)
-    _sums[_grid(k, columns)](
+    _sums[_grid(k, tile)](
         q, k, norms, sums, len(q), len(k), *_strides(q, k), *norms.stride(),
         SCALE=q.shape[2] ** -0.5 * LOG2_E.value, GROUP=q.shape[1] // k.shape[1], DIM=q.shape[2], ATTENTION=True,
-        COLUMNS=columns, ROWS=rows, num_warps=warps, num_stages=stages,
+        **tile.options(),
     )  # fmt: skip
     return sums
 
 
-def absolute_sums(
-    x: Tensor, v: Tensor, *, columns: int = 128, rows: int = 64, warps: int = 4, stages: int = 3
-) -> Tensor:
+def absolute_sums(x: Tensor, v: Tensor, tile: Tile = _TILE) -> Tensor:
     """Sums of |x v| over rows and the query heads of a KV head.
 
     Args:
         x: [m, heads, d]. v: [n, kv_heads, d]. Channels of a head are contiguous.
-        columns, rows, warps, stages: as in `attention_sums`.
+        tile: how the work is cut.
 
     Returns:
         [kv_heads, n] float32.
     """
     sums = torch.empty((v.shape[1], v.shape[0]), dtype=torch.float32, device=v.device)
-    _sums[_grid(v, columns)](
+    _sums[_grid(v, tile)](
         x, v, sums, sums, len(x), len(v), *_strides(x, v), 0, 0,
         SCALE=1.0, GROUP=x.shape[1] // v.shape[1], DIM=x.shape[2], ATTENTION=False,
-        COLUMNS=columns, ROWS=rows, num_warps=warps, num_stages=stages,
+        **tile.options(),
     )  # fmt: skip
     return sums
 
 
-def row_norms(q: Tensor, k: Tensor, *, columns: int = 128, rows: int = 64, warps: int = 4, stages: int = 3) -> Tensor:
+def row_norms(q: Tensor, k: Tensor, tile: Tile = _NORMS_TILE) -> Tensor:
     """The norms that `attention_sums` asks for, [w, heads] float32, where no attention has left them: one more pass."""
     (w, heads, d), kv_heads = q.shape, k.shape[1]
     group, shares = heads // kv_heads, triton.cdiv(len(k), _SHARE)
     norms = torch.empty((shares, w, heads), dtype=torch.float32, device=q.device)
-    _norms[kv_heads, shares, triton.cdiv(w * group, rows)](
+    _norms[kv_heads, shares, triton.cdiv(w * group, tile.rows)](
         q, k, norms, w, len(k), *_strides(q, k),
         SCALE=d**-0.5 * LOG2_E.value, HEADS=heads, GROUP=group, DIM=d,
-        SHARE=_SHARE, COLUMNS=columns, ROWS=rows, num_warps=warps, num_stages=stages,
+        SHARE=_SHARE, **tile.options(),
     )  # fmt: skip
     return norms.logsumexp(0)
 
 
-def _grid(y: Tensor, columns: int) -> tuple[int, int]:
+def _grid(y: Tensor, tile: Tile) -> tuple[int, int]:
     # Programs start in this order: the first columns, which most rows see, of all heads first.
-    return y.shape[1], triton.cdiv(y.shape[0], columns)
+    return y.shape[1], triton.cdiv(y.shape[0], tile.columns)
 
 
 def _strides(x: Tensor, y: Tensor) -> tuple[int, int, int, int]:

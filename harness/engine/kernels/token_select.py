@@ -31,7 +31,8 @@ def best_tokens(scores: Tensor, counts: Tensor, most: int, *, block: int = 8192,
     lists, n = scores.shape
     assert scores.is_contiguous() and most <= n
     tokens = torch.empty((lists, most), dtype=torch.int64, device=scores.device)
-    block = min(block, max(32, triton.next_power_of_2(n)))
+    # No fewer than threads: what several of them hold a histogram may count more than once.
+    block = max(32 * warps, min(block, triton.next_power_of_2(n)))
     _best[(lists,)](scores, counts, tokens, n, most, BLOCK=block, num_warps=warps)
     return tokens
 

@@ -41,7 +41,7 @@ def unlike_keys(k: Tensor, count: int, block: int, *, tile: int = 128, width: in
     scores = torch.empty((kv_heads, room), dtype=torch.float32, device=k.device)
     _rounds[(kv_heads,)](
         k, inverse, tokens, gone, scores, n, count, block, room, k.stride(0), k.stride(1),
-        HEADS=kv_heads, DIM=d, TILE=tile, WIDTH=min(width, max(32, triton.next_power_of_2(room))),
+        HEADS=kv_heads, DIM=d, TILE=tile, WIDTH=max(32 * warps, min(width, triton.next_power_of_2(room))),
         num_warps=warps,
     )  # fmt: skip
     return tokens[:, :count]
