@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from methods.common.evicting import best_first
+from methods.common.best import best_each
 from methods.common.ragged import RaggedHeads
 from methods.snapkv import SnapKV
 
@@ -43,22 +43,18 @@ class AdaKV(RaggedHeads, SnapKV):
 
     options: Options
 
-    def choose_each(self, scores: Tensor, count: int) -> list[Tensor]:
+    def choose_each(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """For each KV head the best of what was there before the window, as many as are its part, and the window."""
-        past = scores[:, : -self.options.window]
-        order, budget = best_first(past), count - self.options.window
+        window = self.options.window
+        past, budget = scores[:, :-window], count - window
         shares = self._weighed(past, budget) if self.options.normalize else past
-        parts = self._parts(shares, budget)
-        window = torch.arange(past.shape[1], scores.shape[1], device=scores.device)
-        return [torch.cat((own[:part].sort().values, window)) for own, part in zip(order, parts, strict=True)]
+        counts = self._parts(shares, budget) + window
+        return best_each(scores, counts, scores.shape[1]), counts
 
-    def _parts(self, scores: Tensor, budget: int) -> list[int]:
+    def _parts(self, scores: Tensor, budget: int) -> Tensor:
         """How many tokens each KV head keeps, `budget` in the mean."""
-        heads, tokens = scores.shape
-        best = best_first(scores.flatten())[: heads * budget] // tokens
-        found = torch.bincount(best, minlength=heads).tolist()
-        alpha = self.options.alpha
-        return [round(count * (1 - alpha) + int(alpha * budget)) for count in found]
+        found, alpha = owned(scores, len(scores) * budget), self.options.alpha
+        return (found.double() * (1 - alpha) + int(alpha * budget)).round().long()
 
     def _weighed(self, scores: Tensor, budget: int) -> Tensor:
         return scores * (scores.topk(budget).values.sum(1) / scores.sum(1)).unsqueeze(1)
@@ -67,3 +63,16 @@ class AdaKV(RaggedHeads, SnapKV):
         """The budgets, and one token more where rounding for each head came to more."""
         both = zip(super().tokens_requested(), self.tokens_kept(), strict=True)
         return [asked + (asked < kept < asked + 1) for asked, kept in both]
+
+
+def owned(scores: Tensor, count: int) -> Tensor:
+    """How many of the best `count` of all scores, [heads, n], are each head's: [heads] int64; of equal ones the first.
+
+    The device knows the answer, and nothing waits for it.
+    """
+    if not count:
+        return torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+    last = scores.flatten().topk(count, sorted=False).values.min()
+    above, equal = (scores > last).sum(1), (scores == last).sum(1)
+    before = equal.cumsum(0) - equal
+    return above + (count - above.sum() - before).clamp(min=0).minimum(equal)

@@ -23,7 +23,8 @@ from harness.engine.method import ModelContext
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
 from harness.options import OptionSet
-from methods.common.evicting import Evicting, best
+from methods.common.best import best
+from methods.common.evicting import Evicting
 from methods.common.scores import output_norms
 from methods.expected import Expected
 from methods.knorm import Knorm

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from harness.engine.step import Heads
 from methods.common.evicting import Evicting
-from methods.common.future import expected_logits, future_queries
+from methods.common.future import Turns, expected_logits, future_queries, turns
 
 
 class Expected(Evicting):
@@ -43,12 +43,19 @@ class Expected(Evicting):
 
     options: Options
 
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Forgets the last prompt's rotations."""
+        super().begin(prompt_len, max_new_tokens)
+        self._turns: Turns | None = None
+
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Expected probabilities times norms, mean over the query heads of a KV head; infinity for the sinks."""
         options, sinks = self.options, self.options.sinks
-        keys, values = heads.k[sinks:], heads.v[sinks:]
-        mean, covariance = future_queries(heads.q[sinks:], heads.positions[sinks:], self.model.move, options.future)
+        queries, keys, values = heads.q[sinks:], heads.k[sinks:], heads.v[sinks:]
+        rotations = self._turns or turns(queries, heads.positions[sinks:], self.model.move, options.future)
+        self._turns = rotations if layer + 1 < self.model.shape.layers else None
+        mean, covariance = future_queries(queries, rotations)
         logits = expected_logits(keys, mean, covariance if options.covariance else None)
         scores = logits.softmax(2).mean(1) + options.eps
-        scores = scores * vector_norm(values.float(), dim=2).T if options.vnorm else scores
+        scores = scores * vector_norm(values, dim=2, dtype=torch.float32).T if options.vnorm else scores
         return pad(scores, (sinks, 0), value=torch.inf)

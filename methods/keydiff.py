@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from harness.engine.cache import gather
+from harness.engine.hardware import kernels_take
 from harness.engine.step import Heads
+from methods.common.best import best
 from methods.common.evicting import Evicting
 
 
@@ -44,13 +46,32 @@ class KeyDiff(Evicting):
         if count >= n:
             return None
         with self.model.part("select"):
-            directions = normalize(heads.k.float(), dim=2)
-            tokens = torch.arange(n, device=heads.k.device).unsqueeze(1).expand(-1, heads.k.shape[1])
-            kept = tokens[:count]
-            for new in torch.split(tokens[count:], self.options.block or n):
-                seen = torch.cat((kept, new))
-                kept = gather(seen, self.choose(unlikeness(gather(directions, seen)), count))
-            return kept
+            return unlike_tokens(heads.k, count, self.options.block or n)
+
+
+def unlike_tokens(k: Tensor, count: int, block: int) -> Tensor:
+    """Tokens that stay when the first `count` are there and the others come in `block` at a time.
+
+    Args:
+        k: [n, kv_heads, d], n more than `count`.
+        count: how many stay.
+        block: tokens that come in at a time.
+
+    Returns:
+        [count, kv_heads] int64, ascending for each head.
+    """
+    if kernels_take(k):
+        from harness.engine.kernels.unlike_keys import unlike_keys
+
+        stay: Tensor = unlike_keys(k, count, block)
+        return stay.T
+    directions = normalize(k.float(), dim=2)
+    tokens = torch.arange(len(k), device=k.device).unsqueeze(1).expand(-1, k.shape[1])
+    kept = tokens[:count]
+    for new in torch.split(tokens[count:], block):
+        seen = torch.cat((kept, new))
+        kept = gather(seen, best(unlikeness(gather(directions, seen)), count).T)
+    return kept
 
 
 def unlikeness(directions: Tensor) -> Tensor:

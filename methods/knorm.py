@@ -9,6 +9,7 @@ equal ones the earlier token stays.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
@@ -24,5 +25,5 @@ class Knorm(Evicting):
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """The smaller, the better."""
-        norms: Tensor = vector_norm(heads.k.float(), dim=2)
+        norms: Tensor = vector_norm(heads.k, dim=2, dtype=torch.float32)
         return -norms.T

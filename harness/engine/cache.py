@@ -158,6 +158,12 @@ class LayerCache:
             store[:count] = gather(now, index)
         self._start, self.length = 0, count
 
+    def place(self, positions: Tensor) -> None:
+        """Notes the positions of tokens that a kernel has written or moved, [length, kv_heads]."""
+        if self.alike:
+            self._positions = self._positions.expand(-1, positions.shape[1]).contiguous()
+        self._held_positions[:] = positions
+
     def reset(self) -> None:
         """Forgets everything and gives the memory back."""
         self.length = self._start = 0

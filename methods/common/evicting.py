@@ -22,6 +22,7 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, window_tokens
+from methods.common.best import best
 
 
 class Evicting(Method):
@@ -81,7 +82,7 @@ class Evicting(Method):
         Returns:
             [count, kv_heads] int64, or [count] from one row of scores.
         """
-        return best(scores, count).sort(1).values.T.squeeze(1)
+        return best(scores, count).T.squeeze(1)
 
     def survivors(self, layer: int, heads: Heads) -> Tensor | None:
         """What `choose` gives for the tokens of a layer (`heads` as in `score`); None where all of them stay."""
@@ -105,12 +106,16 @@ class Evicting(Method):
         return super().attend(layer, heads, step)
 
     def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        self._store_survivors(layer, heads)
+        return self.model.attention.causal(heads.q, heads.k, heads.v)
+
+    def _store_survivors(self, layer: int, heads: Heads) -> None:
         index = self.survivors(layer, heads)
         if index is None:
-            return super().attend(layer, heads, step)
+            self.cache[layer].append(heads.k, heads.v, heads.positions)
+            return
         with self.model.part("gather"):
             self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
-        return self.model.attention.causal(heads.q, heads.k, heads.v)
 
     def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
         out, cache = super().attend(layer, row, step), self.cache[layer]
@@ -131,16 +136,6 @@ class Evicting(Method):
 def always(method: type[Evicting], options: OptionSet) -> int:
     """How many tokens stay whatever they are worth."""
     return int(getattr(options, method.stays)) if method.stays else 0
-
-
-def best_first(scores: Tensor) -> Tensor:
-    """Indices along the last dimension from the greatest score down; of equal ones the first comes first."""
-    return torch.sort(scores, stable=True, dim=-1, descending=True).indices
-
-
-def best(scores: Tensor, count: int) -> Tensor:
-    """The tokens of the highest scores, [heads, n] -> [heads, count] int64, best first; of equal ones the first."""
-    return best_first(scores)[:, :count]
 
 
 def last_stay(scores: Tensor, count: int) -> Tensor:

@@ -3,41 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from harness.engine.hardware import kernels_take
 
 Move = Callable[[Tensor, Tensor], Tensor]
 """As `harness.engine.method.ModelContext.move`."""
 
 
-def future_queries(q: Tensor, positions: Tensor, move: Move, horizon: int) -> tuple[Tensor, Tensor]:
+class Turns(NamedTuple):
+    """Rotations of a prompt's queries, the same in all layers.
+
+    Attributes:
+        back: to position 0, [n, d], of the dtype of queries: cosines, then sines; halves of a head are paired.
+        ahead: mean of the rotations to the positions to come, to be multiplied from the right, [d, d] float32.
+    """
+
+    back: Tensor
+    ahead: Tensor
+
+
+def turns(q: Tensor, positions: Tensor, move: Move, horizon: int) -> Turns:
+    """Of queries like `q`, [n, heads, d], at `positions`, [n] int64 ascending, and of `horizon` positions behind them.
+
+    Args:
+        q: rotated to their positions.
+        positions: where.
+        move: rotates queries further on, or back.
+        horizon: positions behind the last one that the mean rotation is taken over.
+    """
+    ahead = positions[-1] + 1 + torch.arange(horizon, device=q.device)
+    basis = torch.eye(q.shape[2], device=q.device)
+    mean = _angles(basis, ahead, move).mean(0)
+    return Turns(_angles(q, -positions, move), turned(basis, mean))
+
+
+def _angles(like: Tensor, by: Tensor, move: Move) -> Tensor:
+    # What becomes of a head whose first half is ones, and the other zeros, are cosines and sines.
+    d = like.shape[-1]
+    ones = like.new_zeros((1, 1, d)).index_fill(2, torch.arange(d // 2, device=like.device), 1)
+    return move(ones.expand(len(by), 1, d), by).squeeze(1).contiguous()
+
+
+def turned(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotates heads, [..., d], by `angles`, cosines and then sines, [..., d]; halves of a head are paired."""
+    (first, second), (cos, sin) = x.chunk(2, -1), angles.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def future_queries(q: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:
     """Mean and covariance of the queries that would follow, if they were like these at the positions to come.
 
     Args:
         q: [n, heads, d], rotated to their positions.
-        positions: [n] int64, ascending.
-        move: rotates queries further on, or back.
-        horizon: positions behind the last one that the mean rotation is taken over.
+        turns: of these queries.
 
     Returns:
         [heads, d] and [heads, d, d], float32.
     """
-    unrotated = move(q, -positions)
+    mean, covariance = moments(q, turns.back)
+    return mean @ turns.ahead, turns.ahead.T @ covariance @ turns.ahead
+
+
+def moments(q: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of queries, [n, heads, d], turned back: [heads, d] and [heads, d, d], float32."""
+    if kernels_take(q):
+        from harness.engine.kernels import normal_queries
+
+        found: tuple[Tensor, Tensor] = normal_queries.moments(q, back)
+        return found
+    unrotated = turned(q, back.unsqueeze(1))
     mean = unrotated.mean(0, dtype=torch.float32)
     apart = (unrotated - mean.to(q.dtype)).transpose(0, 1)
-    covariance = (apart.transpose(1, 2) @ apart).float() / len(q)
-    turn = mean_rotation(q.shape[2], positions[-1] + 1, move, horizon)
-    return mean @ turn, turn.T @ covariance @ turn
-
-
-def mean_rotation(d: int, start: Tensor, move: Move, horizon: int) -> Tensor:
-    """Mean of the rotations to `horizon` positions from `start` ([] int64) on, to be multiplied from the right: [d, d].
-
-    Row i is what becomes of the i-th basis vector.
-    """
-    basis = torch.eye(d, device=start.device).expand(horizon, d, d)
-    return move(basis, start + torch.arange(horizon, device=start.device)).mean(0)
+    return mean, (apart.transpose(1, 2) @ apart).float() / len(q)
 
 
 def expected_logits(k: Tensor, mean: Tensor, covariance: Tensor | None) -> Tensor:
@@ -52,6 +93,11 @@ def expected_logits(k: Tensor, mean: Tensor, covariance: Tensor | None) -> Tenso
         [kv_heads, heads / kv_heads, n] float32.
     """
     n, kv_heads, d = k.shape
+    if covariance is not None and kernels_take(k):
+        from harness.engine.kernels.normal_queries import normal_logits
+
+        found: Tensor = normal_logits(k, mean.contiguous(), covariance.to(k.dtype).contiguous())
+        return found
     keys = k.transpose(0, 1)
     dots = mean.to(k.dtype).view(kv_heads, -1, d) @ keys.transpose(1, 2)
     logits: Tensor = dots.float() / d**0.5

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from harness.engine.cache import HeadTokens
+from harness.engine.hardware import sent
 from harness.engine.method import ModelContext
 from harness.engine.ragged import RaggedCache
 from harness.engine.replay.ragged import RaggedReplay
@@ -27,12 +29,15 @@ class RaggedHeads(Evicting):
         super().begin(prompt_len, max_new_tokens)
         self.cache = [RaggedCache(cache.spare, cache.most) for cache in self.cache]
 
-    def choose_each(self, scores: Tensor, count: int) -> list[Tensor]:
-        """For each KV head the tokens that stay, [m] int64 ascending, at least one.
+    def choose_each(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The tokens of each KV head that stay, and how many those are, at least one.
 
         Args:
             scores: [kv_heads, n] float32.
             count: tokens that a head keeps in the mean, below n.
+
+        Returns:
+            [kv_heads, m] int64, ascending as far as they count, and how many do, [kv_heads] int64.
         """
         raise NotImplementedError
 
@@ -42,16 +47,22 @@ class RaggedHeads(Evicting):
         with self.model.part("score"):
             scores = self.score(layer, heads)
         with self.model.part("select"):
-            each = self.choose_each(scores, self.budget(layer))
+            tokens, counts = self.choose_each(scores, self.budget(layer))
+        # The host has to know the numbers to make room; until it does the device attends.
+        arrived = sent(counts)
+        attended = self.model.attention.causal(heads.q, heads.k, heads.v)
         with self.model.part("gather"):
-            self._store(layer, heads, each)
-        return self.model.attention.causal(heads.q, heads.k, heads.v)
+            self._store(layer, heads, tokens, counts, arrived().tolist())
+        return attended
 
-    def _store(self, layer: int, heads: Heads, each: list[Tensor]) -> None:
-        owners = zip(heads.k.unbind(1), heads.v.unbind(1), each, strict=True)
+    def _store(self, layer: int, heads: Heads, tokens: Tensor, counts: Tensor, lengths: list[int]) -> None:
+        kept = torch.cat([own[:length] for own, length in zip(tokens, lengths, strict=True)])
+        owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(kept))
+        held = (heads.k[kept, owners], heads.v[kept, owners], heads.positions[kept])
         cache = self.cache[layer]
         assert isinstance(cache, RaggedCache)
-        cache.append_heads([HeadTokens(k[own], v[own], heads.positions[own]) for k, v, own in owners])
+        each = zip(*(torch.split(x, lengths) for x in held), strict=True)
+        cache.append_heads([HeadTokens(*head) for head in each])
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that each head has left."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import avg_pool1d, max_pool1d
 
+from harness.engine.hardware import kernels_take
+
 _ROWS = 64
 """Query rows whose attention to all tokens is there at a time."""
 
@@ -37,40 +39,51 @@ def token_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tens
 
 def head_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tensor:
     """The same for every head, [heads, n] float32, each row summing to 1."""
+    attention = causal_logits(q, k).softmax(-1)
+    return attention.mean(1) if weights is None else weights @ attention
+
+
+def causal_logits(q: Tensor, k: Tensor) -> Tensor:
+    """q k / sqrt(d), [heads, w, n] float32, and minus infinity where a query does not see the token."""
     w, n = q.shape[0], k.shape[0]
     logits = head_logits(q, k)
     if w > 1:
         future = torch.ones(w, n, dtype=torch.bool, device=q.device).triu(n - w + 1)
         logits = logits.masked_fill(future, -torch.inf)
-    attention = logits.softmax(-1)
-    return attention.mean(1) if weights is None else weights @ attention
+    return logits
 
 
 def window_attention(q: Tensor, k: Tensor) -> Tensor:
     """The same for every KV head, mean over the query heads that read it: [kv_heads, n] float32."""
-    return head_attention(q, k).view(k.shape[1], -1, k.shape[0]).mean(1)
+    return attention_sums(q, k) / len(q)
 
 
-def attention_sums(q: Tensor, k: Tensor, before: Tensor | None = None) -> Tensor:
+def attention_sums(q: Tensor, k: Tensor, norms: Tensor | None = None) -> Tensor:
     """Attention that each token receives from all queries, summed; mean over the query heads of a KV head.
 
-    Rows are taken a few at a time and each is normalised when it comes, so memory is O(n), and not O(w * n).
+    Memory is O(n), and not O(w * n): a kernel keeps no weights, and without it rows are taken a few at a time.
 
     Args:
         q: [w, heads, d], the queries of the last w of the n tokens; each sees the tokens up to its own.
         k: [n, kv_heads, d].
-        before: [kv_heads, m] float32, what the first m tokens have received already.
+        norms: log of each softmax's denominator, [w, heads] float32, if attention has left it; saves a pass over k.
 
     Returns:
         [kv_heads, n] float32.
     """
+    group = q.shape[1] // k.shape[1]
+    if kernels_take(k):
+        from harness.engine.kernels import column_sums
+
+        norms = column_sums.row_norms(q, k) if norms is None else norms
+        return column_sums.attention_sums(q, k, norms) / group
     past, sums = len(k) - len(q), torch.zeros((k.shape[1], len(k)), device=k.device)
-    if before is not None:
-        sums[:, : before.shape[1]] = before
     for begin in range(0, len(q), _ROWS):
-        rows = q[begin : begin + _ROWS]
-        seen = past + begin + len(rows)
-        sums[:, :seen] += len(rows) * window_attention(rows, k[:seen])
+        rows = slice(begin, begin + _ROWS)
+        logits = causal_logits(q[rows], k[: past + begin + _ROWS])
+        divisors = logits.logsumexp(-1) if norms is None else norms[rows].T
+        weights = (logits - divisors.unsqueeze(-1)).exp().sum(1)
+        sums[:, : weights.shape[1]] += weights.view(k.shape[1], group, -1).mean(1)
     return sums
 
 
@@ -93,6 +106,8 @@ def pooled(scores: Tensor, kernel: int, pool: Literal["avg", "max"]) -> Tensor:
 def output_norms(v: Tensor, weight: Tensor) -> Tensor:
     """L1 norm of what each value adds to the residual stream, mean over the query heads of a KV head.
 
+    This takes as many operations as the output projection itself: 2 n * hidden * heads * d.
+
     Args:
         v: [n, kv_heads, d].
         weight: of the layer's output projection, [hidden, heads * d].
@@ -101,9 +116,15 @@ def output_norms(v: Tensor, weight: Tensor) -> Tensor:
         [kv_heads, n] float32.
     """
     n, kv_heads, d = v.shape
-    heads = weight.view(len(weight), -1, d).unbind(1)
-    values = v.repeat_interleave(len(heads) // kv_heads, 1).unbind(1)
-    norms = [vector_norm(value @ head.T, 1, 1, dtype=torch.float32) for value, head in zip(values, heads, strict=True)]
+    parts = weight.view(len(weight), -1, d)
+    group = parts.shape[1] // kv_heads
+    if kernels_take(v):
+        from harness.engine.kernels.column_sums import absolute_sums
+
+        return absolute_sums(parts, v) / group
+    values = v.repeat_interleave(group, 1).unbind(1)
+    each = zip(values, parts.unbind(1), strict=True)
+    norms = [vector_norm(value @ part.T, 1, 1, dtype=torch.float32) for value, part in each]
     return torch.stack(norms).view(kv_heads, -1, n).mean(1)
 
 

@@ -20,6 +20,7 @@ from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.run.catalog import parse_methods
+from methods.h2o import H2O
 from tests.reference.interpreter import DEVICE, kernels
 
 for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival", "eviction"):
@@ -124,6 +125,26 @@ def test_full_layers_lose_a_token_for_each_that_comes(monkeypatch: pytest.Monkey
     plain = list(stock.stream(expected, Request(PROMPT[:30], 7)))
     stop = next(token for at, token in enumerate(plain) if at >= 2 and token not in plain[:at])
     same_answer(method, expected, Request(PROMPT[:30], 7, frozenset({stop})), fused, stock)  # a step is begun in vain
+
+
+@pytest.mark.parametrize("window", [3, 0])
+def test_full_heads_lose_the_token_of_the_lowest_sum(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed(monkeypatch)
+    stock, fused = attention_alone()
+    expected, method = (build(f"h2o:mode=drop:budget=12:window={window}", engine) for engine in (stock, fused))
+    assert isinstance(expected, H2O) and isinstance(method, H2O)
+    plain = list(stock.stream(expected, Request(PROMPT[:30], 7)))
+    stop = next(token for at, token in enumerate(plain) if at >= 2 and token not in plain[:at])
+    answers = [(30, 3, frozenset()), (10, 5, frozenset()), (40, 2, frozenset()), (30, 7, frozenset({stop}))]
+    for length, new, stops in answers:  # the second prompt's layers fill up, and a step of the last is begun in vain
+        request = Request(PROMPT[:length], new, stops)
+        assert list(fused.stream(method, request)) == list(stock.stream(expected, request))
+        for layer, (ours, theirs) in enumerate(zip(method.cache, expected.cache, strict=True)):
+            assert torch.equal(ours.positions, theirs.positions)
+            assert torch.allclose(ours.keys, theirs.keys, atol=1e-4)
+            assert torch.allclose(ours.values, theirs.values, atol=1e-4)
+            assert torch.allclose(method._sums[layer], expected._sums[layer], atol=1e-4)
+    assert any((cache.positions != cache.positions[:, :1]).any() for cache in method.cache)
 
 
 def test_a_stop_token_ends_a_replayed_answer_and_leaves_no_trace_of_what_was_begun() -> None:

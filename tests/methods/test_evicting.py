@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.engine.attention import Attention
 from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError
 from harness.run.catalog import parse_methods
 from methods.common.evicting import Evicting
-from methods.common.future import expected_logits, future_queries
+from methods.common.future import expected_logits, future_queries, turns
 from methods.common.scores import attention_sums, output_norms
 from methods.keydiff import unlikeness
 from tests.tiny import build, random_ids, tiny_engine, tiny_shape
@@ -37,11 +38,12 @@ def begun(text: str, prompt_len: int = PROMPT, new_tokens: int = 8) -> Evicting:
 
 
 @pytest.mark.parametrize("first", [0, 1, 100, 199])
-def test_sums_of_attention_are_those_of_the_whole_matrix(first: int) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_sums_of_attention_are_those_of_the_whole_matrix(first: int, known: bool) -> None:
     q, k = normal(200, KV_HEADS * GROUP, D), normal(200, KV_HEADS, D, seed=1)
-    sums = attention_sums(q[first:], k, attention_sums(q[:first], k[:first]) if first else None)
-    whole = attention(q, k).sum(1).view(KV_HEADS, GROUP, -1).mean(1)
-    assert torch.allclose(sums, whole, atol=1e-4)
+    norms = Attention().normalised(q[None], k[None], k[None])[1][0, first:] if known else None
+    whole = attention(q, k)[:, first:].sum(1).view(KV_HEADS, GROUP, -1).mean(1)
+    assert torch.allclose(attention_sums(q[first:], k, norms), whole, atol=1e-4)
 
 
 def test_what_values_add_is_measured_behind_each_heads_part_of_the_projection() -> None:
@@ -56,7 +58,8 @@ def test_what_values_add_is_measured_behind_each_heads_part_of_the_projection() 
 def test_queries_to_come_are_the_prompts_at_the_positions_to_come() -> None:
     move, start, horizon = tiny_engine().context.move, 4, 32
     plain, positions = normal(40, 2, 16) + 1, torch.arange(start, start + 40)
-    mean, covariance = future_queries(move(plain, positions), positions, move, horizon)
+    rotated = move(plain, positions)
+    mean, covariance = future_queries(rotated, turns(rotated, positions, move, horizon))
     ahead = start + 40 + torch.arange(horizon)
     turn = torch.stack([move(torch.eye(16).expand(horizon, 16, 16), ahead)[at] for at in range(horizon)]).mean(0)
     for head in range(2):

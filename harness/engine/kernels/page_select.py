@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from harness.engine.kernels.online_softmax import check_shape
-from harness.engine.kernels.radix import GREATEST, LEAST, digit_counts, first_shift, next_digit, sortable
+from harness.engine.kernels.radix import GREATEST, LEAST, digit_counts, first_shift, next_digit, sortable, store_chosen
 
 
 class PageSelect:
@@ -205,21 +205,6 @@ def _candidates(key, key_rest, count) -> Any:
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _store_chosen(pages, page, key, low, span, need, above_so_far, equal_so_far) -> Any:
-    """Stores pages with keys above the candidates' and the first `need` candidates; returns how many are either."""
-    equal = key - low <= span
-    above = (key > low) & (equal == 0)
-    # One scan for both counts, 16 bits each.
-    both = above.to(tl.uint32) + (equal.to(tl.uint32) << 16)
-    before = tl.cumsum(both, 0) - both
-    above_before = (before & 0xFFFF).to(tl.int32) + above_so_far
-    equal_before = (before >> 16).to(tl.int32) + equal_so_far
-    place = above_before + tl.minimum(equal_before, need)
-    tl.store(pages + place, page, mask=above | (equal & (equal_before < need)))
-    return tl.sum(above.to(tl.int32), 0), tl.sum(equal.to(tl.int32), 0)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _best(scores, pages, room, count, MAIN: tl.constexpr, REST: tl.constexpr, PDL: tl.constexpr) -> Any:
     """Radix search for the key of the last page that is chosen, from the highest bits down."""
     if PDL:
@@ -235,5 +220,5 @@ def _best(scores, pages, room, count, MAIN: tl.constexpr, REST: tl.constexpr, PD
     while searching:
         counts = digit_counts(key, low, span, shift) + digit_counts(key_rest, low, span, shift)
         low, span, need, _, searching, shift = next_digit(counts, low, span, need, shift)
-    above, equal = _store_chosen(pages, page, key, low, span, need, 0, 0)
-    _store_chosen(pages, page_rest, key_rest, low, span, need, above, equal)
+    above, equal = store_chosen(pages, page, key, low, span, need, 0, 0)
+    store_chosen(pages, page_rest, key_rest, low, span, need, above, equal)

@@ -60,3 +60,47 @@ def next_digit(counts, low, span, need, shift) -> Any:
     span = tl.minimum(span - below, (tl.full((), 1, tl.uint32) << by) - 1)
     whole = tl.sum(tl.where(bin == digit, counts, 0), 0) <= need
     return low + below, span, need, whole, (shift > 0) & (whole == 0), tl.maximum(shift - BITS, 0)
+
+
+@triton.jit
+def search(scores, tokens, count, BLOCK: tl.constexpr) -> Any:
+    """Looks for the last of the `count` best of so many scores, a block at a time.
+
+    Returns:
+        The candidates that are equal to it as far as it matters (low and span), and how many of them to take.
+    """
+    low, span = tl.full((), 0, tl.uint32), tl.full((), 0xFFFFFFFF, tl.uint32)
+    need, searching, shift = count, count > 0, first_shift(span)
+    while searching:
+        counts = tl.zeros((BINS,), tl.int32)
+        for start in tl.range(0, tokens, BLOCK):
+            # Scores behind the last one are minus infinity: they come after all that count.
+            counts += digit_counts(sortable(scores, start + tl.arange(0, BLOCK), tokens), low, span, shift)
+        low, span, need, _, searching, shift = next_digit(counts, low, span, need, shift)
+    return low, span, need
+
+
+@triton.jit
+def ranks(key, low, span, need, above_so_far, equal_so_far) -> Any:
+    """Which of a block are chosen, the place of each among all chosen ones, and how many lie above and in the search.
+
+    Chosen are keys above the candidates' and the first `need` candidates, of which there were so many in blocks before.
+    """
+    equal = key - low <= span
+    above = (key > low) & (equal == 0)
+    # One scan for both counts, 16 bits each.
+    both = above.to(tl.uint32) + (equal.to(tl.uint32) << 16)
+    before = tl.cumsum(both, 0) - both
+    above_before = (before & 0xFFFF).to(tl.int32) + above_so_far
+    equal_before = (before >> 16).to(tl.int32) + equal_so_far
+    place = above_before + tl.minimum(equal_before, need)
+    chosen = above | (equal & (equal_before < need))
+    return chosen, place, tl.sum(above.to(tl.int32), 0), tl.sum(equal.to(tl.int32), 0)
+
+
+@triton.jit
+def store_chosen(into, index, key, low, span, need, above_so_far, equal_so_far) -> Any:
+    """Stores the indices that are chosen, in order; returns how many lie above the candidates, and among them."""
+    chosen, place, above, equal = ranks(key, low, span, need, above_so_far, equal_so_far)
+    tl.store(into + place, index, mask=chosen)
+    return above, equal

@@ -1,0 +1,35 @@
+"""The tokens of the highest scores, of equal ones the first: by one rule for all methods, on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.engine.hardware import kernels_run
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """As many of each head, ascending: [heads, n] float32 -> [heads, count] int64."""
+    counts = torch.full(scores.shape[:1], count, device=scores.device)
+    return best_each(scores, counts, count)
+
+
+def best_each(scores: Tensor, counts: Tensor, most: int) -> Tensor:
+    """Of each head its own number, which the device knows.
+
+    Args:
+        scores: [heads, n] float32, without NaN.
+        counts: [heads] int64.
+        most: no head's count is greater; at most n.
+
+    Returns:
+        [heads, most] int64. The first `counts` of each row are ascending; what is behind them means nothing.
+    """
+    if kernels_run(scores.device):
+        from harness.engine.kernels.token_select import best_tokens
+
+        tokens: Tensor = best_tokens(scores.contiguous(), counts, most)
+        return tokens
+    order = torch.sort(scores, stable=True, descending=True).indices[:, :most]
+    left_out = torch.arange(most, device=scores.device) >= counts.unsqueeze(1)
+    return order.masked_fill(left_out, scores.shape[1]).sort(1).values

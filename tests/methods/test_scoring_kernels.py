@@ -1,0 +1,73 @@
+"""Methods that keep few keys and values keep the same by kernels and without; interpreted where there is no GPU."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.engine.engine import Engine
+from harness.engine.request import Request
+from methods import keydiff
+from methods.common import best, future, scores
+from tests.reference.interpreter import DEVICE, kernels
+from tests.tiny import build, random_ids, tiny_model, tiny_shape
+
+for name in ("token_select", "column_sums", "normal_queries", "unlike_keys"):
+    kernels(name)
+
+LAYERS, PROMPT, BUDGET = 2, 80, 30
+METHODS = (
+    "snapkv:window=8", "pyramidkv:window=8", "adakv:window=8", "h2o:window=8", "h2o:window=8:mode=drop", "tova",
+    "knorm", "expected", "keydiff:block=16", "keydiff:block=0", "criticalkv", "criticalkv:base=expected",
+)  # fmt: skip
+
+
+@cache
+def engine() -> Engine:
+    return Engine(copy.deepcopy(tiny_model(layers=LAYERS)).to(DEVICE), tiny_shape(layers=LAYERS))
+
+
+def kept(text: str, ids: Tensor) -> list[list[int]]:
+    """Positions that each KV head of each layer holds behind the prompt and two tokens."""
+    method = build(f"{text}:budget={BUDGET if 'critical' not in text else 50}", engine())
+    list(engine().stream(method, Request(ids, 3)))
+    return [positions.tolist() for cache in method.cache for positions in cache.kept_positions()]
+
+
+def switch(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
+    for module in (best, scores, future, keydiff):
+        for door in {"kernels_run", "kernels_take"} & vars(module).keys():
+            monkeypatch.setattr(module, door, lambda _: on)
+
+
+@pytest.mark.parametrize("text", METHODS)
+def test_kernels_keep_what_plain_formulas_keep(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = random_ids(PROMPT).to(DEVICE)
+    switch(monkeypatch, False)
+    expected = kept(text, ids)
+    switch(monkeypatch, True)
+    assert kept(text, ids) == expected
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 8), (12, 12), (28, 4)])
+def test_half_precision_scores_are_those_of_float32(heads: int, kv_heads: int) -> None:
+    n, d = 3001, 128
+    shapes = (n, heads, d), (n, kv_heads, d), (n, kv_heads, d), (500, heads * d), (n, d)
+    inputs = [torch.randn(shape).to("cuda", torch.bfloat16) for shape in shapes]
+    for low, high in zip(readings(*inputs), readings(*(x.float() for x in inputs)), strict=True):
+        torch.testing.assert_close(low, high, rtol=2e-2, atol=2e-2 * float(high.abs().mean()))
+
+
+def readings(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, back: Tensor) -> list[Tensor]:
+    """All scores; in float32 no kernel takes part."""
+    mean, covariance = future.moments(q, back / 16)
+    return [
+        scores.window_attention(q[-32:], k), scores.attention_sums(q, k), scores.output_norms(v, weight),
+        mean, covariance, future.expected_logits(k, mean, covariance),
+    ]  # fmt: skip
