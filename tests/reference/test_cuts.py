@@ -31,14 +31,19 @@ def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 
 def test_fastkv_sums_over_rows_pools_and_sums_over_the_group() -> None:
-    """The last two rows of query head 0 look at token 0 alone, those of head 1 at token 2, the others at all alike."""
+    """The last two rows of query head 0 look at token 0 alone, and those of head 1 at token 2.
+
+    Those of head 2 look at token 1 three times as much as at any other, and those of head 3 at all alike.
+    """
     q, keys = torch.zeros(6, 4, 16), torch.zeros(6, 2, 16)
     keys[0, 0, 0], keys[2, 0, 1], q[4:, 0, 0], q[4:, 1, 1] = 1000, 1000, 1000, 1000
+    keys[1, 1, 0], q[4:, 2, 0] = math.log(3), 4
+    little, even = 1 / 7 + 1 / 8, 1 / 5 + 1 / 6
     worth = fast(window=2, kernel=3).worth(q, keys)
-    even = 2 * (1 / 5 + 1 / 6)
-    assert torch.allclose(worth, torch.tensor([[2, 4, 2, 2], [even] * 4]))
-    means = fast(window=2, kernel=3, pool="avg").worth(q, keys)
-    assert torch.allclose(means, torch.tensor([[2, 4, 2, 2], [even * 2, even * 3, even * 3, even * 2]]) / 3)
+    assert torch.allclose(worth, torch.tensor([[2, 4, 2, 2], [3 * little + even] * 3 + [little + even]]))
+    means = fast(window=2, kernel=3, pool="avg").worth(q, keys) * 3
+    sums = [[2, 4, 2, 2], [4 * little + 2 * even, 5 * little + 3 * even, 5 * little + 3 * even, 2 * little + 2 * even]]
+    assert torch.allclose(means, torch.tensor(sums))
 
 
 def test_fastkv_takes_the_best_and_the_window() -> None:
