@@ -1,7 +1,9 @@
 """Controls: what a pruning method must beat at equal budget, or its choice of tokens is worth nothing.
 
-`random` and `recent` follow SlimInfer's schedule to the token and differ only in which blocks they keep. `truncate`
-gives the same budget of tokens x layers to the head and the tail of the prompt and never shows the model the rest.
+`random` and `recent` follow SlimInfer's schedule to the token and differ only in which blocks they keep. `randomkv` is
+the control of methods that keep few keys and values of a dense prefill (whose `recent` is `streaming:mode=evict`).
+`truncate` gives the same budget of tokens x layers to the head and the tail of the prompt and never shows the model
+the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
 from harness.options import OptionSet
+from methods.common.evicting import Evicting
 from methods.slim import Slim
 
 
@@ -54,6 +57,25 @@ class Recent(Slim):
     def block_scores(self, heads: Heads) -> Tensor:
         """The later, the better."""
         return torch.arange(-(-len(heads) // self.options.block), dtype=torch.float32, device=heads.k.device)
+
+
+class RandomKV(Evicting):
+    """Keys and values drawn at random."""
+
+    name = "randomkv"
+    summary = "control: a dense prefill of which each KV head keeps tokens at random"
+
+    class Options(Evicting.Options):
+        """How much stays, and a seed."""
+
+        seed: int = Field(0, description="of the draw; every layer, KV head and prompt length draws its own")
+
+    options: Options
+
+    def score(self, layer: int, heads: Heads) -> Tensor:
+        """Noise, the same for the same seed, layer and number of tokens."""
+        noise = torch.Generator().manual_seed(hash((self.options.seed, layer, len(heads.k))) % 2**63)
+        return torch.rand(heads.k.shape[1], len(heads.k), generator=noise).to(heads.k.device)
 
 
 class Truncate(Method):

@@ -168,3 +168,14 @@ def test_what_cannot_be_is_refused_before_a_model_loads(text: str, message: str)
     (spec,) = parse_methods(text)
     with pytest.raises(InputError, match=message):
         spec.check(tiny_shape())
+
+
+def test_the_random_control_draws_anew_for_every_layer_and_head_and_the_same_for_the_same_seed() -> None:
+    engine = tiny_engine()
+    kept = []
+    for seed in (0, 0, 1):
+        method = build(f"randomkv:budget=16:seed={seed}", engine)
+        list(engine.stream(method, Request(random_ids(PROMPT), 1)))
+        kept.append([positions.tolist() for cache in method.cache for positions in cache.kept_positions()])
+    assert kept[0] == kept[1] != kept[2]
+    assert len({tuple(head) for head in kept[0]}) == len(kept[0])
