@@ -34,4 +34,4 @@ def test_what_work_beside_reads_is_not_given_away_before_it_is_done() -> None:
     done = beside(lambda own=x + 1: own.matrix_power(8).sum(), x.device)  # type: ignore[misc]
     for _ in range(8):
         torch.zeros_like(x)
-    torch.testing.assert_close(done(), expected)
+    torch.testing.assert_close(done(), expected, rtol=1e-3, atol=0)
