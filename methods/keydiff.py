@@ -13,16 +13,19 @@ Interpretations:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.linalg import vector_norm
 
 from harness.engine.cache import gather
 from harness.engine.hardware import kernels_take
-from harness.engine.step import Heads
+from harness.engine.step import Heads, Step
+from harness.engine.streams import beside
 from methods.common.best import best
 from methods.common.evicting import Evicting
 
@@ -42,18 +45,32 @@ class KeyDiff(Evicting):
 
     def survivors(self, layer: int, heads: Heads) -> Tensor | None:
         """What stays block by block, [budget, kv_heads]."""
-        n, count = len(heads), self.budget(layer)
-        if count >= n:
-            return None
+        return None if self.budget(layer) >= len(heads) else self._rounds(layer, heads)()
+
+    def _rounds(self, layer: int, heads: Heads) -> Callable[[], Tensor]:
+        with self.model.part("score"):
+            lengths = vector_norm(heads.k, dim=2, dtype=torch.float32)
+        work = partial(unlike_tokens, heads.k, lengths, self.budget(layer), self.options.block or len(heads))
+        return beside(work, heads.k.device)
+
+    def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        if self.budget(layer) >= len(heads):
+            return super()._prefill(layer, heads, step)
+        # Rounds take long, and few multiprocessors: the others attend meanwhile.
+        chosen = self._rounds(layer, heads)
+        attended = self.model.attention.causal(heads.q, heads.k, heads.v)
         with self.model.part("select"):
-            return unlike_tokens(heads.k, count, self.options.block or n)
+            index = chosen()
+        self._store(layer, heads, index)
+        return attended
 
 
-def unlike_tokens(k: Tensor, count: int, block: int) -> Tensor:
+def unlike_tokens(k: Tensor, lengths: Tensor, count: int, block: int) -> Tensor:
     """Tokens that stay when the first `count` are there and the others come in `block` at a time.
 
     Args:
         k: [n, kv_heads, d], n more than `count`.
+        lengths: of the keys, [n, kv_heads] float32.
         count: how many stay.
         block: tokens that come in at a time.
 
@@ -63,9 +80,9 @@ def unlike_tokens(k: Tensor, count: int, block: int) -> Tensor:
     if kernels_take(k):
         from harness.engine.kernels.unlike_keys import unlike_keys
 
-        stay: Tensor = unlike_keys(k, count, block)
+        stay: Tensor = unlike_keys(k, lengths, count, block)
         return stay.T
-    directions = normalize(k.float(), dim=2)
+    directions = k / lengths.clamp(min=1e-12).unsqueeze(2)
     tokens = torch.arange(len(k), device=k.device).unsqueeze(1).expand(-1, k.shape[1])
     kept = tokens[:count]
     for new in torch.split(tokens[count:], block):

@@ -1,10 +1,8 @@
-"""What the device can do that the choice of kernels depends on, and how the host hears from it."""
+"""What the device can do that the choice of kernels depends on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,18 +22,3 @@ def kernels_take(heads: Tensor) -> bool:
     """Whether the kernels that multiply heads take these, [..., head_dim]: 16 bits each, channels a power of two."""
     d = heads.shape[-1]
     return kernels_run(heads.device) and heads.element_size() == 2 and d >= 16 and d & (d - 1) == 0
-
-
-def sent(x: Tensor) -> Callable[[], Tensor]:
-    """Sends a tensor to the host; returns what waits for it, and for nothing that is launched later."""
-    there = x.to("cpu", non_blocking=True)
-    if not x.is_cuda:
-        return lambda: there
-    arrived: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    arrived.record()
-
-    def wait() -> Tensor:
-        arrived.synchronize()
-        return there
-
-    return wait

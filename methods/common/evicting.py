@@ -106,11 +106,10 @@ class Evicting(Method):
         return super().attend(layer, heads, step)
 
     def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
-        self._store_survivors(layer, heads)
+        self._store(layer, heads, self.survivors(layer, heads))
         return self.model.attention.causal(heads.q, heads.k, heads.v)
 
-    def _store_survivors(self, layer: int, heads: Heads) -> None:
-        index = self.survivors(layer, heads)
+    def _store(self, layer: int, heads: Heads, index: Tensor | None) -> None:
         if index is None:
             self.cache[layer].append(heads.k, heads.v, heads.positions)
             return

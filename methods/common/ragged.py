@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import HeadTokens
-from harness.engine.hardware import sent
 from harness.engine.method import ModelContext
 from harness.engine.ragged import RaggedCache
 from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
+from harness.engine.streams import sent
 from harness.options import OptionSet
 from methods.common.evicting import Evicting
 
@@ -52,10 +52,10 @@ class RaggedHeads(Evicting):
         arrived = sent(counts)
         attended = self.model.attention.causal(heads.q, heads.k, heads.v)
         with self.model.part("gather"):
-            self._store(layer, heads, tokens, counts, arrived().tolist())
+            self._store_each(layer, heads, tokens, counts, arrived().tolist())
         return attended
 
-    def _store(self, layer: int, heads: Heads, tokens: Tensor, counts: Tensor, lengths: list[int]) -> None:
+    def _store_each(self, layer: int, heads: Heads, tokens: Tensor, counts: Tensor, lengths: list[int]) -> None:
         kept = torch.cat([own[:length] for own, length in zip(tokens, lengths, strict=True)])
         owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(kept))
         held = (heads.k[kept, owners], heads.v[kept, owners], heads.positions[kept])

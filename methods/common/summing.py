@@ -60,7 +60,7 @@ class Summing(Evicting):
         one = (x.unsqueeze(0) for x in (heads.q, heads.k, heads.v))
         attended, norms = self.model.attention.normalised(*one)
         self._norms = norms[0]
-        self._store_survivors(layer, heads)
+        self._store(layer, heads, self.survivors(layer, heads))
         self._norms = None
         return attended.reshape(len(heads), -1)
 

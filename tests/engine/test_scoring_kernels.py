@@ -144,10 +144,10 @@ def stays(keys: Tensor, count: int, block: int) -> list[int]:
 )
 def test_keys_unlike_their_mean(kv_heads: int, d: int, n: int, count: int, block: int) -> None:
     k = strided(n, kv_heads, d) + 0.5
-    found = unlike.unlike_keys(k, count, block, tile=16, width=32, warps=1)
+    found = unlike.unlike_keys(k, k.norm(dim=2), count, block, tile=16, width=32, warps=1)
     assert found.tolist() == [stays(keys, count, block) for keys in k.cpu().unbind(1)]
 
 
 def test_of_equal_keys_the_first_stay() -> None:
     k = torch.ones(40, 1, 16, device=DEVICE)
-    assert unlike.unlike_keys(k, 9, 4, tile=16, width=32, warps=1).tolist() == [list(range(9))]
+    assert unlike.unlike_keys(k, k.norm(dim=2), 9, 4, tile=16, width=32, warps=1).tolist() == [list(range(9))]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 LOG2_E = tl.constexpr(math.log2(math.e))
 # Keys that a program takes for its share of a row's norm.
-_SHARE = 2048
+_SHARE = 1024
 
 
 class Tile(NamedTuple):
