@@ -19,39 +19,64 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import ModelContext
+from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
 from harness.options import OptionSet
 from methods.common.evicting import Evicting, best
 from methods.common.scores import output_norms
-from methods.common.wrapping import Wrapping
 from methods.expected import Expected
 from methods.knorm import Knorm
 from methods.snapkv import SnapKV
 
 
-class CriticalKV(Wrapping):
-    """Keeps what is looked at, and what matters when it is."""
+class CriticalKV(Evicting):
+    """Keeps what is looked at, and what matters when it is.
+
+    Attributes:
+        base: the other method, of which only budget and scores are used; it stores nothing.
+    """
 
     name = "criticalkv"
     summary = "CriticalKV: another method's choice, half of it by how much a value adds to the output"
 
-    class Options(Wrapping.Options):
+    class Options(Evicting.Options):
         """How much, and whose choice."""
 
         base: Literal["snapkv", "knorm", "expected"] = Field("snapkv", description="the method whose scores are used")
 
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        super().__init__(options, model)
+        kind, of_base = _base(options)
+        self.base = kind(of_base, model)
+
     @classmethod
-    def wraps(cls, options: OptionSet) -> tuple[type[Evicting], OptionSet]:
-        """The base method."""
-        assert isinstance(options, cls.Options)
-        if options.base == "expected":
-            return Expected, Expected.Options.model_validate({"budget": options.budget, "vnorm": False})
-        kind = SnapKV if options.base == "snapkv" else Knorm
-        return kind, kind.Options.model_validate({"budget": options.budget})
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` where the base method does."""
+        kind, of_base = _base(options)
+        kind.check(of_base, shape)
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Begins both."""
+        super().begin(prompt_len, max_new_tokens)
+        self.base.begin(prompt_len, max_new_tokens)
+
+    def budget(self, layer: int) -> int:
+        """The base method's."""
+        return self.base.budget(layer)
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """The base's scores times what values add; infinity for the base's choice of half the budget."""
-        scores = self.inner.score(layer, heads)
+        scores = self.base.score(layer, heads)
         chosen = best(scores, self.budget(layer) // 2)
         scores = (scores + 1e-4) * output_norms(heads.v, self.model.out_weight(layer))
         return scores.scatter(1, chosen, torch.inf)
+
+
+def _base(options: OptionSet) -> tuple[type[Evicting], OptionSet]:
+    """The base method, and its options."""
+    assert isinstance(options, CriticalKV.Options)
+    if options.base == "expected":
+        return Expected, Expected.Options.model_validate({"budget": options.budget, "vnorm": False})
+    kind = SnapKV if options.base == "snapkv" else Knorm
+    return kind, kind.Options.model_validate({"budget": options.budget})

@@ -17,19 +17,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.cache import gather
 from harness.engine.step import Heads
-from methods.common.evicting import last_stay
-from methods.common.summing import Summing
+from methods.common.evicting import Evicting, last_stay
+from methods.common.scores import attention_sums
 
 
-class H2O(Summing):
+class H2O(Evicting):
     """Keeps what was looked at most, and what came last."""
 
     name = "h2o"
     summary = "H2O: each KV head keeps the keys and values that all queries attended to most, and recent ones"
     stays = "window"
 
-    class Options(Summing.Options):
+    class Options(Evicting.Options):
         """How much, and how often."""
 
         mode: Literal["port", "drop"] = Field("port", description="evict once, or behind every token: see the module")
@@ -37,11 +38,32 @@ class H2O(Summing):
 
     options: Options
 
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Nothing was looked at yet."""
+        super().begin(prompt_len, max_new_tokens)
+        self._sums: dict[int, Tensor] = {}
+
     def evicts_in_decode(self) -> bool:
         """In mode `drop`."""
         return self.options.mode == "drop"
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Sums of attention; infinity for the last tokens."""
-        sums, window = self.sums(layer, heads), self.options.window or self.budget(layer) // 2
+        sums = self._sums[layer] if self.evicts_in_decode() else attention_sums(heads.q, heads.k)
+        window = self.options.window or self.budget(layer) // 2
         return last_stay(sums[:, : sums.shape[1] - window], window)
+
+    def survivors(self, layer: int, heads: Heads) -> Tensor | None:
+        """As in the base; in mode `drop` the new queries add to the sums first, and sums go with their tokens."""
+        if not self.evicts_in_decode():
+            return super().survivors(layer, heads)
+        with self.model.part("score"):
+            self._sums[layer] = attention_sums(heads.q, heads.k, self._sums.get(layer))
+        index = super().survivors(layer, heads)
+        if index is not None:
+            self._sums[layer] = gather(self._sums[layer].T, index).T
+        return index
+
+    def extra_bytes(self) -> int:
+        """Bytes of the sums."""
+        return sum(sums.nbytes for sums in self._sums.values())

@@ -24,8 +24,7 @@ from harness.engine.step import Heads
 from harness.errors import InputError
 from harness.options import Budget, OptionSet
 from methods.common.evicting import Evicting, last_stay
-from methods.common.pooling import pooled
-from methods.common.scores import window_attention
+from methods.common.scores import pooled, window_attention
 
 
 class SnapKV(Evicting):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import LayerCache
+from methods.common.blocks import block_maxima, block_rows, block_tokens, unit_attention, unit_means
 from methods.common.capacity import capacity
 from methods.common.host_store import HostStore, Offload
-from methods.common.scores import block_maxima, unit_attention_from_means, unit_means
 
 NONE = torch.iinfo(torch.int64).max
 """Block in a slot that the request does not have: behind all others, in ascending order."""
@@ -115,7 +115,7 @@ class ActiveBlocks:
         Args:
             q: the step's query, [1, heads, head_dim].
         """
-        units = unit_attention_from_means(q, self.units, self._unit_lift)
+        units = unit_attention(q, self.units, self._unit_lift)
         scores = block_maxima(units, self.block // self._unit) + self._lift
         best = scores.topk(len(self.active)).indices
         return best.masked_fill(self.active == NONE, NONE).sort().values
@@ -158,7 +158,7 @@ class ActiveBlocks:
     def bring_in(self, source: Tensor) -> None:
         """Copies the blocks that `reselect` named into their slots."""
         slots = (source >= 0).nonzero().squeeze(1)
-        into, come = (_tokens(blocks, self.block) for blocks in (slots, source[slots]))
+        into, come = (block_tokens(blocks, self.block) for blocks in (slots, source[slots]))
         for here, there in ((self._cache.keys, self._store.keys), (self._cache.values, self._store.values)):
             here[into] = there[come.to(there.device)].to(here.device)
         self.settle()
@@ -196,20 +196,3 @@ def _overwrite(memory: Tensor, content: Tensor, beyond: float) -> None:
 def _rank(mask: Tensor) -> Tensor:
     """How many are true before each one that is: [n] bool -> [n] int64."""
     return (mask.cumsum(0) - 1).clamp(min=0)
-
-
-def block_rows(blocks: Tensor, block: int, rows: int) -> Tensor:
-    """Tokens of the given blocks of `rows` tokens, in the order of the blocks.
-
-    Args:
-        blocks: [m], the last block in the last place, so that only that one can be short and the number of tokens is
-            known without asking the device; ascending where the tokens are to be.
-        block: tokens a block.
-        rows: tokens of all blocks.
-    """
-    index = _tokens(blocks, block)
-    return index[: index.shape[0] - (-rows % block)]
-
-
-def _tokens(blocks: Tensor, block: int) -> Tensor:
-    return (blocks.unsqueeze(1) * block + torch.arange(block, device=blocks.device)).flatten()

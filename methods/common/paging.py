@@ -1,6 +1,8 @@
-"""Bounds on the keys of consecutive tokens, page by page (Quest, arXiv 2406.10774, section 3)."""
+"""Pages of consecutive tokens: bounds on their keys, and attention to a few of them (Quest, arXiv 2406.10774)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -60,3 +62,47 @@ class PageBounds:
 
     def _pages(self, tokens: int) -> int:
         return -(-tokens // self._size)
+
+
+def best_pages(scores: Tensor, count: int) -> Tensor:
+    """The last page and the best others: [kv_heads, choosers, pages] -> [kv_heads, choosers, count] ascending."""
+    scores = scores.clone()
+    scores[..., -1] = torch.inf
+    return scores.topk(count).indices.sort().values
+
+
+def attend_pages(groups: Tensor, keys: Tensor, values: Tensor, pages: Tensor, size: int) -> Tensor:
+    """Exact attention of one token over chosen pages, reading nothing else.
+
+    Args:
+        groups: queries, [kv_heads, group, d].
+        keys, values: [n, kv_heads, d], on the host perhaps.
+        pages: [kv_heads, choosers, m], choosers being 1 (the group shares its pages) or group.
+        size: tokens a page.
+
+    Returns:
+        [1, heads * d].
+    """
+    kv_heads, group, d = groups.shape
+    choosers = pages.shape[1]
+    tokens = (pages.unsqueeze(-1) * size + torch.arange(size, device=pages.device)).flatten(2)
+    beyond = (tokens >= keys.shape[0]).unsqueeze(2)
+    read_keys, read_values = (_gather(store, tokens.clamp(max=keys.shape[0] - 1)) for store in (keys, values))
+    queries = groups.reshape(kv_heads, choosers, group // choosers, d)
+    logits = (queries @ read_keys.transpose(-1, -2)).float() / math.sqrt(d)
+    weights = logits.masked_fill(beyond, -torch.inf).softmax(-1).to(values.dtype)
+    return (weights @ read_values).reshape(1, -1)
+
+
+def _gather(store: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of each KV head, gathered where they lie and brought to where the numbers of the tokens are.
+
+    Args:
+        store: [n, kv_heads, d].
+        tokens: [kv_heads, choosers, m].
+
+    Returns:
+        [kv_heads, choosers, m, d].
+    """
+    head = torch.arange(store.shape[1], device=store.device).view(-1, 1, 1)
+    return store[tokens.to(store.device), head].to(tokens.device)

@@ -8,11 +8,12 @@ per query head against its group's keys.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import pad
+from torch.nn.functional import avg_pool1d, max_pool1d
 
 _ROWS = 64
 """Query rows whose attention to all tokens is there at a time."""
@@ -37,7 +38,7 @@ def token_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tens
 def head_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tensor:
     """The same for every head, [heads, n] float32, each row summing to 1."""
     w, n = q.shape[0], k.shape[0]
-    logits = head_dots(q, k).float() * _scale(q)
+    logits = head_logits(q, k)
     if w > 1:
         future = torch.ones(w, n, dtype=torch.bool, device=q.device).triu(n - w + 1)
         logits = logits.masked_fill(future, -torch.inf)
@@ -73,6 +74,22 @@ def attention_sums(q: Tensor, k: Tensor, before: Tensor | None = None) -> Tensor
     return sums
 
 
+def pooled(scores: Tensor, kernel: int, pool: Literal["avg", "max"]) -> Tensor:
+    """Mean or maximum over `kernel` tokens around each one, as the methods around SnapKV (arXiv 2404.14469) do it.
+
+    Args:
+        scores: [heads, n] float32, none negative.
+        kernel: odd. The mean counts zeros beyond both ends, so it damps the first and the last tokens, as the authors'
+            code does.
+        pool: which.
+
+    Returns:
+        [heads, n].
+    """
+    smooth = avg_pool1d if pool == "avg" else max_pool1d
+    return smooth(scores.unsqueeze(1), kernel, stride=1, padding=kernel // 2).squeeze(1)
+
+
 def output_norms(v: Tensor, weight: Tensor) -> Tensor:
     """L1 norm of what each value adds to the residual stream, mean over the query heads of a KV head.
 
@@ -90,40 +107,6 @@ def output_norms(v: Tensor, weight: Tensor) -> Tensor:
     return torch.stack(norms).view(kv_heads, -1, n).mean(1)
 
 
-def unit_attention(q: Tensor, k: Tensor, unit: int) -> Tensor:
-    """Softmax over units of the mean query against mean keys, mean over heads.
-
-    Args:
-        q: [w, heads, d]. k: [n, kv_heads, d]. unit: tokens a unit.
-
-    Returns:
-        [ceil(n / unit)] float32, summing to 1.
-    """
-    return unit_attention_from_means(q, unit_means(k, unit))
-
-
-def unit_attention_from_means(q: Tensor, units: Tensor, lift: Tensor | float = 0.0) -> Tensor:
-    """The same from the units' mean keys, [units, kv_heads, d], with `lift`, [units], added to their logits."""
-    logits = head_dots(q.mean(0, keepdim=True), units).float() * _scale(q) + lift
-    return logits.softmax(-1).mean((0, 1))
-
-
-def unit_absdot(q: Tensor, k: Tensor, unit: int) -> Tensor:
-    """Mean over heads of |mean query . mean key|, the literal reading of SlimInfer's text.
-
-    Args:
-        q: [w, heads, d]. k: [n, kv_heads, d]. unit: tokens a unit.
-
-    Returns:
-        [ceil(n / unit)] float32.
-    """
-    return head_dots(q.mean(0, keepdim=True), unit_means(k, unit)).float().abs().mean((0, 1))
-
-
-def _scale(q: Tensor) -> float:
-    return 1.0 / math.sqrt(q.shape[-1])
-
-
 def head_dots(q: Tensor, k: Tensor) -> Tensor:
     """q . k for every query head against its group's keys: [w, heads, d] x [n, kv_heads, d] -> [heads, w, n]."""
     w, heads, d = q.shape
@@ -132,21 +115,6 @@ def head_dots(q: Tensor, k: Tensor) -> Tensor:
     return (queries @ k.permute(1, 2, 0)).view(heads, w, k.shape[0])
 
 
-def unit_means(x: Tensor, unit: int) -> Tensor:
-    """Mean over runs of `unit` tokens, the last run possibly shorter: [n, ...] -> [ceil(n / unit), ...]."""
-    sums = unit_sums(x, unit)
-    sums[:-1] /= unit
-    sums[-1] /= x.shape[0] - (sums.shape[0] - 1) * unit
-    return sums
-
-
-def unit_sums(x: Tensor, unit: int) -> Tensor:
-    """Sum over runs of `unit` tokens, the last run possibly shorter: [n, ...] -> [ceil(n / unit), ...]."""
-    padded = pad(x, (0, 0) * (x.dim() - 1) + (0, -x.shape[0] % unit))
-    return padded.reshape(-1, unit, *x.shape[1:]).sum(1)
-
-
-def block_maxima(units: Tensor, per_block: int) -> Tensor:
-    """Best unit of each block: [units] -> [ceil(units / per_block)]."""
-    padded = pad(units, (0, -units.shape[0] % per_block), value=-torch.inf)
-    return padded.reshape(-1, per_block).amax(1)
+def head_logits(q: Tensor, k: Tensor) -> Tensor:
+    """The same in float32, over sqrt(d)."""
+    return head_dots(q, k).float() * (1.0 / math.sqrt(q.shape[-1]))

@@ -131,7 +131,7 @@ def lies_on_the_host(method: Quest, expected: Quest) -> None:
     assert method.kv_bytes() == first.nbytes and expected.kv_bytes() == first.nbytes + room
     assert room <= method.kv_bytes_host() <= 4 * room and expected.kv_bytes_host() == 0
     assert method.decode_bytes() == expected.decode_bytes()
-    for layer, store in method._stores.items():
+    for layer, store in method.stores.items():
         cache = method.cache[layer]
         assert cache.keys.data_ptr() == store.keys.data_ptr() and cache.values.data_ptr() == store.values.data_ptr()
         assert cache.keys.device.type == "cpu" and cache.keys.is_pinned() == (DEVICE == "cuda")
@@ -146,7 +146,7 @@ def test_keys_and_values_in_host_memory_change_no_token(per: str) -> None:
         same_answer(method, expected, Request(PROMPT[:length], 5), stock, stock)
         lies_on_the_host(method, expected)
         # On a CPU the host's room for longer requests is memory of the device as well.
-        spare = sum(store.spare_nbytes for store in method._stores.values())
+        spare = sum(store.spare_nbytes for store in method.stores.values())
         assert method.extra_bytes() == expected.extra_bytes() + spare and (spare == 0 or DEVICE == "cpu")
 
 
@@ -176,7 +176,7 @@ def test_two_layers_at_most_are_on_their_way_to_the_host(monkeypatch: pytest.Mon
 
     def watched(*hook: Any) -> Any:
         out = after_layer(*hook)
-        caches = [(method.cache[layer].keys, store.keys) for layer, store in method._stores.items()]
+        caches = [(method.cache[layer].keys, store.keys) for layer, store in method.stores.items()]
         copies.append(sum(len(keys) > 0 and keys.data_ptr() != kept.data_ptr() for keys, kept in caches))
         return out
 

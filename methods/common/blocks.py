@@ -1,0 +1,102 @@
+"""Blocks of consecutive tokens: how relevant they are, and which rows they are (SlimInfer, arXiv 2508.06447).
+
+A block is cut into units of a few tokens and counts as much as its best unit. Four readings of a unit's relevance:
+
+- `token_softmax`: each token's attention from the last queries, summed over the unit, mean over heads;
+- `token_peak`: the same, but a unit counts as much as to the head that wants it most. This project's own: few heads
+  retrieve, and a mean drowns them;
+- `softmax`: over units, of the mean query against mean keys, mean over heads;
+- `absdot`: the literal one, mean over heads of |mean query . mean key|. A few loud heads decide, and it finds less than
+  random blocks do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from methods.common.scores import head_attention, head_dots, head_logits, token_attention
+
+Relevance = Literal["token_softmax", "token_peak", "softmax", "absdot"]
+
+
+def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit: int) -> Tensor:
+    """Relevance of each unit to the last queries.
+
+    Args:
+        reading: which one, see above.
+        q: [w, heads, d], the queries of the last w of the n tokens.
+        k: [n, kv_heads, d].
+        weights: how much each query counts, [w] float32, summing to 1.
+        unit: tokens a unit.
+
+    Returns:
+        [ceil(n / unit)] float32.
+    """
+    if reading == "token_softmax":
+        return unit_sums(token_attention(q, k, weights), unit)
+    if reading == "token_peak":
+        return unit_sums(head_attention(q, k, weights).T, unit).amax(1)
+    mean = torch.einsum("w,whd->hd", weights, q.float()).to(q.dtype).unsqueeze(0)
+    means = unit_means(k, unit)
+    return unit_attention(mean, means) if reading == "softmax" else unit_absdot(mean, means)
+
+
+def unit_attention(q: Tensor, means: Tensor, lift: Tensor | float = 0.0) -> Tensor:
+    """Softmax over units of one query against their mean keys, mean over heads.
+
+    Args:
+        q: [1, heads, d].
+        means: [units, kv_heads, d].
+        lift: what is added to the units' logits, [units].
+
+    Returns:
+        [units] float32, summing to 1.
+    """
+    return (head_logits(q, means) + lift).softmax(-1).mean((0, 1))
+
+
+def unit_absdot(q: Tensor, means: Tensor) -> Tensor:
+    """Mean over heads of |query . mean key|, shapes as in `unit_attention`."""
+    return head_dots(q, means).float().abs().mean((0, 1))
+
+
+def unit_means(x: Tensor, unit: int) -> Tensor:
+    """Mean over runs of `unit` tokens, the last run possibly shorter: [n, ...] -> [ceil(n / unit), ...]."""
+    sums = unit_sums(x, unit)
+    sums[:-1] /= unit
+    sums[-1] /= x.shape[0] - (sums.shape[0] - 1) * unit
+    return sums
+
+
+def unit_sums(x: Tensor, unit: int) -> Tensor:
+    """Sum over runs of `unit` tokens, the last run possibly shorter: [n, ...] -> [ceil(n / unit), ...]."""
+    padded = pad(x, (0, 0) * (x.dim() - 1) + (0, -x.shape[0] % unit))
+    return padded.reshape(-1, unit, *x.shape[1:]).sum(1)
+
+
+def block_maxima(units: Tensor, per_block: int) -> Tensor:
+    """Best unit of each block: [units] -> [ceil(units / per_block)]."""
+    padded = pad(units, (0, -units.shape[0] % per_block), value=-torch.inf)
+    return padded.reshape(-1, per_block).amax(1)
+
+
+def block_rows(blocks: Tensor, block: int, rows: int) -> Tensor:
+    """Tokens of the given blocks of `rows` tokens, in the order of the blocks.
+
+    Args:
+        blocks: [m], the last block in the last place, so that only that one can be short and the number of tokens is
+            known without asking the device; ascending where the tokens are to be.
+        block: tokens a block.
+        rows: tokens of all blocks.
+    """
+    index = block_tokens(blocks, block)
+    return index[: index.shape[0] - (-rows % block)]
+
+
+def block_tokens(blocks: Tensor, block: int) -> Tensor:
+    """The same where all of the blocks are full: [m] -> [m * block]."""
+    return (blocks.unsqueeze(1) * block + torch.arange(block, device=blocks.device)).flatten()
