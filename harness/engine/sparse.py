@@ -1,7 +1,7 @@
 """Exact causal attention over a choice of keys: what sparse prefills share, whoever chooses.
 
-A choice is made for each query head and each block of rows: blocks of keys, and single keys beside them. Work and memory
-grow with what is chosen, and no mask of all pairs is ever built.
+A choice is made for each query head and each block of rows: blocks of keys, and single keys beside them. Work and
+memory grow with what is chosen, and no mask of all pairs is ever built.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Choice:
         """One block of rows after the other, all heads at once."""
         outs, pairs = [], torch.empty_like(self.counts, memory_format=torch.contiguous_format)
         kv_head = torch.arange(q.shape[1]).unsqueeze(1) // (q.shape[1] // k.shape[1])
-        for block, rows in enumerate(q.split(self.rows)):
+        for block, rows in enumerate(torch.split(q, self.rows)):
             tokens = self._tokens(block)
             row = torch.arange(block * self.rows, block * self.rows + len(rows))
             seen = tokens.unsqueeze(1) <= row.unsqueeze(1)

@@ -36,13 +36,18 @@ def token_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tens
 
 def head_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tensor:
     """The same for every head, [heads, n] float32, each row summing to 1."""
+    attention = last_attention(q, k)
+    return attention.mean(1) if weights is None else weights @ attention
+
+
+def last_attention(q: Tensor, k: Tensor) -> Tensor:
+    """Attention that each of the last queries pays, [heads, w, n] float32; `q` and `k` as in `token_attention`."""
     w, n = q.shape[0], k.shape[0]
     logits = head_dots(q, k).float() * _scale(q)
     if w > 1:
         future = torch.ones(w, n, dtype=torch.bool, device=q.device).triu(n - w + 1)
         logits = logits.masked_fill(future, -torch.inf)
-    attention = logits.softmax(-1)
-    return attention.mean(1) if weights is None else weights @ attention
+    return logits.softmax(-1)
 
 
 def window_attention(q: Tensor, k: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values that lie beside each other, as a fused projection leaves them."""
     generator = torch.Generator().manual_seed(case.n)
     every = torch.randn(case.n, case.heads + 2 * case.kv_heads, case.d, generator=generator).to(DEVICE, DTYPE)
-    return every.split([case.heads, case.kv_heads, case.kv_heads], 1)  # type: ignore[return-value]
+    q, k, v = torch.split(every, [case.heads, case.kv_heads, case.kv_heads], 1)
+    return q, k, v
 
 
 def choice(case: Case) -> Choice:
@@ -57,7 +58,8 @@ def choice(case: Case) -> Choice:
 
 
 def lists(case: Case, first: int, generator: torch.Generator) -> tuple[list[int], list[int]]:
-    blocks, singles = list(range(first, first + case.rows, case.width)), []
+    blocks = list(range(first, first + case.rows, case.width))
+    singles: list[int] = []
     while (first := first - int(torch.randint(0, 20, (), generator=generator)) - case.width) >= 0:
         if torch.rand((), generator=generator) < 0.5:
             blocks.append(first)
@@ -71,7 +73,7 @@ def padded(lists: list[list[list[int]]]) -> tuple[Tensor, Tensor]:
     most = max(1, *(len(one) for head in lists for one in head))
     values = [[one + [10**6] * (most - len(one)) for one in head] for head in lists]
     counts = [[len(one) for one in head] for head in lists]
-    return (torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in (values, counts))  # type: ignore[return-value]
+    return tuple(torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in (values, counts))  # type: ignore[return-value]
 
 
 def mask(case: Case, chosen: Choice) -> Tensor:
@@ -91,7 +93,8 @@ def written_out(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     q, k, v = (x.float().cpu().transpose(0, 1) for x in (q, k, v))
     k, v = (x.repeat_interleave(len(q) // len(k), 0) for x in (k, v))
     weights = (q @ k.transpose(1, 2) / q.shape[2] ** 0.5).masked_fill(~seen, -torch.inf).softmax(-1)
-    return (weights @ v).transpose(0, 1).flatten(1)
+    out: Tensor = weights @ v
+    return out.transpose(0, 1).flatten(1)
 
 
 def kernel(q: Tensor, k: Tensor, v: Tensor, chosen: Choice) -> Any:

@@ -36,8 +36,8 @@ def block_sparse_attention(
     counts: Tensor,
     width: int,
     rows: int,
-    columns: Tensor | None = None,
-    column_counts: Tensor | None = None,
+    singles: Tensor | None = None,
+    single_counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Row i attends to those keys j <= i that its block of rows has listed.
 
@@ -48,7 +48,7 @@ def block_sparse_attention(
             contiguous but for the heads. Keys of a block that a row may not see, or that are not there, do not count.
         counts: [heads, ceil(n / rows)] int32, how many blocks count.
         width: keys a block, a multiple of 64. rows: rows a block, 64 or 128.
-        columns, column_counts: the same for single keys, none of them in a block; None for none.
+        singles, single_counts: the same for single keys, none of them in a block; None for none.
 
     Returns:
         [n, heads * d], and how many pairs of query and key that took, [heads, ceil(n / rows)] int32.
@@ -56,15 +56,14 @@ def block_sparse_attention(
     n, heads, dim = q.shape
     assert q.stride()[1:] == (dim, 1) and k.stride()[1:] == v.stride()[1:] == (dim, 1)
     out, pairs = q.new_empty((n, heads * dim)), torch.empty_like(counts, memory_format=torch.contiguous_format)
-    listed = columns is not None and column_counts is not None
-    singles, single_counts = (columns, column_counts) if listed else (blocks, counts)
+    keys, key_counts = (blocks, counts) if singles is None or single_counts is None else (singles, single_counts)
     row_blocks, group = counts.shape[1], heads // k.shape[1]
     _attend[(row_blocks * group, k.shape[1])](
-        q, k, v, out, pairs, blocks, counts, singles, single_counts, n, row_blocks,
+        q, k, v, out, pairs, blocks, counts, keys, key_counts, n, row_blocks,
         q.stride(0), k.stride(0), v.stride(0),
         blocks.stride(0), blocks.stride(1), counts.stride(0),
-        singles.stride(0), singles.stride(1), single_counts.stride(0),
-        GROUP=group, DIM=dim, ROWS=rows, WIDTH=width, SINGLES=listed, SCALE=dim**-0.5 * math.log2(math.e),
+        keys.stride(0), keys.stride(1), key_counts.stride(0),
+        GROUP=group, DIM=dim, ROWS=rows, WIDTH=width, SINGLES=keys is not blocks, SCALE=dim**-0.5 * math.log2(math.e),
         **_LAUNCH[rows],
     )  # fmt: skip
     return out, pairs
@@ -125,7 +124,7 @@ def _take_in_singles(
     return top, total, acc, pairs
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["n", "row_blocks", "head_blocks", "row_blocks_apart", "head_singles", "row_singles"])
 def _attend(
     q, k, v, out, pairs, blocks, counts, singles, single_counts, n, row_blocks, q_stride, k_stride, v_stride,
     head_blocks, row_blocks_apart, head_counts, head_singles, row_singles, head_single_counts,
