@@ -24,7 +24,7 @@ from harness.engine.shape import ModelShape
 from harness.engine.sparse import Choice
 from harness.engine.step import Heads
 from harness.options import Budget, OptionSet, budget_tokens
-from methods.common.head_file import check_layers, read_json
+from methods.common.head_file import check_heads, read_json
 from methods.common.scores import last_attention
 from methods.common.sparse_prefill import SparsePrefill
 from methods.common.vertical_slash import offset_sums, vertical_slash
@@ -70,7 +70,7 @@ class MInference(SparsePrefill):
         """Raises `InputError` for a file of another model."""
         assert isinstance(options, cls.Options)
         if options.heads is not None:
-            check_layers(cls.name, options.heads, shape)
+            check_heads(cls.name, options.heads, shape)
 
     def choose(self, layer: int, heads: Heads) -> Choice | None:
         """The lines of each head; None where every head has all diagonals."""

@@ -28,11 +28,18 @@ def read_json(path: str, kind: Any) -> Any:
         raise ValueError(f"{place}: {first['msg']}") from None
 
 
-def check_layers(owner: str, table: Sequence[Collection[Any]], shape: ModelShape) -> None:
-    """Raises `InputError` unless the table of a method has all of the model's layers, and no heads that it lacks."""
-    most = max(map(len, table), default=0)
-    if len(table) != shape.layers or most > shape.heads:
-        raise InputError(
-            f"{owner}: the file has {len(table)} layers of up to {most} heads, "
-            f"the model {shape.layers} of {shape.heads}"
-        )
+def check_heads(owner: str, named: Sequence[Collection[int]], shape: ModelShape, *, every: bool = False) -> None:
+    """Raises `InputError` where a method's file does not fit the model.
+
+    Args:
+        owner: the method.
+        named: for each layer of the file, the heads that it names.
+        shape: of the model.
+        every: the file has to name them all.
+    """
+    if len(named) != shape.layers:
+        raise InputError(f"{owner}: the file has {len(named)} layers, the model {shape.layers}")
+    there = set(range(shape.heads))
+    for layer, heads in enumerate(named):
+        if not set(heads) <= there or (every and set(heads) != there):
+            raise InputError(f"{owner}: layer {layer} of the file does not have the model's {shape.heads} heads")

@@ -12,6 +12,7 @@ from harness.engine.step import Heads, Step
 from harness.options import budget_tokens
 from methods.common.sparse_prefill import SparsePrefill
 from tests.reference import sparse
+from tests.reference.sparse import FlexOptions, XOptions
 from tests.tiny import build, tiny_engine
 
 LENGTHS = [1, 63, 64, 65, 200, 333]
@@ -69,3 +70,25 @@ def test_ashape(n: int, sinks: int, window: int) -> None:
     for last in (1, 100):
         expected = sparse.trishape(heads.q, heads.k, sinks, window, last)
         check(f"trishape:{options}:last={last}", heads, expected)
+
+
+FLEX = [FlexOptions(0.9, 0.1, 128), FlexOptions(0.6, 0.3, 130), FlexOptions(0.5, 0.0, 1), FlexOptions(0.7, 1.0, 256)]
+
+
+@pytest.mark.parametrize("n", [200, 384, 500, 1025])
+@pytest.mark.parametrize("options", FLEX, ids=str)
+def test_flexprefill(n: int, options: FlexOptions) -> None:
+    heads = looking(n)
+    least = options.min_budget if options.min_budget > 1 else 1 / n
+    text = f"flexprefill:gamma={options.gamma}:tau={options.tau}:min_budget={least}"
+    check(text, heads, sparse.flexprefill(heads.q, heads.k, options))
+
+
+@pytest.mark.parametrize("n", [1, 129, 300, 515])
+@pytest.mark.parametrize(("stride", "tau"), [(4, 0.5), (8, 0.9), (16, 0.7), (16, 0.0)])
+def test_xattention(n: int, stride: int, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = looking(n)
+    monkeypatch.setattr("methods.common.antidiagonals._LOGITS", 10_000)
+    for rule, chunk in (("paper", 0), ("upstream", n)):
+        expected = sparse.xattention(heads.q, heads.k, XOptions(stride, tau, first_chunk=chunk))
+        check(f"xattention:stride={stride}:tau={tau}:rule={rule}", heads, expected)
