@@ -20,7 +20,7 @@ class MethodSpec:
     """A method with its options, not yet tied to a model.
 
     Attributes:
-        label: how the user wrote it; its row in the results table.
+        label: how the user wrote it, without the paths of files; its row in the results table.
         kind: the class.
         options: validated options.
     """
@@ -44,7 +44,9 @@ def parse_methods(text: str) -> list[MethodSpec]:
     Raises:
         InputError: an unknown method or option, a member where there are none.
     """
-    return [_spec(str(item), item.name, item.member, item.options) for item in parse_items(text)]
+    labels = map(str, parse_items(without_paths(text)))
+    items = zip(labels, parse_items(text), strict=True)
+    return [_spec(label, item.name, item.member, item.options) for label, item in items]
 
 
 def _spec(label: str, name: str, member: str | None, options: dict[str, str]) -> MethodSpec:

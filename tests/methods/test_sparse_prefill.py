@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from harness.engine.request import Request
 from harness.engine.step import Heads, Step
+from harness.errors import InputError
 from harness.options import budget_tokens
+from harness.run.catalog import parse_methods
 from methods.common.sparse_prefill import SparsePrefill
 from tests.reference import sparse
 from tests.reference.sparse import FlexOptions, XOptions
-from tests.tiny import build, tiny_engine
+from tests.tiny import build, random_ids, tiny_engine, tiny_shape
 
 LENGTHS = [1, 63, 64, 65, 200, 333]
 
@@ -92,3 +97,77 @@ def test_xattention(n: int, stride: int, tau: float, monkeypatch: pytest.MonkeyP
     for rule, chunk in (("paper", 0), ("upstream", n)):
         expected = sparse.xattention(heads.q, heads.k, XOptions(stride, tau, first_chunk=chunk))
         check(f"xattention:stride={stride}:tau={tau}:rule={rule}", heads, expected)
+
+
+def test_heads_have_lines_of_their_own(tmp_path: Path) -> None:
+    heads = looking(333)
+    entries = {"0": ["vertical_and_slash", 60, 110, 0.5], "2": ["vertical_and_slash", 31, 240]}
+    (file := tmp_path / "heads.json").write_text(json.dumps([{}, entries, {}, {}, {}, {}]))
+    pairs = [(60, 110), (40, 120), (31, 240), (40, 120)]
+    masks = [sparse.minference(heads.q, heads.k, *pair)[head] for head, pair in enumerate(pairs)]
+    check(f"minference:vertical=40:slash=120:heads={file}", heads, torch.stack(masks))
+
+
+def test_heads_have_shares_of_their_own(tmp_path: Path) -> None:
+    heads, taus = looking(515), [0.3, 0.9, 0.6, 1.0]
+    (file := tmp_path / "heads.json").write_text(json.dumps([[0.5] * 4, taus, *[[0.5] * 4] * 4]))
+    masks = [sparse.xattention(heads.q, heads.k, XOptions(16, tau))[head] for head, tau in enumerate(taus)]
+    check(f"xattention:heads={file}", heads, torch.stack(masks))
+
+
+LAYERS = "[" + "{}," * 5 + "{}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "message"),
+    [
+        ("minference", None, "heads: cannot read the file: No such file"),
+        ("minference", "{", "heads: the file: Invalid JSON"),
+        ("minference", LAYERS.replace("{}", '{"0": ["stream_llm", 1, 2]}'), "heads: [0][0][0]: Input should be 'vert"),
+        (
+            "minference",
+            LAYERS.replace("{}", '{"0": ["vertical_and_slash", 0, 2]}'),
+            "heads: [0][0][1]: Input should be gr",
+        ),
+        ("minference", "[{}]", "minference: the file has 1 layers, the model 6"),
+        (
+            "minference",
+            LAYERS.replace("{}", '{"4": ["vertical_and_slash", 1, 2]}'),
+            "layer 0 of the file does not have",
+        ),
+        ("xattention", "[[0.5, 2]]", "heads: [0][1]: Input should be less"),
+        ("xattention", LAYERS.replace("{}", "[0.5, 0.5]"), "layer 0 of the file does not have the model's 4 heads"),
+        ("xattention:stride=5", None, "stride: Input should be '4', '8' or '16'"),
+        ("flexprefill:gamma=1.5", None, "gamma: Input should be less"),
+        ("ashape:window=0", None, "window: a budget must be positive"),
+        ("trishape:last=0", None, "last: Input should be greater"),
+    ],
+)
+def test_bad_options_are_one_line(text: str, content: str | None, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "heads.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError) as error:
+        (spec,) = parse_methods(text if ":" in text else f"{text}:heads={file}")
+        spec.check(tiny_shape())
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_record_does_not_say_where_the_file_was(tmp_path: Path) -> None:
+    (file := tmp_path / "heads.json").write_text(LAYERS)
+    (spec,) = parse_methods(f"minference:heads={file}:slash=60")
+    assert spec.label == "minference:heads=heads.json:slash=60"
+
+
+@pytest.mark.parametrize("text", ["ashape:sinks=4:window=100", "minference:vertical=40:slash=60"])
+def test_what_is_attended_to_is_recorded_and_counts_as_work(text: str) -> None:
+    engine, n = tiny_engine(), 333
+    method = build(text, engine)
+    assert isinstance(method, SparsePrefill)
+    engine.read(method, Request(random_ids(n), 1))
+    density = method.notes()["density"]
+    assert [len(layer) for layer in density] == [4] * 6 and all(0 < share < 0.7 for layer in density for share in layer)
+    shares = [share for layer in method.density() for share in layer]
+    assert method.prefill_pairs(n) == round(sum(shares) / len(shares) * n * (n + 1) / 2)
+    engine.read(method, Request(random_ids(50), 1))
+    assert method.notes()["density"] == [[1.0] * 4] * 6 and method.prefill_pairs(50) == 50 * 51 // 2
