@@ -39,7 +39,7 @@ def density_map(run: Recorded) -> Figure | None:
     figure = canvas(max(4, 0.8 + 2.4 * len(methods)), 3.4)
     panels = figure.subplots(1, len(methods), squeeze=False, sharex=True, sharey=True)[0]
     for axes, method in zip(panels, methods, strict=True):
-        image = np.mean([density(extra) for extra in longest["extra"][longest["method"] == method]], axis=0)
+        image = np.mean(list(longest["extra"][longest["method"] == method].map(density)), axis=0)
         drawn = axes.imshow(image, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(f"{names_of(run.methods)[method]}\nmean {image.mean():.0%}", fontsize=8)
         for axis in (axes.xaxis, axes.yaxis):
