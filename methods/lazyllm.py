@@ -45,6 +45,7 @@ class LazyLLM(Method):
     name = "lazyllm"
     summary = "LazyLLM: progressive pruning of prompt tokens, revival from an Aux Cache in decode"
     reorders = True  # revived tokens come in behind the newer ones
+    takes_sparse = True
     nothing = MappingProxyType({"keep": "1/1/1"})
 
     class Options(OptionSet):

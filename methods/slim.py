@@ -57,6 +57,7 @@ class Slim(Method):
     name = "slim"
     summary = "SlimInfer: progressive pruning of prompt blocks, feed forward on survivors"
     reorders = True  # a block that decode brings in takes the slot of one that leaves
+    takes_sparse = True
     nothing = MappingProxyType({"budgets": "1/1/1"})
 
     class Options(OptionSet):

@@ -33,6 +33,7 @@ class Evicting(Method):
 
     nothing = MappingProxyType({"budget": "1"})
     stays: ClassVar[str] = ""
+    takes_sparse = True
 
     class Options(OptionSet):
         """How much stays."""
@@ -110,7 +111,7 @@ class Evicting(Method):
             return super().attend(layer, heads, step)
         with self.model.part("gather"):
             self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
-        return self.model.attention.causal(heads.q, heads.k, heads.v)
+        return self.causal(layer, heads)
 
     def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
         out, cache = super().attend(layer, row, step), self.cache[layer]

@@ -45,7 +45,7 @@ class RaggedHeads(Evicting):
             each = self.choose_each(scores, self.budget(layer))
         with self.model.part("gather"):
             self._store(layer, heads, each)
-        return self.model.attention.causal(heads.q, heads.k, heads.v)
+        return self.causal(layer, heads)
 
     def _store(self, layer: int, heads: Heads, each: list[Tensor]) -> None:
         owners = zip(heads.k.unbind(1), heads.v.unbind(1), each, strict=True)

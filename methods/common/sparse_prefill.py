@@ -5,12 +5,13 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from harness.engine.method import Method, causal_pairs
 from harness.engine.replay.replay import Replay
 from harness.engine.sparse import Choice
-from harness.engine.step import Heads, Step
+from harness.engine.step import Heads
 
 
 class SparsePrefill(Method):
@@ -37,33 +38,31 @@ class SparsePrefill(Method):
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Nothing was attended to yet."""
         super().begin(prompt_len, max_new_tokens)
-        self._pairs: dict[int, Tensor] = {}
+        self._pairs: dict[int, tuple[int, Tensor]] = {}
 
-    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
-        """Stores everything; decode attends to everything."""
-        found = self.prefill(layer, heads) if step.phase == "prefill" else None
+    def causal(self, layer: int, heads: Heads) -> Tensor:
+        """What `prefill` does of it."""
+        found = self.prefill(layer, heads)
         if found is None:
-            return super().attend(layer, heads, step)
-        self.cache[layer].append(heads.k, heads.v, heads.positions)
-        out, self._pairs[layer] = found
+            self._pairs[layer] = len(heads), torch.full(heads.q.shape[1:2], causal_pairs(len(heads)))
+            return super().causal(layer, heads)
+        out, pairs = found
+        self._pairs[layer] = len(heads), pairs
         return out
 
     def replay(self) -> Replay:
         """Every new token attends to everything."""
         return self.dense_replay
 
-    def prefill_pairs(self, rows: int) -> int:
-        """What a layer attended to, mean over layers and heads."""
-        return round(mean(share for layer in self.density() for share in layer) * super().prefill_pairs(rows))
-
     def density(self) -> list[list[float]]:
-        """Pairs that the prefill attended to, as a share of the causal ones: [layers][heads], 1 where it was dense."""
-        return [self._density(layer) for layer in range(self.model.shape.layers)]
+        """Pairs that the prefill attended to, as a share of its rows' causal ones: [layers][heads]."""
+        layers = (self._pairs[layer] for layer in range(self.model.shape.layers))
+        return [[pairs / causal_pairs(rows) for pairs in each.tolist()] for rows, each in layers]
 
-    def _density(self, layer: int) -> list[float]:
-        if layer not in self._pairs:
-            return [1.0] * self.model.shape.heads
-        return [pairs / causal_pairs(self.prompt_len) for pairs in self._pairs[layer].tolist()]
+    def prefill_pairs(self, rows: int) -> int:
+        """What a layer of so many rows attended to, mean over such layers and over heads."""
+        counts = [each.tolist() for found, each in self._pairs.values() if found == rows]
+        return round(mean(pairs for layer in counts for pairs in layer)) if counts else causal_pairs(rows)
 
     def notes(self) -> dict[str, Any]:
         """The density, as far as four digits tell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.engine.generation import Work
 from harness.engine.request import Request
 from harness.engine.step import Heads, Step
 from harness.errors import InputError
 from harness.options import budget_tokens
-from harness.run.catalog import parse_methods
+from harness.run.catalog import build_tasks, parse_methods
+from harness.run.spec import RunSpec, cell_hash
 from methods.common.sparse_prefill import SparsePrefill
+from tasks.base import TaskContext
 from tests.reference import sparse
 from tests.reference.sparse import FlexOptions, XOptions
 from tests.tiny import build, random_ids, tiny_engine, tiny_shape
@@ -171,3 +175,59 @@ def test_what_is_attended_to_is_recorded_and_counts_as_work(text: str) -> None:
     assert method.prefill_pairs(n) == round(sum(shares) / len(shares) * n * (n + 1) / 2)
     engine.read(method, Request(random_ids(50), 1))
     assert method.notes()["density"] == [[1.0] * 4] * 6 and method.prefill_pairs(50) == 50 * 51 // 2
+
+
+def test_what_another_method_keeps_is_prefilled_sparsely() -> None:
+    engine, ids = tiny_engine(), random_ids(333)
+    alone, both = (build(f"snapkv:budget=64{beside}", engine) for beside in ("", "+minference:vertical=40:slash=60"))
+    logits, _ = engine.read(alone, Request(ids, 1))
+    sparser, _ = engine.read(both, Request(ids, 1))
+    assert both.tokens_kept() == alone.tokens_kept() == [64] * 6
+    # The first layer chooses among the same keys for the same queries, and later ones see what it did.
+    assert torch.equal(both.cache[0].positions, alone.cache[0].positions) and not torch.equal(logits, sparser)
+    assert isinstance(both.sparse, SparsePrefill)
+    heads, out = engine.first_layers(ids, 0), both.causal(0, engine.first_layers(ids, 0))
+    expected = sparse.attend(heads.q, heads.k, heads.v, sparse.minference(heads.q, heads.k, 40, 60))
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_fewer_rows_and_fewer_keys_for_them_both_count_as_work() -> None:
+    engine, work = tiny_engine(), Work()
+    method = build("slim+ashape:sinks=4:window=60", engine)
+    engine.read(method, Request(random_ids(333), 1), work)
+    rows = work.projected
+    assert rows[0] == 333 > rows[-1] > 64
+    assert [method.prefill_pairs(count) for count in rows] == [64 * 65 // 2 + (count - 64) * 64 for count in rows]
+    assert isinstance(method.sparse, SparsePrefill)
+    shares = [layer[0] for layer in method.sparse.density()]
+    pairs = zip(rows, shares, strict=True)
+    assert all(share == pytest.approx(method.prefill_pairs(n) / (n * (n + 1) / 2)) for n, share in pairs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slim+snapkv", "slim+snapkv: behind the + comes one sparse prefill"),
+        ("slim+ashape+minference", "behind the + comes one sparse prefill"),
+        ("streaming+ashape", "the prefill of streaming cannot be made sparse"),
+        ("ashape+minference", "the prefill of ashape cannot be made sparse"),
+        ("slim+", "malformed item ''"),
+        ("slim+ashape,slim+ashape", "'slim+ashape' is listed twice"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        parse_methods(text)
+
+
+def test_a_sum_is_another_method_to_a_run() -> None:
+    text = "slim,slim+ashape,slim+ashape:window=100"
+    run = RunSpec(methods=text)
+    assert run.identity()["methods"] == text
+    (task,) = build_tasks("needle", TaskContext())
+    hashes = {cell_hash(run, method, task, "", "", "") for method in parse_methods(text)}
+    assert len(hashes) == 3
+    (spec,) = parse_methods("slim+ashape:window=100")
+    with pytest.raises(InputError, match="trishape"):
+        parse_methods("slim+trishap")
+    assert spec.sparse is not None and spec.sparse.options.model_dump()["window"] == 100
