@@ -24,7 +24,7 @@ from harness.engine.shape import ModelShape
 from harness.engine.sparse import Choice
 from harness.engine.step import Heads
 from harness.options import Budget, OptionSet, budget_tokens
-from methods.common.head_file import check_heads, read_json
+from methods.common.head_file import by_head, check_heads, read_json
 from methods.common.scores import last_attention
 from methods.common.sparse_prefill import SparsePrefill
 from methods.common.vertical_slash import offset_sums, vertical_slash
@@ -44,7 +44,7 @@ class Lines(NamedTuple):
 
 
 Layers = list[dict[int, Lines]]
-HeadFile = Annotated[Layers, BeforeValidator(lambda path: read_json(path, Layers))]
+HeadFile = Annotated[Layers | None, BeforeValidator(lambda path: read_json(path, Layers))]
 
 
 class MInference(SparsePrefill):
@@ -52,14 +52,14 @@ class MInference(SparsePrefill):
 
     name = "minference"
     summary = "MInference: the prefill attends to columns and diagonals that the last queries look at"
-    nothing = MappingProxyType({"slash": "1"})
+    nothing = MappingProxyType({"slash": "1", "heads": "none"})
 
     class Options(OptionSet):
         """How many lines."""
 
         vertical: Budget = Field(1000, description="columns of a head that the file does not name")
         slash: Budget = Field(6096, description="diagonals of a head that the file does not name")
-        heads: HeadFile | None = Field(
+        heads: HeadFile = Field(
             None, description='JSON file, a {head: ["vertical_and_slash", columns, diagonals, score]} for each layer'
         )
 
@@ -101,7 +101,7 @@ def _ranked(scores: Tensor, counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Indices from the best on, [heads, most], and which of them count."""
     order = torch.sort(scores, stable=True, dim=1, descending=True).indices[:, : max(counts)]
     rank = torch.arange(order.shape[1], device=order.device)
-    return order, rank < torch.tensor(counts, device=order.device).unsqueeze(1)
+    return order, rank < by_head(counts, order.device).unsqueeze(1)
 
 
 def _best_columns(scores: Tensor, counts: tuple[int, ...]) -> Tensor:

@@ -30,11 +30,12 @@ from harness.engine.step import Heads
 from harness.options import OptionSet
 from methods.common.antidiagonals import block_mass
 from methods.common.block_map import BLOCK
-from methods.common.head_file import check_heads, read_json
+from methods.common.head_file import by_head, check_heads, read_json
 from methods.common.sparse_prefill import SparsePrefill
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Table = list[list[Share]]
+HeadFile = Annotated[Table | None, BeforeValidator(lambda path: read_json(path, Table))]
 
 
 class XAttention(SparsePrefill):
@@ -42,16 +43,14 @@ class XAttention(SparsePrefill):
 
     name = "xattention"
     summary = "XAttention: the prefill attends to the blocks whose antidiagonals are heaviest"
-    nothing = MappingProxyType({"tau": "1"})
+    nothing = MappingProxyType({"tau": "1", "heads": "none"})
 
     class Options(OptionSet):
         """How coarse, and how much."""
 
         stride: Literal["4", "8", "16"] = Field("16", description="tokens a group; paper: 8 and 16")
         tau: Share = Field(0.9, description="share of a row's estimated attention that the chosen blocks have")
-        heads: Annotated[Table, BeforeValidator(lambda path: read_json(path, Table))] | None = Field(
-            None, description="JSON file, a list of tau by head for each layer"
-        )
+        heads: HeadFile = Field(None, description="JSON file, a list of tau by head for each layer")
         rule: Literal["paper", "upstream"] = Field("paper", description="how blocks are chosen, see the module")
 
     options: Options
@@ -69,7 +68,7 @@ class XAttention(SparsePrefill):
         if min(taus) == 1:
             return None
         mass = block_mass(heads.q, heads.k, int(self.options.stride))
-        wanted = torch.tensor(taus, device=mass.device).view(-1, 1, 1) * mass.sum(2, keepdim=True)
+        wanted = by_head(taus, mass.device).view(-1, 1, 1) * mass.sum(2, keepdim=True)
         chosen = fewest(mass, wanted)
         if self.options.rule == "upstream":
             rows = -(-first_chunk(len(heads)) // BLOCK)

@@ -56,8 +56,7 @@ class SparsePrefill(Method):
 
     def density(self) -> list[list[float]]:
         """Pairs that the prefill attended to, as a share of its rows' causal ones: [layers][heads]."""
-        layers = (self._pairs[layer] for layer in range(self.model.shape.layers))
-        return [[pairs / causal_pairs(rows) for pairs in each.tolist()] for rows, each in layers]
+        return [[pairs / causal_pairs(rows) for pairs in each.tolist()] for rows, each in self._pairs.values()]
 
     def prefill_pairs(self, rows: int) -> int:
         """What a layer of so many rows attended to, mean over such layers and over heads."""

