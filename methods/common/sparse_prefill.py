@@ -63,6 +63,10 @@ class SparsePrefill(Method):
         counts = [each.tolist() for found, each in self._pairs.values() if found == rows]
         return round(mean(pairs for layer in counts for pairs in layer)) if counts else causal_pairs(rows)
 
+    def extra_bytes(self) -> int:
+        """Bytes of the counts of pairs."""
+        return sum(pairs.nbytes for _, pairs in self._pairs.values())
+
     def notes(self) -> dict[str, Any]:
         """The density, as far as four digits tell."""
         return {"density": [[round(share, 4) for share in layer] for layer in self.density()]}

@@ -109,6 +109,29 @@ def test_xattention(n: int, stride: int, tau: float, monkeypatch: pytest.MonkeyP
         check(f"xattention:stride={stride}:tau={tau}:rule={rule}", heads, expected)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ashape:sinks=4:window=300",
+        "trishape:sinks=128:window=200:last=90",
+        "minference:vertical=60:slash=200",
+        "flexprefill:gamma=0.6:tau=0.3:min_budget=128",
+        "xattention:stride=8:tau=0.7",
+        "xattention:stride=4:tau=0.7:rule=upstream",
+    ],
+)
+@pytest.mark.parametrize("n", [333, 1025])
+def test_a_gpu_attends_to_the_same(text: str, n: int) -> None:
+    heads, method = looking(n), build(text, tiny_engine())
+    assert isinstance(method, SparsePrefill)
+    expected, density = prefilled(method, heads), method.density()
+    on_gpu = Heads(heads.q.cuda(), heads.k.cuda(), heads.v.cuda(), heads.positions.cuda())
+    torch.testing.assert_close(prefilled(method, on_gpu).cpu(), expected, atol=1e-4, rtol=1e-4)
+    assert method.density() == density
+
+
 @pytest.mark.slow
 @needs_embedded
 def test_heads_of_a_real_model() -> None:
