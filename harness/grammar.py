@@ -1,5 +1,7 @@
 """The one grammar of `--methods` and `--tasks`.
 
+    methods = sum ("," sum)*                    slim+xattention:tau=0.95,full
+    sum     = item ("+" item)*                  a method, and the sparse prefill of what it keeps
     items   = item ("," item)*                  slim:budgets=0.5/0.25,lazyllm
     item    = name ["/" member] (":" option)*   longbench/trec_e:fuzz=difflib
     option  = key "=" value                     budgets=0.5/0.25/0.125
@@ -33,6 +35,28 @@ def without_paths(text: str) -> str:
     return ",".join(str(item._replace(options=_names(item.options))) for item in parse_items(text))
 
 
+def parse_sums(text: str) -> list[list[Item]]:
+    """Splits a comma-separated list of sums.
+
+    Raises:
+        InputError: as `parse_items`.
+    """
+    sums = [[parse_item(part.strip()) for part in one.split("+")] for one in text.split(",")]
+    _distinct([sum_without_paths(one) for one in sums])
+    return sums
+
+
+def sum_without_paths(items: list[Item]) -> str:
+    """A sum in the grammar again, likewise."""
+    return "+".join(str(item._replace(options=_names(item.options))) for item in items)
+
+
+def _distinct(labels: list[str]) -> None:
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"{label!r} is listed twice")
+
+
 def _names(options: dict[str, str]) -> dict[str, str]:
     return {key: Path(value).name if value.startswith(("/", "~")) else value for key, value in options.items()}
 
@@ -44,10 +68,7 @@ def parse_items(text: str) -> list[Item]:
         InputError: an item is empty, repeated or malformed.
     """
     items = [parse_item(part.strip()) for part in text.split(",")]
-    labels = [str(item) for item in items]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InputError(f"{label!r} is listed twice")
+    _distinct([str(item) for item in items])
     return items
 
 

@@ -35,6 +35,7 @@ class LazyLLM(Reviving):
 
     name = "lazyllm"
     summary = "LazyLLM: progressive pruning of prompt tokens, revival from an Aux Cache in decode"
+    takes_sparse = True
     nothing = MappingProxyType({"keep": "1/1/1"})
 
     class Options(OptionSet):

@@ -45,6 +45,7 @@ class Quest(Offloading):
 
     name = "quest"
     summary = "Quest: decode attends to the best pages of the KV cache only"
+    takes_sparse = True
     nothing = MappingProxyType({"budget": "1"})
 
     class Options(OptionSet):

@@ -44,6 +44,7 @@ class Slim(Reselecting):
 
     name = "slim"
     summary = "SlimInfer: progressive pruning of prompt blocks, feed forward on survivors"
+    takes_sparse = True
     nothing = MappingProxyType({"budgets": "1/1/1"})
 
     class Options(Reselecting.Options):

@@ -1,6 +1,6 @@
 """StreamingLLM (Xiao et al., arXiv 2309.17453): attention sinks and a window of recent tokens.
 
-Four variants circulate under the name; `mode` says which one runs:
+Three variants circulate under the name; `mode` says which one runs:
 
 - `faithful`: every token, of the prompt too, sees the first `sinks` tokens and the last `window` ones, itself
   included, and positions count inside the cache: the oldest recent token directly follows the sinks. The cache never
@@ -9,8 +9,8 @@ Four variants circulate under the name; `mode` says which one runs:
   question, new tokens) is never evicted. TTFT does not change, and what stays has absorbed the whole prompt, so it
   scores higher.
 - `slide`: as `evict`, but the window goes on with every token that follows, a question's too.
-- `ashape`: the prefill attends in the A shape of sinks and window (the work outside is not done), all keys and values
-  stay, decode attends to everything.
+
+A prefill in this shape of which all keys and values stay is `methods.ashape`.
 
 The authors' `recent_size` does not count the newest token, which comes in after they have evicted; `window` does. Their
 512 is 513 here, the default.
@@ -36,7 +36,7 @@ from harness.engine.method import Method, ModelContext
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, window_tokens
-from methods.common.band import band_attention
+from methods.common.band import band_attention, band_pairs
 from methods.common.sinks import band, nearer, sink_attention, slide
 from methods.replay.streaming import StreamingReplay
 
@@ -45,15 +45,13 @@ class Streaming(Method):
     """Keeps sinks and recent tokens."""
 
     name = "streaming"
-    summary = "StreamingLLM: attention sinks and recent tokens; modes faithful, evict, slide, ashape"
+    summary = "StreamingLLM: attention sinks and recent tokens; modes faithful, evict, slide"
     nothing = MappingProxyType({"window": "1"})
 
     class Options(OptionSet):
         """How much stays, and which of the variants."""
 
-        mode: Literal["faithful", "evict", "slide", "ashape"] = Field(
-            "faithful", description="which variant, see the module"
-        )
+        mode: Literal["faithful", "evict", "slide"] = Field("faithful", description="which variant, see the module")
         sinks: Annotated[int, Field(ge=0)] = Field(4, description="first tokens that all see; paper: 4")
         window: Budget = Field(
             513, description="recent tokens, the newest included; the authors' recent_size=512 is 513"
@@ -81,11 +79,6 @@ class Streaming(Method):
     def _prefill(self, layer: int, heads: Heads) -> Tensor:
         attention, sinks = self.model.attention, self.options.sinks
         q, k, v = heads.q, heads.k, heads.v
-        if self.options.mode == "ashape":
-            self.cache[layer].append(k, v, heads.positions)
-            if len(q) <= self.window:
-                return attention.causal(q, k, v)
-            return band_attention(attention, q, q, k, k[:sinks], v, self.window)
         self._store(layer, heads)
         if self.options.mode != "faithful" or len(q) <= sinks + self.window:
             return attention.causal(q, k, v)
@@ -123,17 +116,14 @@ class Streaming(Method):
         return self._replay
 
     def tokens_requested(self) -> list[int]:
-        """Sinks and window; everything in mode `ashape`, which saves work, not memory."""
-        if self.options.mode == "ashape":
-            return super().tokens_requested()
+        """Sinks and window."""
         return [min(self.prompt_len, self.options.sinks + self.window)] * self.model.shape.layers
 
     def prefill_pairs(self, rows: int) -> int:
-        """Pairs within sinks and window; dense in modes `evict` and `slide`."""
-        if self.options.mode in ("evict", "slide"):
+        """Pairs within sinks and window in mode `faithful`; else dense."""
+        if self.options.mode != "faithful":
             return super().prefill_pairs(rows)
-        seen = self.options.sinks + self.window
-        return super().prefill_pairs(min(rows, seen)) + max(0, rows - seen) * seen
+        return band_pairs(rows, self.options.sinks + self.window)
 
     def extra_bytes(self) -> int:
         """Bytes of the sinks that replayed steps take from."""

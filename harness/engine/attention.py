@@ -43,23 +43,50 @@ class Attention:
         with type(self).backend():
             return _sdpa(q, k, v, None, is_causal=True)
 
-    def normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Causal attention in each of b texts by itself, with what it takes to join it with attention to other keys.
+    def normalised(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> tuple[Tensor, Tensor]:
+        """Attention in each of b texts by itself, with what it takes to join it with attention to other keys.
 
         Args:
-            q: [b, n, heads, d]. k, v: [b, n, kv_heads, d].
+            q: [b, n, heads, d]. k, v: [b, m, kv_heads, d]; m is n where attention is causal.
+            causal: each query sees its own key and all before it; else all.
 
         Returns:
             [b, n, heads, d], and the log of each softmax's denominator, [b, n, heads] float32.
         """
         # The public function keeps the denominators to itself; the operators behind it hand them out.
-        n, heads = q.shape[1:3]
+        n, heads, aten = *q.shape[1:3], torch.ops.aten
         q, k, v = (x.transpose(1, 2) for x in (q, repeated_heads(k, heads), repeated_heads(v, heads)))
         if q.is_cuda:
-            out, norm, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, is_causal=True)
+            out, norm, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, is_causal=causal)
         else:
-            out, norm, *_ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=True)
+            out, norm, *_ = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, is_causal=causal)
         return out.transpose(1, 2), norm[:, :, :n].transpose(1, 2)
+
+    def windowed(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """Each query sees its own key and those less than `window` before it.
+
+        Cut the text into blocks as long as the window. A query sees its own block up to itself, which is causal
+        attention, and of the block before it what is less than a window away, which is causal attention read backwards.
+
+        Args:
+            q: [n, heads, d]. k, v: [n, kv_heads, d].
+            window: at least 1.
+
+        Returns:
+            [n, heads, d], and the log of each softmax's denominator, [n, heads] float32.
+        """
+        n, blocks = len(q), [_blocks(x, window) for x in (q, k, v)]
+        parts = [self.normalised(*blocks)]
+        if n > window > 1:
+            parts.append(self._block_before(*blocks))
+        return joined([(out.flatten(0, 1)[:n], norm.flatten(0, 1)[:n]) for out, norm in parts])
+
+    def _block_before(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Query r of a block sees key c of the one before it where c > r; from the end, that is c' <= r' - 1."""
+        out, norm = torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf, device=q.device)
+        found, weight = self.normalised(q[1:, :-1].flip(1), k[:-1, 1:].flip(1), v[:-1, 1:].flip(1))
+        out[1:, :-1], norm[1:, :-1] = found.flip(1), weight.flip(1)
+        return out, norm
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention where `mask` ([n, m] or [heads, n, m] bool) is true; None is everywhere.
@@ -104,10 +131,16 @@ class Flash2Attention(Attention):
         attended: Tensor = out[0] if isinstance(out, tuple) else out
         return attended.view(q.shape[0], -1)
 
-    def normalised(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def normalised(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> tuple[Tensor, Tensor]:
         """As in `Attention`."""
-        out, norm, *_ = self._attend(q, k, v, causal=True, return_attn_probs=True)
+        out, norm, *_ = self._attend(q, k, v, causal=causal, return_attn_probs=True)
         return out, norm.transpose(1, 2)
+
+    def windowed(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
+        """As in `Attention`; the kernel knows windows."""
+        texts = (x.unsqueeze(0) for x in (q, k, v))
+        out, norm, *_ = self._attend(*texts, causal=True, window_size=(window - 1, 0), return_attn_probs=True)
+        return out[0], norm[0].T
 
 
 class Flash3Attention(Flash2Attention):
@@ -167,6 +200,31 @@ def _working(kind: type[Attention], shape: ModelShape, device: torch.device, dty
 def repeated_heads(x: Tensor, heads: int) -> Tensor:
     """Keys or values with each KV head repeated for every query head that reads it: [..., kv, d] -> [..., heads, d]."""
     return x.repeat_interleave(heads // x.shape[-2], -2)
+
+
+def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Attention to all keys from that to some and to others, as flash-decoding joins its shares (Dao et al., 2023).
+
+    Args:
+        parts: results [n, heads, d] and logs of their softmaxes' denominators, [n, heads] float32.
+
+    Returns:
+        The same of the whole.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    norms = torch.stack([norm for _, norm in parts])
+    shares = norms.softmax(0).unsqueeze(-1)
+    whole = parts[0][0] * shares[0]
+    for (out, _), share in zip(parts[1:], shares[1:], strict=True):
+        whole.addcmul_(out, share)
+    return whole.to(parts[0][0].dtype), norms.logsumexp(0)
+
+
+def _blocks(x: Tensor, size: int) -> Tensor:
+    """[n, h, d] -> [blocks, size, h, d]; what the last block lacks is behind every query that counts."""
+    missing = -x.shape[0] % size
+    return torch.nn.functional.pad(x, (0, 0, 0, 0, 0, missing)).view(-1, size, *x.shape[1:])
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool) -> Tensor:

@@ -70,6 +70,8 @@ class Method:
         cache: one `LayerCache` a layer, of the current request.
         prompt_len: tokens of the current prompt.
         dense_replay: decodes as full attention does, see `replay`.
+        takes_sparse: in its prefill, rows attend to each other through `causal` alone.
+        sparse: the method whose `causal` stands for its own, if there is one: a sparse prefill of what it keeps.
     """
 
     name: ClassVar[str]
@@ -77,6 +79,7 @@ class Method:
     simulated: ClassVar[bool] = False
     reorders: ClassVar[bool] = False
     nothing: ClassVar[Mapping[str, str]] = {}
+    takes_sparse: ClassVar[bool] = False
 
     class Options(OptionSet):
         """No options."""
@@ -88,6 +91,7 @@ class Method:
         """
         self.options, self.model = options, model
         self.dense_replay = Replay()
+        self.sparse: Method | None = None
         self.check(options, model.shape)
 
     @classmethod
@@ -122,6 +126,8 @@ class Method:
         self.prompt_len = prompt_len
         most = prompt_len + max_new_tokens
         self.cache = [LayerCache(max_new_tokens, most) for _ in range(self.model.shape.layers)]
+        if self.sparse is not None:
+            self.sparse.begin(prompt_len, max_new_tokens)
 
     def end(self) -> None:
         """Frees the request's keys and values, so that they do not count in another method's peak memory."""
@@ -136,7 +142,13 @@ class Method:
         """
         cache = self.cache[layer]
         cache.append(heads.k, heads.v, heads.positions)
-        return cache.attend(self.model.attention, heads.q)
+        return self.causal(layer, heads) if step.phase == "prefill" else cache.attend(self.model.attention, heads.q)
+
+    def causal(self, layer: int, heads: Heads) -> Tensor:
+        """Attention of a prefill's rows to each other, [n, heads * head_dim]: all of it, or what `sparse` does."""
+        if self.sparse is not None:
+            return self.sparse.causal(layer, heads)
+        return self.model.attention.causal(heads.q, heads.k, heads.v)
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """The rows that go on to this layer's feed forward (they carry `attended`)."""
@@ -174,7 +186,7 @@ class Method:
 
     def prefill_pairs(self, rows: int) -> int:
         """Query-key pairs that a layer's prefill of `rows` rows attends to: all that causal attention has."""
-        return causal_pairs(rows)
+        return causal_pairs(rows) if self.sparse is None else self.sparse.prefill_pairs(rows)
 
     def kv_bytes_host(self) -> int:
         """Bytes of keys and values kept in host memory apart from the device."""

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from harness.errors import InputError
 from harness.report.curves import against_length, parts, survivors
+from harness.report.density import density_map
 from harness.report.figures import save
 from harness.report.html import page
 from harness.report.maps import needle_map, survival_map
@@ -109,6 +110,7 @@ def figures(run: Recorded) -> list[tuple[str, Figure]]:
         "needles": needle_map(run) if run.scored else None,
         "survival": survival_map(run),
         "survivors": survivors(run),
+        "density": density_map(run),
     }
     return [(name, figure) for name, figure in drawn.items() if figure is not None]
 

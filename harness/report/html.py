@@ -30,6 +30,7 @@ CAPTIONS = {
     "needles": "Needles found, by depth and prompt length.",
     "survival": "Which prompt tokens each layer kept.",
     "survivors": "How many prompt tokens each layer kept, mean over samples.",
+    "density": "Which share of query-key pairs each layer and head of a sparse prefill attended to.",
 }
 
 

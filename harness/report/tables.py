@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.report import formats
+from harness.report.density import mean_density
 from harness.report.means import MeanScores
 from harness.report.recorded import Recorded, family
 from harness.report.summary import BASELINE, overall
@@ -186,19 +187,23 @@ def achieved(run: Recorded) -> Table:
     table = frame[["method", "task", "kept_fraction", "tokens_recomputed"]].copy()
     table["asked"] = frame["tokens_requested"].map(sum) / layers
     table["avoided"] = 1 - frame["prefill_flops"] / frame["dense_flops"]
+    table["density"] = frame["extra"].map(mean_density).astype(float)
+    shares = {"requested": "asked", "kept": "kept_fraction", "attended": "density", "FLOPs avoided": "avoided"}
+    if table["density"].isna().all():
+        del shares["attended"]
     means = table.groupby(["task", "method"], sort=False).mean()
     rows = []
     for task, method, row in _each(means):
-        asked, kept, avoided, again = (row[name] for name in ("asked", "kept_fraction", "avoided", "tokens_recomputed"))
-        sooner = run.effects.get((task, method), {})
-        cells = [number(value, formats.percent(value)) for value in (asked, kept, avoided)]
+        again, sooner = row["tokens_recomputed"], run.effects.get((task, method), {})
+        cells = [number(row[name], formats.percent(row[name])) for name in shares.values()]
         rows.append([label(method), label(task), *cells, number(again, f"{again:.0f}"), _ratio(sooner, "ttft", False)])
     note = (
         "Shares of prompt tokens x layers whose keys and values the options ask to keep and that were there after the "
         "prefill; FLOPs of the prefill that a dense one would have needed more; what decode computed. "
-        "Means over samples."
+        + ("Attended: share of the causal pairs that a sparse prefill took. " if "attended" in shares else "")
+        + "Means over samples."
     )
-    head = ["method", "task", "requested", "kept", "FLOPs avoided", "recomputed", "sooner"]
+    head = ["method", "task", *shares, "recomputed", "sooner"]
     return Table("achieved", "Requested against achieved", note, head, _in_order(run, rows), labels=2)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.engine.method import Method, ModelContext
 from harness.engine.shape import ModelShape
-from harness.grammar import parse_items, without_paths
+from harness.errors import InputError
+from harness.grammar import Item, parse_items, parse_sums, sum_without_paths, without_paths
 from harness.options import OptionSet
 from harness.registry import Registry
+from methods.common.sparse_prefill import SparsePrefill
 from tasks.base import Task, TaskContext
 
 METHODS: Registry[Method] = Registry("method", "methods", Method)
@@ -20,36 +22,53 @@ class MethodSpec:
     """A method with its options, not yet tied to a model.
 
     Attributes:
-        label: how the user wrote it; its row in the results table.
+        label: how the user wrote it, without paths; its row in the results table.
         kind: the class.
         options: validated options.
+        sparse: the sparse prefill of what it keeps, if there is one.
     """
 
     label: str
     kind: type[Method]
     options: OptionSet
+    sparse: MethodSpec | None = None
 
     def check(self, shape: ModelShape) -> None:
         """Raises `InputError` where the options do not fit the model."""
         self.kind.check(self.options, shape)
+        if self.sparse is not None:
+            self.sparse.check(shape)
 
     def build(self, model: ModelContext) -> Method:
         """The method, ready for requests to that model."""
-        return self.kind(self.options, model)
+        method = self.kind(self.options, model)
+        if self.sparse is not None:
+            method.sparse = self.sparse.build(model)
+        return method
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
     """Every method of a `--methods` value.
 
     Raises:
-        InputError: an unknown method or option, a member where there are none.
+        InputError: an unknown method or option, a member where there are none, a sum of what does not go together.
     """
-    return [_spec(str(item), item.name, item.member, item.options) for item in parse_items(text)]
+    return [_sum(items) for items in parse_sums(text)]
 
 
-def _spec(label: str, name: str, member: str | None, options: dict[str, str]) -> MethodSpec:
-    kind = METHODS.get(f"{name}/{member}" if member else name)
-    return MethodSpec(label, kind, kind.Options.read(f"method {kind.name}", options))
+def _sum(items: list[Item]) -> MethodSpec:
+    spec, *beside = map(_spec, items)
+    for one in beside:
+        if not issubclass(one.kind, SparsePrefill) or len(beside) > 1:
+            raise InputError(f"{sum_without_paths(items)}: behind the + comes one sparse prefill")
+        if not spec.kind.takes_sparse:
+            raise InputError(f"{sum_without_paths(items)}: the prefill of {spec.kind.name} cannot be made sparse")
+    return replace(spec, label=sum_without_paths(items), sparse=beside[0] if beside else None)
+
+
+def _spec(item: Item) -> MethodSpec:
+    kind = METHODS.get(f"{item.name}/{item.member}" if item.member else item.name)
+    return MethodSpec(kind.name, kind, kind.Options.read(f"method {kind.name}", item.options))
 
 
 def build_tasks(text: str, context: TaskContext) -> list[Task]:

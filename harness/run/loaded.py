@@ -11,6 +11,7 @@ from harness.engine.engine import Engine, build_engine
 from harness.engine.method import Method
 from harness.measuring.provenance import source_hash
 from harness.models.load import LoadedModel, load
+from harness.run.catalog import MethodSpec
 from harness.run.plan import CellSpec, Plan
 from harness.run.spec import RunSpec, cell_hash
 from tasks.base import Task
@@ -60,7 +61,7 @@ class LoadedRun:
             "attention": self.engine.context.attention.kernel,
             "engine": self.engine.kind,
             "context": self.model.shape.max_context,
-            "method_sources": {method.label: source_hash(method.kind) for method in self.plan.methods},
+            "method_sources": {method.label: _source(method) for method in self.plan.methods},
             "task_sources": {task.label: source_hash(type(task)) for task in self.plan.tasks},
         }
 
@@ -70,6 +71,11 @@ class LoadedRun:
         dtype, kernel = str(self.model.model.dtype), f"{self.engine.context.attention.kernel}, {self.engine.kind}"
         identity = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel)
         return Cell(identity, method.label, method.build(self.engine.context), task)
+
+
+def _source(method: MethodSpec) -> str:
+    own = source_hash(method.kind)
+    return own if method.sparse is None else f"{own}+{_source(method.sparse)}"
 
 
 def load_run(plan: Plan) -> LoadedRun:

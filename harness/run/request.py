@@ -61,8 +61,9 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
 
 
 def _notes(method: Method, measured: Measured) -> dict[str, Any]:
-    overlap = measured.overlap
-    return method.notes() if overlap is None else method.notes() | {"decode_overlap": overlap}
+    beside = method.sparse.notes() if method.sparse is not None else {}
+    overlap = {"decode_overlap": measured.overlap} if measured.overlap is not None else {}
+    return method.notes() | beside | overlap
 
 
 def _score(run: LoadedRun, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.engine.engine import Engine
 from harness.errors import InputError
-from harness.grammar import without_paths
+from harness.grammar import parse_sums, sum_without_paths, without_paths
 from harness.measuring.provenance import source_hash
 from harness.run.catalog import MethodSpec
 from tasks.base import Task
@@ -77,8 +77,9 @@ class RunSpec(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The part that shapes answers, as JSON values."""
-        public = {"model": public_name(self.model), "tasks": without_paths(self.tasks)}
-        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | public
+        methods = ",".join(map(sum_without_paths, parse_sums(self.methods)))
+        named = {"methods": methods, "tasks": without_paths(self.tasks)}
+        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | named | {"model": public_name(self.model)}
 
     def run_hash(self) -> str:
         """Hash of what the user asked for; equal hashes may share a results folder."""
@@ -119,12 +120,7 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
             "kernel": kernel,
             "engine": source_hash(Engine),
             "device": spec.device,
-            "method": [
-                method.label,
-                method.kind.name,
-                method.options.model_dump(mode="json"),
-                source_hash(method.kind),
-            ],
+            "method": _identity(method),
             "task": [task.label, task.options.model_dump(mode="json"), source_hash(type(task)), task.fingerprint()],
             "max_length": spec.max_length,
             "question": spec.question,
@@ -132,6 +128,11 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }
     )
+
+
+def _identity(method: MethodSpec) -> list[Any]:
+    whole = [method.label, method.kind.name, method.options.model_dump(mode="json"), source_hash(method.kind)]
+    return whole if method.sparse is None else [*whole, _identity(method.sparse)]
 
 
 def content_hash(value: Any) -> str:

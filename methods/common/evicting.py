@@ -34,6 +34,7 @@ class Evicting(Method):
 
     nothing = MappingProxyType({"budget": "1"})
     stays: ClassVar[str] = ""
+    takes_sparse = True
 
     class Options(OptionSet):
         """How much stays."""
@@ -107,7 +108,7 @@ class Evicting(Method):
 
     def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
         self._store(layer, heads, self.survivors(layer, heads))
-        return self.model.attention.causal(heads.q, heads.k, heads.v)
+        return self.causal(layer, heads)
 
     def _store(self, layer: int, heads: Heads, index: Tensor | None) -> None:
         if index is None:

@@ -50,7 +50,7 @@ class RaggedHeads(Evicting):
             tokens, counts = self.choose_each(scores, self.budget(layer))
         # The host has to know the numbers to make room; until it does the device attends.
         arrived = sent(counts)
-        attended = self.model.attention.causal(heads.q, heads.k, heads.v)
+        attended = self.causal(layer, heads)
         with self.model.part("gather"):
             self._store_each(layer, heads, tokens, counts, arrived().tolist())
         return attended

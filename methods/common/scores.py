@@ -39,8 +39,13 @@ def token_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tens
 
 def head_attention(q: Tensor, k: Tensor, weights: Tensor | None = None) -> Tensor:
     """The same for every head, [heads, n] float32, each row summing to 1."""
-    attention = causal_logits(q, k).softmax(-1)
+    attention = last_attention(q, k)
     return attention.mean(1) if weights is None else weights @ attention
+
+
+def last_attention(q: Tensor, k: Tensor) -> Tensor:
+    """Attention that each of the last queries pays, [heads, w, n] float32; `q` and `k` as in `token_attention`."""
+    return causal_logits(q, k).softmax(-1)
 
 
 def causal_logits(q: Tensor, k: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ WORKED = {
     "stride": (GUIDE, 0, {}),
     "stride-tokens": (GUIDE, 0, {"keep": "100"}),
     "glance": (GUIDE, 1, {}),
+    "near": (GUIDE, 2, {}),
+    "near-tokens": (GUIDE, 2, {"reach": "100"}),
     "vnorm": (CONTRIBUTING, 0, {}),
     "vnorm-tokens": (CONTRIBUTING, 0, {"budget": "100", "window": "8"}),
     "ends": (CONTRIBUTING, 1, {}),

@@ -32,7 +32,7 @@ PROMPT = torch.randint(0, 60, (80,), generator=torch.Generator().manual_seed(3))
 SCHEDULE = "layers=1/2:budgets=48/32:block=16"
 STATIC = (
     "full", f"slim:{SCHEDULE}:reselect=A", "lazyllm:layers=1/2:keep=48/32:revive=false", f"random:{SCHEDULE}",
-    f"truncate:{SCHEDULE}", "streaming:window=32", "streaming:mode=evict:window=32", "streaming:mode=ashape:window=32",
+    f"truncate:{SCHEDULE}", "streaming:window=32", "streaming:mode=evict:window=32", "ashape:sinks=4:window=32",
 )  # fmt: skip
 
 

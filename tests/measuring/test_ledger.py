@@ -177,7 +177,7 @@ METHOD_TEXTS = [
     "quest:budget=128",
     "streaming:window=64",
     "streaming:mode=evict:window=64",
-    "streaming:mode=ashape:window=64",
+    "ashape:sinks=4:window=64",
 ]
 
 
@@ -204,7 +204,7 @@ def engine_leftovers(rows: int) -> int:
         # Positions: 8 bytes for each token that a layer's cache has room for, the spare room for new tokens included.
         ("full", 6 * (LENGTH + NEW), LENGTH),
         ("quest:budget=128", 6 * (LENGTH + NEW), LENGTH),
-        ("streaming:mode=ashape:window=64", 6 * (LENGTH + NEW), LENGTH),
+        ("ashape:sinks=4:window=64", 6 * (LENGTH + NEW), LENGTH),
     ],
 )
 def test_the_rest_of_a_dense_prefill_is_positions_angles_prompt_and_logits(

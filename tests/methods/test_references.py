@@ -56,9 +56,7 @@ LAZY: list[Options] = [
     {"keep": (0.01,), "layers": (3,)},
 ]
 BANDS: list[Options] = [{"window": 60}, {"sinks": 0, "window": 7}, {"sinks": 9, "window": 0.3}, {"window": 1.0}]
-STREAMING: list[Options] = [
-    {"mode": mode, **band} for mode in ("faithful", "evict", "slide", "ashape") for band in BANDS
-]
+STREAMING: list[Options] = [{"mode": mode, **band} for mode in ("faithful", "evict", "slide") for band in BANDS]
 QUEST: list[Options] = [
     {"budget": 64},
     {"budget": 0.25},

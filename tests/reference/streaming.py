@@ -1,4 +1,4 @@
-"""StreamingLLM: the first tokens and a window of recent ones, in its four variants."""
+"""StreamingLLM: the first tokens and a window of recent ones, in its three variants."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class StreamingTwin(Twin):
 
     def sees(self, layer: int, positions: Tensor, q: Tensor) -> Tensor:
         mask = self.causal(layer, positions)
-        dense = {"faithful": False, "evict": True, "slide": not self.decoding, "ashape": self.decoding}
+        dense = {"faithful": False, "evict": True, "slide": not self.decoding}
         return mask if dense[self.options.mode] else mask & self.band(positions)
 
     def attend(self, layer: int, raw_q: Tensor, q: Tensor, positions: Tensor, mask: Tensor) -> Tensor:

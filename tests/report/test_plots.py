@@ -14,6 +14,7 @@ from matplotlib.collections import LineCollection
 
 from harness.report.build import figures, report
 from harness.report.curves import against_length, crossover
+from harness.report.density import density_map
 from harness.report.maps import dropped_at, kept_image, kept_spans, needle_kept, shares_near_needle, survival
 from harness.report.plots import Point, style_of, with_interval
 from harness.report.recorded import read
@@ -107,6 +108,20 @@ def test_a_map_is_drawn_from_shares_where_spans_are_missing() -> None:
     assert image is not None and image.tolist() == [[1.0, 0.5, 0.2, 0.0]] * 2
     assert shares_near_needle(extra, 12) == [0.2, 0.2]
     assert kept_image({"kept_spans": None}, 12) is None
+
+
+def test_a_map_of_density_shows_the_longest_prompts(tmp_path: Path) -> None:
+    pairs = ((256, [[1.0, 1.0]]), (512, [[0.25, 0.5]]), (512, [[0.75, 0.5]]))
+    records = [
+        record("ashape", "needle", number, prompt_tokens=length, extra={"length": length, "density": layers})
+        for number, (length, layers) in enumerate(pairs)
+    ]
+    figure = density_map(read(written(tmp_path / "run", [*records, record("full", "needle", 0)])))
+    assert figure is not None
+    (image,) = figure.axes[0].images
+    assert np.asarray(image.get_array()).tolist() == [[0.5, 0.5]]
+    assert figure.axes[0].get_title() == "ashape\nmean 50%" and "512 tokens" in figure.get_suptitle()
+    assert density_map(read(written(tmp_path / "plain", [record("full", "needle", 0)]))) is None
 
 
 def test_intervals_of_a_point_are_those_of_the_paired_effect() -> None:

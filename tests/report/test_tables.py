@@ -149,6 +149,15 @@ def test_achieved_and_roofline(run: Path) -> None:
     assert texts(roofline(read(run)))[0][4:6] == ["50 %", "80 %"]
 
 
+def test_attended_pairs_stand_beside_tokens_where_they_are_recorded(tmp_path: Path) -> None:
+    sparse = record("ashape", "needle", 0, extra={"density": [[0.25, 0.75], [0.5, 0.1]]})
+    table = achieved(read(written(tmp_path / "run", [record("full", "needle", 0), sparse])))
+    assert table.head[2:6] == ["requested", "kept", "attended", "FLOPs avoided"]
+    assert [row[4] for row in texts(table)] == ["-", "40 %"]
+    plain = achieved(read(written(tmp_path / "plain", [record("full", "needle", 0)])))
+    assert "attended" not in plain.head and "Attended" not in plain.note
+
+
 def test_memory_takes_the_ledger_where_there_is_one(tmp_path: Path) -> None:
     plain = written(tmp_path / "plain", [record("full", "needle", 0)])
     assert texts(memory(read(plain))) == [["full", "128", "3.00 GiB", "0.98 KiB", "0 B", "0 B"]]
