@@ -17,7 +17,8 @@ from tests.test_cli import random_model
 from tests.tiny import END, build, random_ids, tiny_engine
 
 METHODS = ["full", "slim", "lazyllm", "lazyllm:revive=false", "streaming:window=32", "streaming:mode=evict:window=32",
-           "streaming:mode=ashape:window=32", "quest:budget=64", "recent", "truncate"]  # fmt: skip
+           "streaming:mode=ashape:window=32", "quest:budget=64", "recent", "truncate", "fastkv:budget=64",
+           "gemfilter:budget=64"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", METHODS)
