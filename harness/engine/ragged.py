@@ -37,6 +37,13 @@ class RaggedCache(LayerCache):
             cache.append(head.keys.unsqueeze(1), head.values.unsqueeze(1), head.positions)
         self._measure()
 
+    def keep_heads(self, index: Sequence[Tensor | None]) -> None:
+        """Forgets all tokens of each head but those at its own index, [m] int64; None keeps them all."""
+        for cache, own in zip(self._each, index, strict=True):
+            if own is not None:
+                cache.keep(own)
+        self._measure()
+
     def extended(self, count: int, position: int) -> None:
         """Counts tokens in that a kernel has written behind every head's, as `LayerCache.extended`."""
         for cache in self._each:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from harness.engine.method import Method, ModelContext
 from harness.engine.shape import ModelShape
+from harness.errors import InputError
 from harness.grammar import parse_items, without_paths
 from harness.options import OptionSet
 from harness.registry import Registry
@@ -20,7 +21,7 @@ class MethodSpec:
     """A method with its options, not yet tied to a model.
 
     Attributes:
-        label: how the user wrote it; its row in the results table.
+        label: how the user wrote it, without paths; its row in the results table.
         kind: the class.
         options: validated options.
     """
@@ -42,9 +43,14 @@ def parse_methods(text: str) -> list[MethodSpec]:
     """Every method of a `--methods` value.
 
     Raises:
-        InputError: an unknown method or option, a member where there are none.
+        InputError: an unknown method or option, a member where there are none, files of one name in different places.
     """
-    return [_spec(str(item), item.name, item.member, item.options) for item in parse_items(text)]
+    specs = [_spec(without_paths(str(item)), item.name, item.member, item.options) for item in parse_items(text)]
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"two different methods are called {label!r}; rename one of the files")
+    return specs
 
 
 def _spec(label: str, name: str, member: str | None, options: dict[str, str]) -> MethodSpec:

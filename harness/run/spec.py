@@ -77,8 +77,8 @@ class RunSpec(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """The part that shapes answers, as JSON values."""
-        public = {"model": public_name(self.model), "tasks": without_paths(self.tasks)}
-        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | public
+        named = {"methods": without_paths(self.methods), "tasks": without_paths(self.tasks)}
+        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | named | {"model": public_name(self.model)}
 
     def run_hash(self) -> str:
         """Hash of what the user asked for; equal hashes may share a results folder."""
