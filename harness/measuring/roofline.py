@@ -43,7 +43,7 @@ def prefill_flops(shape: ModelShape, projected: Sequence[int], fed: Sequence[int
     Args:
         shape: the model's.
         projected: [layers] rows that went through the q, k and v projections, and as many numbers more as layers ran in
-            a pass ahead of it (`Method.prompt`).
+            passes beside it (`Method.prompt`, `Method.probes`).
         fed: likewise, rows that went through the output projection and the feed forward.
         pairs: likewise, query-key pairs that attention computed.
 

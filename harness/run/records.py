@@ -55,8 +55,9 @@ def counts(method: Method, measured: Measured) -> dict[str, Any]:
 def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings, context: int) -> dict[str, Any]:
     """Seconds, bytes and operations, beside what the device could do at best; `context` is the prefill's tokens."""
     shape, work = engine.context.shape, measured.work
+    passed = zip(work.projected, work.fed, work.past, strict=True)
     # A pass ahead of the prefill ends with a projection: what feeds nothing did not attend either.
-    pairs = [method.prefill_pairs(rows) if fed else 0 for rows, fed in zip(work.projected, work.fed, strict=True)]
+    pairs = [method.prefill_pairs(rows) + rows * past if fed else 0 for rows, fed, past in passed]
     flops = prefill_flops(shape, work.projected, work.fed, pairs)
     weights, read = engine.decode_weight_bytes, measured.decode_bytes
     near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s)
