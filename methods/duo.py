@@ -33,6 +33,7 @@ from harness.engine.step import Heads, Step
 from harness.errors import InputError
 from harness.options import OptionSet
 from methods.common.gates import GateFile, full_heads, reach
+from methods.common.sinks import both_ends
 from methods.replay.duo import SinksAndRecent
 
 
@@ -105,9 +106,7 @@ class Duo(Method):
         self.cache[layer] = cache
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """Indices of the first and the last ones."""
-        place = torch.arange(len(tokens), device=tokens.device)
-        return place[(place < self.options.sinks) | (place >= len(tokens) - self.options.recent)]
+        return both_ends(tokens, self.options.sinks, self.options.recent)
 
     def _rate(self, heads: Heads) -> None:
         """Rates a layer's heads; behind the last layer decides which of all stream."""

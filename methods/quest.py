@@ -38,6 +38,7 @@ from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Rows, Step
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.host_store import HostStore
+from methods.common.leaving import Leaving
 from methods.common.paging import PageBounds
 from methods.replay.quest import QuestReplay
 
@@ -68,7 +69,7 @@ class Quest(Method):
         self._replay = QuestReplay(self.options.dense_layers, self.options.page, self.options.per)
         paged = range(self.options.dense_layers, model.shape.layers) if self.options.offload == "host" else ()
         self._stores = {layer: HostStore("async") for layer in paged}
-        self._leaving: list[int] = []
+        self._leaving = Leaving(self._stores)
 
     def question_tokens(self, prompt_len: int, question: int) -> int:
         """The question, with `question=decode`."""
@@ -85,9 +86,7 @@ class Quest(Method):
         self._fits = total <= self.budget or needed <= self.count
         self.pages = [PageBounds(page, needed) for _ in self.cache]
         self._replay.make_room(total)
-        self._leaving.clear()
-        for store in self._stores.values():
-            store.forget()
+        self._leaving.begin()
 
     def end(self) -> None:
         """Frees the bounds too."""
@@ -99,34 +98,18 @@ class Quest(Method):
         if layer < self.options.dense_layers:
             return super().attend(layer, heads, step)
         if step.phase == "prefill":
-            self._leave(but=1)
+            self._leaving.settle(self.cache, but=1)
             out = super().attend(layer, heads, step)
             self.pages[layer].update(self.cache[layer].keys)
-            self._copy_out(layer)
+            self._leaving.send(layer, self.cache[layer])
             return out
         return torch.cat([self._decode(layer, row) for row in heads.single()])
 
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Changes no row; at the end of the prefill the last keys and values leave the device."""
         if step.phase == "prefill" and layer == len(self.cache) - 1:
-            self._leave(but=0)
+            self._leaving.settle(self.cache, but=0)
         return rows
-
-    def _copy_out(self, layer: int) -> None:
-        if layer in self._stores:
-            self._stores[layer].copy_out(self.cache[layer], self.cache[layer].room)
-            self._leaving.append(layer)
-
-    def _leave(self, but: int) -> None:
-        """Gives back the device's copies of what went to the host, except in the last `but` layers.
-
-        Those are still being copied beside the prefill, which waits for the older ones on the device alone.
-        """
-        while len(self._leaving) > but:
-            layer = self._leaving.pop(0)
-            store = self._stores[layer]
-            store.wait()
-            self.cache[layer].move(store.keys, store.values)
 
     def _decode(self, layer: int, row: Heads) -> Tensor:
         cache, pages = self.cache[layer], self.pages[layer]
