@@ -107,7 +107,7 @@ def test_heads_of_different_lengths_are_replayed(text: str, monkeypatch: pytest.
     plain = list(stock.stream(expected, Request(PROMPT[:70], 6)))
     stop = frozenset({next(token for at, token in enumerate(plain) if at >= 2 and token not in plain[:at])})
     # The second prompt is not pruned, but fills up under `duo`; in the last one a step is begun in vain.
-    for length, new, ends in ((64, 4, NONE), (17, 4, NONE), (80, 2, NONE), (70, 6, stop)):
+    for length, new, ends in ((64, 6, NONE), (17, 4, NONE), (80, 2, NONE), (70, 6, stop)):
         request = Request(PROMPT[:length], new, ends)
         assert list(fused.stream(method, request)) == list(stock.stream(expected, request))
         for ours, theirs in zip(method.cache, expected.cache, strict=True):
