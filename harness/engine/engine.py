@@ -9,7 +9,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
-from harness.engine.method import Method, ModelContext
+from harness.engine.method import Encode, Method, ModelContext, no_tokenizer
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.replay import Replay
@@ -40,7 +40,7 @@ class Engine:
         shape: ModelShape,
         attention: Attention | None = None,
         kind: str = "stock",
-        encode: Callable[[str], Sequence[int]] = lambda _: (),
+        encode: Encode = no_tokenizer,
     ) -> None:
         """
         Args:
@@ -198,7 +198,7 @@ def build_engine(
     shape: ModelShape,
     attention: str = "auto",
     kind: str = "auto",
-    encode: Callable[[str], Sequence[int]] = lambda _: (),
+    encode: Encode = no_tokenizer,
 ) -> Engine:
     """The engine that a user asks for by names: the fastest that works here, or exactly what is named.
 

@@ -31,6 +31,15 @@ FirstLayers = Callable[[Tensor, int], Heads]
 """(token ids [n], layer) -> what that layer projects from them under full attention."""
 
 
+Encode = Callable[[str], Sequence[int]]
+"""Text -> its token ids, without special ones."""
+
+
+def no_tokenizer(text: str) -> Sequence[int]:
+    """The `Encode` of a model without a tokenizer: no ids."""
+    return ()
+
+
 def causal_pairs(n: int) -> int:
     """Query-key pairs of causal attention over n tokens: n (n + 1) / 2."""
     return n * (n + 1) // 2
@@ -45,7 +54,7 @@ class ModelContext:
         attention: the attention kernel that every method of a run shares.
         move: (x [n, heads, d], by [n]) -> queries or keys x as if so many positions further on, or back.
         out_weight: layer -> the weight of its output projection, [hidden, heads * head_dim].
-        encode: text -> its token ids, without special ones; none where there is no tokenizer.
+        encode: the model's tokenizer.
         stopwatch: times the parts of a prefill.
     """
 
@@ -53,7 +62,7 @@ class ModelContext:
     attention: Attention
     move: Callable[[Tensor, Tensor], Tensor]
     out_weight: Callable[[int], Tensor]
-    encode: Callable[[str], Sequence[int]] = lambda _: ()
+    encode: Encode = no_tokenizer
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def part(self, name: str) -> AbstractContextManager[None]:
