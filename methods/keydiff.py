@@ -58,7 +58,7 @@ class KeyDiff(Evicting):
             return super()._prefill(layer, heads, step)
         # Rounds take long, and few multiprocessors: the others attend meanwhile.
         chosen = self._rounds(layer, heads)
-        attended = self.model.attention.causal(heads.q, heads.k, heads.v)
+        attended = self.causal(layer, heads)
         with self.model.part("select"):
             index = chosen()
         self._store(layer, heads, index)

@@ -28,7 +28,6 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.band import band_attention, band_pairs
-from methods.common.sinks import band, nearer, sink_attention, slide
+from methods.common.sinks import band, both_ends, nearer, sink_attention, slide
 from methods.replay.streaming import StreamingReplay
 
 
@@ -87,9 +86,7 @@ class Streaming(Method):
 
     def _store(self, layer: int, heads: Heads) -> None:
         """Puts sinks and window into the cache."""
-        sinks, n = self.options.sinks, len(heads.positions)
-        index = torch.arange(n, device=heads.positions.device)
-        index = index[(index < sinks) | (index >= n - self.window)]
+        index = both_ends(heads.positions, self.options.sinks, self.window)
         self.cache[layer].append(heads.k[index], heads.v[index], heads.positions[index])
 
     def _decode(self, layer: int, heads: Heads) -> Tensor:

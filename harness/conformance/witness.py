@@ -141,6 +141,8 @@ class _Watch:
 
     def attend(self, original: Callable[[int, Heads, Step], Tensor]) -> Callable[[int, Heads, Step], Tensor]:
         def watched(layer: int, heads: Heads, step: Step) -> Tensor:
+            if step.phase == "probe":  # of which nothing is to stay
+                return original(layer, heads, step)
             self.length = max(self.length, step.start + step.count)
             if self.lost is None and int(heads.positions[-1]) != step.start + step.count - 1:
                 self.lost = layer

@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
-from harness.engine.method import Method, ModelContext
+from harness.engine.method import Encode, Method, ModelContext, no_tokenizer
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.replay import Replay
@@ -34,7 +34,14 @@ from harness.errors import InputError
 class Engine:
     """Runs requests through a model under a method, one request at a time, greedily."""
 
-    def __init__(self, model: Any, shape: ModelShape, attention: Attention | None = None, kind: str = "stock") -> None:
+    def __init__(
+        self,
+        model: Any,
+        shape: ModelShape,
+        attention: Attention | None = None,
+        kind: str = "stock",
+        encode: Encode = no_tokenizer,
+    ) -> None:
         """
         Args:
             model: a `*ForCausalLM` of one of the supported families, in eval mode.
@@ -43,6 +50,7 @@ class Engine:
             kind: "stock" (the model's own modules), "fused" (`harness.engine.fused`) or "graphed" (fused, and decode
                 steps replayed from CUDA graphs where a method allows it). The weights of a model that was fused stay
                 joined.
+            encode: as `ModelContext.encode`.
         """
         body = model.model
         self.layers, self.embed, self.norm, self.lm_head = body.layers, body.embed_tokens, body.norm, model.lm_head
@@ -50,7 +58,8 @@ class Engine:
         self.verbs = (Verbs if kind == "stock" else FusedVerbs)(model, shape)
         tied = model.lm_head.weight is body.embed_tokens.weight
         self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
-        self.context = ModelContext(shape, attention or Attention(), self.verbs.rotary.move, self.verbs.out_weight)
+        kernel = attention or Attention()
+        self.context = ModelContext(shape, kernel, self.verbs.rotary.move, self.verbs.out_weight, encode)
         self.table = DecodeTable(shape, self.embed.weight.device) if kind == "graphed" else None
         self._steps: WeakKeyDictionary[Replay, RecordedDecode] = WeakKeyDictionary()
 
@@ -101,7 +110,7 @@ class Engine:
             work: is told what the prefill computes.
 
         Raises:
-            InputError: prompt and answer are longer than the sliding window that the model was trained in.
+            InputError: prompt and answer, or what a method probes with, exceed the model's sliding window.
         """
         self._check_window(len(request.prompt) + request.max_new_tokens)
         work, late = work or Work(), request.late_tokens(method)
@@ -109,6 +118,9 @@ class Engine:
         context = method.prompt(context, partial(self.first_layers, work=work))
         method.begin(len(context), late + request.max_new_tokens)
         logits, position = self.forward(method, context, Step("prefill", 0, len(context)), work), len(context)
+        for more in method.probes(context):
+            self._check_window(position + len(more))
+            self._through(method, more, Step("probe", position, len(more)), work)
         for piece in (question,) if request.question_after else question.unsqueeze(1):
             logits = self.forward(method, piece, Step("decode", position, len(piece)))
             position += len(piece)
@@ -135,6 +147,7 @@ class Engine:
             rows = self.verbs.feed_forward(each, rows.with_attended(attended))
         work.projected += [len(ids)] * (layer + 1)
         work.fed += [len(ids)] * layer + [0]
+        work.past += [0] * (layer + 1)
         return self.verbs.project(layer, rows)
 
     @torch.inference_mode()
@@ -148,10 +161,15 @@ class Engine:
         Returns:
             Logits of the last row, [vocab].
         """
+        return self.logits(self._through(method, ids, step, work or Work()))
+
+    def _through(self, method: Method, ids: Tensor, step: Step, work: Work) -> Rows:
+        """What is left of the rows behind the last layer."""
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
-        rows, work, part = Rows(self.embed(ids), positions), work or Work(), self.context.part
+        rows, part = Rows(self.embed(ids), positions), self.context.part
         for layer in range(len(self.layers)):
             work.projected.append(len(rows))
+            work.past.append(step.start)
             with part("project"):
                 heads = self.verbs.project(layer, rows)
             with part("attention"):
@@ -161,7 +179,7 @@ class Engine:
             with part("feed forward"):
                 rows = self.verbs.feed_forward(layer, rows)
             rows = method.after_layer(layer, rows, heads, step)
-        return self.logits(rows)
+        return rows
 
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""
@@ -175,13 +193,20 @@ def _greedy(logits: Tensor, suppressed: frozenset[int]) -> Tensor:
     return logits.argmax().unsqueeze(0)
 
 
-def build_engine(model: Any, shape: ModelShape, attention: str = "auto", kind: str = "auto") -> Engine:
+def build_engine(
+    model: Any,
+    shape: ModelShape,
+    attention: str = "auto",
+    kind: str = "auto",
+    encode: Encode = no_tokenizer,
+) -> Engine:
     """The engine that a user asks for by names: the fastest that works here, or exactly what is named.
 
     Args:
         model, shape: as `Engine` takes them.
         attention: a name in `harness.engine.attention.KERNELS`, or "auto".
         kind: as `Engine` takes it, or "auto": graphed where the fused kernels run, else stock.
+        encode: as `Engine` takes it.
 
     Raises:
         InputError: what is named does not run here.
@@ -191,4 +216,4 @@ def build_engine(model: Any, shape: ModelShape, attention: str = "auto", kind: s
     reason = why_not_fused(model, shape) if kind != "stock" else ""
     if reason and kind != "auto":
         raise InputError(f"--engine {kind} does not run here: {reason}")
-    return Engine(model, shape, kernel, "stock" if reason else kind.replace("auto", "graphed"))
+    return Engine(model, shape, kernel, "stock" if reason else kind.replace("auto", "graphed"), encode)

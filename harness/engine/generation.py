@@ -15,11 +15,13 @@ class Work:
     Attributes:
         projected: rows that went through norm and q/k/v in the prefill, layer after layer, pass after pass.
         fed: rows that went through output projection and MLP, likewise.
+        past: tokens before those rows that they attended to as well, likewise.
         recorded: what replays the decode steps; None while every step is launched anew.
     """
 
     projected: list[int] = field(default_factory=list)
     fed: list[int] = field(default_factory=list)
+    past: list[int] = field(default_factory=list)
     recorded: RecordedDecode | None = None
 
 

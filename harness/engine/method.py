@@ -12,7 +12,7 @@ A method is created once for a model and begins anew with every request, so noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -31,6 +31,15 @@ FirstLayers = Callable[[Tensor, int], Heads]
 """(token ids [n], layer) -> what that layer projects from them under full attention."""
 
 
+Encode = Callable[[str], Sequence[int]]
+"""Text -> its token ids, without special ones."""
+
+
+def no_tokenizer(text: str) -> Sequence[int]:
+    """The `Encode` of a model without a tokenizer: no ids."""
+    return ()
+
+
 def causal_pairs(n: int) -> int:
     """Query-key pairs of causal attention over n tokens: n (n + 1) / 2."""
     return n * (n + 1) // 2
@@ -45,6 +54,7 @@ class ModelContext:
         attention: the attention kernel that every method of a run shares.
         move: (x [n, heads, d], by [n]) -> queries or keys x as if so many positions further on, or back.
         out_weight: layer -> the weight of its output projection, [hidden, heads * head_dim].
+        encode: the model's tokenizer.
         stopwatch: times the parts of a prefill.
     """
 
@@ -52,6 +62,7 @@ class ModelContext:
     attention: Attention
     move: Callable[[Tensor, Tensor], Tensor]
     out_weight: Callable[[int], Tensor]
+    encode: Encode = no_tokenizer
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def part(self, name: str) -> AbstractContextManager[None]:
@@ -133,6 +144,17 @@ class Method:
         """Frees the request's keys and values, so that they do not count in another method's peak memory."""
         for cache in self.cache:
             cache.reset()
+
+    def probes(self, ids: Tensor) -> Iterable[Tensor]:
+        """Token ids, [m] each, that the model reads behind the prompt once it is in, to learn from how it does.
+
+        Each goes through all layers as a step of phase "probe", in which `attend` is to store nothing. It counts in
+        TTFT and in the prefill's work. The last one over, the iterator ends: the place to act on what was learned.
+
+        Args:
+            ids: [n] int64, what the prefill brought in.
+        """
+        return ()
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Stores the rows' keys and values and attends.

@@ -37,6 +37,21 @@ class RaggedCache(LayerCache):
             cache.append(head.keys.unsqueeze(1), head.values.unsqueeze(1), head.positions)
         self._measure()
 
+    @classmethod
+    def of(cls, cache: LayerCache, index: Sequence[Tensor]) -> RaggedCache:
+        """What each KV head of a cache keeps, in memory of its own: tokens at its index, [m] int64, at least one."""
+        kept = cls(cache.spare, cache.most)
+        pairs = zip(cache.heads(), index, strict=True)
+        kept.append_heads([HeadTokens(*(x[own] for x in head)) for head, own in pairs])
+        return kept
+
+    def keep_heads(self, index: Sequence[Tensor | None]) -> None:
+        """Forgets all tokens of each head but those at its own index, [m] int64; None keeps them all."""
+        for cache, own in zip(self._each, index, strict=True):
+            if own is not None:
+                cache.keep(own)
+        self._measure()
+
     def extended(self, count: int, position: int) -> None:
         """Counts tokens in that a kernel has written behind every head's, as `LayerCache.extended`."""
         for cache in self._each:

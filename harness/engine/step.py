@@ -78,11 +78,12 @@ class Step:
 
     Attributes:
         phase: "prefill" brings the prompt in; "decode" brings in tokens after it (one a step while generating, several
-            where a question follows a pruned context).
+            where a question follows a pruned context); "probe" reads tokens behind the prompt that are to leave nothing
+            (`Method.probes`).
         start: position of the first token that this step brings in.
         count: how many tokens it brings in.
     """
 
-    phase: Literal["prefill", "decode"]
+    phase: Literal["prefill", "decode", "probe"]
     start: int
     count: int

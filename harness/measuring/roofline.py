@@ -42,14 +42,15 @@ def prefill_flops(shape: ModelShape, projected: Sequence[int], fed: Sequence[int
 
     Args:
         shape: the model's.
-        projected: [layers] rows that went through the q, k and v projections.
-        fed: [layers] rows that went through the output projection and the feed forward.
-        pairs: [layers] query-key pairs that attention computed.
+        projected: [layers] rows that went through the q, k and v projections, and as many numbers more as layers ran in
+            passes beside it (`Method.prompt`, `Method.probes`).
+        fed: likewise, rows that went through the output projection and the feed forward.
+        pairs: likewise, query-key pairs that attention computed.
 
     Raises:
         ValueError: not one number a layer.
     """
-    if {len(projected), len(fed), len(pairs)} != {shape.layers}:
+    if not len(projected) == len(fed) == len(pairs) >= shape.layers:
         raise ValueError(f"projected, fed and pairs need {shape.layers} numbers each, one a layer")
     linear = 2 * (shape.project_params * sum(projected) + shape.feed_params * sum(fed))
     attention = 4 * shape.heads * shape.head_dim * sum(pairs)

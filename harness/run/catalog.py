@@ -51,9 +51,15 @@ def parse_methods(text: str) -> list[MethodSpec]:
     """Every method of a `--methods` value.
 
     Raises:
-        InputError: an unknown method or option, a member where there are none, a sum of what does not go together.
+        InputError: an unknown method or option, a member where there are none, a sum of what does not go together, files
+            of one name in different places.
     """
-    return [_sum(items) for items in parse_sums(text)]
+    specs = [_sum(items) for items in parse_sums(text)]
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"two different methods are called {label!r}; rename one of the files")
+    return specs
 
 
 def _sum(items: list[Item]) -> MethodSpec:

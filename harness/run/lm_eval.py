@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -60,7 +61,8 @@ class HarnessLM(LM):  # type: ignore[misc]
             raise InputError(f"lm-eval runs one method at a time, not {len(specs)}: {args.method}")
         self._loaded: LoadedModel = load(args.model, _device(args.device), args.dtype)
         specs[0].check(self._loaded.shape)
-        self._engine = build_engine(self._loaded.model, self._loaded.shape)
+        words = partial(self._loaded.tokenizer.encode, add_special_tokens=False)
+        self._engine = build_engine(self._loaded.model, self._loaded.shape, encode=words)
         self._method = specs[0].build(self._engine.context)
         self._args, self._label = args, specs[0].label
         self._device = self._loaded.model.device

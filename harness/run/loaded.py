@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,4 +86,6 @@ def load_run(plan: Plan) -> LoadedRun:
         InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
     """
     model = load(plan.spec.model, plan.spec.device, plan.spec.dtype)
-    return LoadedRun(plan, model, build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine))
+    encode = partial(model.tokenizer.encode, add_special_tokens=False)
+    engine = build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine, encode)
+    return LoadedRun(plan, model, engine)

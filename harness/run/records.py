@@ -52,10 +52,13 @@ def counts(method: Method, measured: Measured) -> dict[str, Any]:
     }
 
 
-def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings) -> dict[str, Any]:
-    """Seconds, bytes and operations, beside what the device could do at best."""
+def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings, context: int) -> dict[str, Any]:
+    """Seconds, bytes and operations, beside what the device could do at best; `context` is the prefill's tokens."""
     shape, work = engine.context.shape, measured.work
-    flops = prefill_flops(shape, work.projected, work.fed, [method.prefill_pairs(rows) for rows in work.projected])
+    passed = zip(work.projected, work.fed, work.past, strict=True)
+    # A pass ahead of the prefill ends with a projection: what feeds nothing did not attend either.
+    pairs = [method.prefill_pairs(rows) + rows * past if fed else 0 for rows, fed, past in passed]
+    flops = prefill_flops(shape, work.projected, work.fed, pairs)
     weights, read = engine.decode_weight_bytes, measured.decode_bytes
     near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s)
     return {
@@ -69,7 +72,7 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
         "kv_bytes_host": method.kv_bytes_host(),
         "extra_bytes": method.extra_bytes(),
         "prefill_flops": flops,
-        "dense_flops": dense_prefill_flops(shape, method.prompt_len),
+        "dense_flops": dense_prefill_flops(shape, context),
         "decode_read_bytes": weights + read,
         "prefill_floor_s": near.prefill_floor_s,
         "prefill_lasting_floor_s": near.prefill_lasting_floor_s,

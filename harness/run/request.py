@@ -52,7 +52,7 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     values |= identity(cell, prompt) | counts(method, measured)
     values["extra"] |= measured.survivors | _notes(method, measured)
     if not method.simulated:
-        values |= times(run.engine, method, measured, bench.ceilings)
+        values |= times(run.engine, method, measured, bench.ceilings, values["context_tokens"])
     values |= _score(run, cell, prompt, measured)
     if run.spec.ledger and not method.simulated:
         values["ledger"] = asdict(ledger(run.engine, method, prompt.request))

@@ -95,6 +95,12 @@ class HostStore:
         if self._offload == "none":
             self._drop()
 
+    def release(self) -> None:
+        """Ends the request and gives the memory back; no recorded step may have known its address."""
+        self.forget()
+        self._drop()
+        self.addresses = self.addresses[:0].clone()
+
     def _drop(self) -> None:
         self._memory = torch.empty(2, 0)
         self._serve(0)

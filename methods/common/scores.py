@@ -96,7 +96,7 @@ def pooled(scores: Tensor, kernel: int, pool: Literal["avg", "max"]) -> Tensor:
     """Mean or maximum over `kernel` tokens around each one, as the methods around SnapKV (arXiv 2404.14469) do it.
 
     Args:
-        scores: [heads, n] float32, none negative.
+        scores: [heads, n] float32.
         kernel: odd. The mean counts zeros beyond both ends, so it damps the first and the last tokens, as the authors'
             code does.
         pool: which.

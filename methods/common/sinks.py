@@ -11,6 +11,12 @@ from harness.engine.cache import LayerCache
 from methods.common.scores import head_dots
 
 
+def both_ends(tokens: Tensor, sinks: int, window: int) -> Tensor:
+    """Indices of the first `sinks` and the last `window` of some tokens, [n, ...] -> [m] int64 ascending."""
+    place = torch.arange(len(tokens), device=tokens.device)
+    return place[(place < sinks) | (place >= len(tokens) - window)]
+
+
 def nearer(positions: Tensor, sinks: int, window: int) -> Tensor:
     """How many positions nearer the sinks are in the cache than in the text, seen from each position: [n] -> [n]."""
     return positions - positions.clamp(max=sinks + window - 1)

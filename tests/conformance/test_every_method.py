@@ -33,6 +33,10 @@ VARIANTS = [
     "tova:budget=64",
     "keydiff:budget=64:block=48",
     "criticalkv:base=expected",
+    "fastkv:budget=64:keep=100:cut=1",
+    "duo:sinks=4:recent=20:sparsity=0.75",
+    "kvzip:budget=64:chunk=100",
+    "retrieval:sinks=4:recent=16:topk=20",
 ]
 EVERY = METHODS.names() + VARIANTS
 

@@ -36,6 +36,15 @@ def test_each_head_takes_what_it_holds() -> None:
     assert [positions.tolist() for positions in cache.kept_positions()] == [[]]
 
 
+def test_each_head_forgets_tokens_of_its_own() -> None:
+    keys, values = torch.randn(2, 6, 2, D)
+    cache = filled(keys, values)
+    cache.keep_heads([torch.tensor([0, 2]), None])
+    assert [positions.tolist() for positions in cache.kept_positions()] == [[0, 5], [5]]
+    assert torch.equal(cache.heads()[0].keys, keys[[0, 5], 0]) and torch.equal(cache.heads()[1].values, values[[5], 1])
+    assert (cache.length, cache.room) == (2, SPARE)
+
+
 @pytest.mark.parametrize("new", [1, 3])
 def test_attention_sees_what_each_head_holds(new: int) -> None:
     keys, values = torch.randn(2, 6 + new, 2, D)

@@ -28,6 +28,7 @@ for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scor
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYERS = 3
+NONE: frozenset[int] = frozenset()
 PROMPT = torch.randint(0, 60, (80,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
 SCHEDULE = "layers=1/2:budgets=48/32:block=16"
 STATIC = (
@@ -100,13 +101,16 @@ def test_replayed_decode_gives_the_same_tokens_and_caches(text: str) -> None:
         assert method.replay() is not None
 
 
-def test_heads_of_different_lengths_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("text", ["adakv:budget=24:window=4:kernel=3", "duo:sinks=3:recent=2", "duo:sinks=0:recent=19"])
+def test_heads_of_different_lengths_are_replayed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed(monkeypatch)
     stock, fused = attention_alone()
-    text = "adakv:budget=24:window=4:kernel=3"
     expected, method = build(text, stock), build(text, fused)
-    for length, new in ((64, 4), (20, 3), (80, 2)):  # the second prompt is not pruned
-        request = Request(PROMPT[:length], new)
+    plain = list(stock.stream(expected, Request(PROMPT[:70], 6)))
+    stop = frozenset({next(token for at, token in enumerate(plain) if at >= 2 and token not in plain[:at])})
+    # The second prompt is not pruned, but fills up under `duo`; in the last one a step is begun in vain.
+    for length, new, ends in ((64, 6, NONE), (17, 4, NONE), (80, 2, NONE), (70, 6, stop)):
+        request = Request(PROMPT[:length], new, ends)
         assert list(fused.stream(method, request)) == list(stock.stream(expected, request))
         for ours, theirs in zip(method.cache, expected.cache, strict=True):
             for one, other in zip(ours.heads(), theirs.heads(), strict=True):

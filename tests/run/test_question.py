@@ -17,7 +17,9 @@ from tests.test_cli import random_model
 from tests.tiny import END, build, random_ids, tiny_engine
 
 METHODS = ["full", "slim", "lazyllm", "lazyllm:revive=false", "streaming:window=32", "streaming:mode=evict:window=32",
-           "ashape:sinks=4:window=32", "quest:budget=64", "recent", "truncate"]  # fmt: skip
+           "ashape:sinks=4:window=32", "quest:budget=64", "recent", "truncate", "fastkv:budget=64",
+           "gemfilter:budget=64", "duo:sinks=4:recent=20",
+           "kvzip:budget=64", "retrieval:sinks=4:recent=16:topk=20"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", METHODS)

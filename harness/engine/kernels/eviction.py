@@ -33,15 +33,16 @@ def choose_lowest(
     _choose[(1,)](scores, limits, position, positions, chosen, table, layer, positions.shape[1], BLOCK=_BLOCK)
 
 
-def drop_chosen(chosen: Tensor, positions: Tensor, like: Tensor, table: Tensor, layer: int) -> None:
+def drop_chosen(chosen: Tensor, positions: Tensor, like: Tensor, table: Tensor, layer: int, count: int = 1) -> None:
     """Moves the layer's last token to the slot of the one that was chosen to go, and takes one off the layer's length.
 
     Args:
         chosen, positions, table, layer: as in `choose_lowest`; the table is advanced, and is changed.
-        like: a key of all KV heads, [kv_heads, head_dim], for the dtype.
+        like: a token's keys in memory that a row of the table names, [kv_heads, head_dim] or [head_dim].
+        count: rows of the table, from `layer` on, that this is done for.
     """
     size = like.numel()
-    _drop[(1,)](
+    _drop[(count,)](
         chosen, positions, like, table, layer, positions.shape[1], SIZE=size, WIDTH=triton.next_power_of_2(size)
     )
 
@@ -102,6 +103,7 @@ def _choose(scores, limits, position, positions, chosen, table, layer, room, BLO
 
 @triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
 def _drop(chosen, positions, like, table, layer, room, SIZE: tl.constexpr, WIDTH: tl.constexpr) -> Any:
+    layer += tl.program_id(0)
     slot, last = tl.load(chosen + layer), tl.load(table + layer * 3 + 2) - 1
     pointer = tl.pointer_type(like.dtype.element_ty)
     mine, at = positions + layer * room, tl.arange(0, WIDTH)

@@ -1,0 +1,85 @@
+"""Which KV heads need all of the text: gates from a file, and a score that needs no training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BeforeValidator
+from torch import Tensor
+
+from harness.engine.step import Heads
+from methods.common.evicting import best_first
+from methods.common.future import Move
+from methods.common.scores import head_attention
+
+_POSITIONS = 500
+"""Places that the score looks back over."""
+
+
+@dataclass(frozen=True)
+class Gates:
+    """A gate for each KV head, 0 (recent tokens suffice) to 1 (needs all): a row a layer."""
+
+    rows: tuple[tuple[float, ...], ...]
+
+
+def _read_gates(value: Any) -> Any:
+    """Reads `full_attention_heads.tsv`, as DuoAttention publishes it; gates beyond 0 and 1 are cut to that."""
+    if not isinstance(value, str):
+        return value
+    try:
+        lines = Path(value).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'not a text'}") from None
+    rows = tuple(_row(number, line) for number, line in enumerate(lines, 1) if line.strip())
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError("expected a row a layer, with as many numbers in each")
+    return Gates(rows)
+
+
+def _row(number: int, line: str) -> tuple[float, ...]:
+    try:
+        gates = [float(cell) for cell in line.split("\t")]
+    except ValueError:
+        gates = [math.nan]
+    if not all(map(math.isfinite, gates)):
+        raise ValueError(f"line {number}: expected numbers with tabs between them")
+    return tuple(min(max(gate, 0.0), 1.0) for gate in gates)
+
+
+GateFile = Annotated[Gates, BeforeValidator(_read_gates)]
+"""An option that names a file of gates. Its value is what is in the file, so that this is what identifies a run."""
+
+
+def full_heads(gates: Tensor, sparsity: float) -> list[list[bool]]:
+    """Heads whose gate is not below the quantile `sparsity` of all gates; of equal ones the first.
+
+    Args:
+        gates: [layers, kv_heads].
+        sparsity: 0 takes all heads, 1 none.
+    """
+    count = gates.numel() - math.ceil(round((gates.numel() - 1) * sparsity, 6)) if sparsity < 1 else 0
+    full = torch.zeros(gates.numel(), dtype=torch.bool)
+    full[best_first(gates.flatten())[:count].cpu()] = True
+    chosen: list[list[bool]] = full.view_as(gates).tolist()
+    return chosen
+
+
+def reach(heads: Heads, move: Move) -> Tensor:
+    """How early in a text a KV head looks, from a text's mean query and key: [kv_heads] float32, 0 to 1.
+
+    Both are taken before rotation and stand at each of 500 positions. Of the attention that the last one pays, this is
+    the mean of the cumulative sum, mean over the query heads of a KV head (kvpress's score for models without gates).
+
+    Args:
+        heads: of all the text's tokens.
+        move: as `ModelContext.move`.
+    """
+    query, key = (move(x, -heads.positions).mean(0, keepdim=True) for x in (heads.q, heads.k))
+    places = torch.arange(_POSITIONS, device=key.device)
+    row = head_attention(move(query, places[-1:]), move(key.expand(_POSITIONS, -1, -1), places))
+    return row.cumsum(1).mean(1).view(key.shape[1], -1).mean(1)

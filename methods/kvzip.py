@@ -1,0 +1,142 @@
+"""KVzip (Kim et al., arXiv 2505.23416): what the model looks at when it has to repeat the context.
+
+Behind a dense prefill the context is read again in chunks, each behind a request to repeat it, with all keys and values
+there. A cached token of the chunk is worth the most attention that any of these rows pays to it, by any query head of
+its KV head, where a row sees the first tokens, the chunk in the cache, and what is read before it. Then the best of all
+layers, heads and tokens together stay. No question has a say in it, so `--question after` is its home.
+
+What is read again counts in TTFT, which so becomes two to three times that of a dense prefill.
+
+Interpretations:
+- attention is float32 (the authors' code: the model's precision), and of equal scores the earlier layer's, head's and
+  token's stays;
+- `budget` is the mean over layers and heads; the first `sinks` tokens stay in every head, of the budget;
+- the request stands as plain text without a chat template's turn around it; where a model has no tokenizer, the chunk
+  alone is read;
+- what is read again has the positions behind the context; theirs may exceed what the model was trained for;
+- `plus`, which would weigh scores by what values add, is not here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.engine.method import Method, ModelContext
+from harness.engine.ragged import RaggedCache
+from harness.engine.replay.ragged import RaggedReplay
+from harness.engine.replay.replay import Replay
+from harness.engine.step import Heads, Step
+from harness.options import Budget, OptionSet
+from methods.common.evicting import Evicting, best_first
+from methods.common.scores import head_dots
+
+_FIRST = "\n\nRepeat the previous context exactly."
+_LATER = "\n\nRepeat the part of the previous context exactly, starting with "
+_OVERLAP = 8
+"""Tokens before a chunk that a later request quotes."""
+_ROWS = 128
+"""Rows whose attention is there at a time."""
+
+
+class KVzip(Evicting):
+    """Keeps what it takes to repeat the context."""
+
+    name = "kvzip"
+    summary = "KVzip: keys and values that the model looks at when it repeats the context, over all layers and heads"
+    stays = "sinks"
+
+    class Options(Evicting.Options):
+        """How much, and in which pieces it is repeated."""
+
+        budget: Budget = Field(0.3, description="prompt tokens that KV heads keep in the mean; paper: 0.3")
+        sinks: Annotated[int, Field(ge=1)] = Field(4, description="first tokens that always stay; paper: 4")
+        chunk: Annotated[int, Field(ge=1)] = Field(2000, description="tokens that are repeated at a time; paper: 2000")
+
+    options: Options
+
+    def __init__(self, options: OptionSet, model: ModelContext) -> None:
+        """As `Method`."""
+        super().__init__(options, model)
+        self._replay = RaggedReplay()
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        """Nothing was repeated yet."""
+        super().begin(prompt_len, max_new_tokens)
+        self._scores: list[Tensor] = []
+
+    def probes(self, ids: Tensor) -> Iterator[Tensor]:
+        """Every chunk behind its request; at the end forgets what was looked at least."""
+        if self.tokens >= len(ids):
+            return
+        for start in range(0, len(ids), self.options.chunk):
+            self._part = slice(start, start + self.options.chunk)
+            yield torch.cat((self._request(ids[:start]), ids[self._part]))
+        self._forget(len(ids))
+
+    def _request(self, before: Tensor) -> Tensor:
+        """Asks to repeat what follows these tokens, which a request for a later chunk quotes the last of."""
+        asked = before.new_tensor(self.model.encode(_LATER if len(before) else _FIRST))
+        return torch.cat((asked, before[-_OVERLAP:]))
+
+    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        """Attends to everything; what is read again is not stored, but scored."""
+        if step.phase != "probe":
+            return Method.attend(self, layer, heads, step)
+        cache = self.cache[layer]
+        with self.model.part("score"):
+            self._rate(layer, heads, step.start)
+        keys, values = torch.cat((cache.keys, heads.k)), torch.cat((cache.values, heads.v))
+        return self.model.attention.causal(heads.q, keys, values)
+
+    def _rate(self, layer: int, heads: Heads, prompt_len: int) -> None:
+        if len(self._scores) == layer:
+            self._scores.append(torch.full((heads.k.shape[1], prompt_len), torch.inf, device=heads.k.device))
+        sinks, keys = self.options.sinks, self.cache[layer].keys
+        part = slice(max(self._part.start, sinks), min(self._part.stop, prompt_len))
+        if part.start < part.stop:
+            self._scores[layer][:, part] = peaks(heads.q, keys[:sinks], keys[part], heads.k)
+
+    def _forget(self, prompt_len: int) -> None:
+        """Keeps the best of all layers and heads, in memory of their own."""
+        with self.model.part("select"):
+            scores = torch.stack(self._scores)
+            kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+            kept[best_first(scores.flatten())[: self.tokens * scores.shape[0] * scores.shape[1]]] = True
+        self._scores.clear()
+        for layer, heads in enumerate(kept.view_as(scores)):
+            with self.model.part("gather"):
+                self.cache[layer] = RaggedCache.of(self.cache[layer], [own.nonzero().flatten() for own in heads])
+
+    def replay(self) -> Replay:
+        """Every new token attends to all that each head has left."""
+        return self._replay if isinstance(self.cache[0], RaggedCache) else self.dense_replay
+
+    def tokens_requested(self) -> list[int]:
+        """What the joint budget comes to in each layer, rounded up; more in one is fewer in another."""
+        return [math.ceil(kept) for kept in self.tokens_kept()]
+
+
+def peaks(q: Tensor, sinks: Tensor, chunk: Tensor, k: Tensor) -> Tensor:
+    """The most attention that a token of a chunk gets from any row that repeats it: [kv_heads, tokens] float32.
+
+    Args:
+        q: the repeating rows', [m, heads, d].
+        sinks, chunk: cached keys that all rows see, [tokens, kv_heads, d].
+        k: the repeating rows', [m, kv_heads, d]; each sees those up to its own.
+    """
+    best = torch.zeros(k.shape[1], len(chunk), device=k.device)
+    before, place = torch.cat((sinks, chunk)), torch.arange(len(k), device=k.device)
+    for begin in range(0, len(q), _ROWS):
+        rows, own = q[begin : begin + _ROWS], k[: begin + _ROWS]
+        logits = head_dots(rows, torch.cat((before, own))).float() / math.sqrt(q.shape[2])
+        future = place[: len(own)] > place[begin : begin + len(rows)].unsqueeze(1)
+        logits[:, :, len(before) :].masked_fill_(future, -torch.inf)
+        paid = logits.softmax(-1)[:, :, len(sinks) : len(before)].amax(1)
+        best = torch.maximum(best, paid.view(k.shape[1], -1, len(chunk)).amax(1))
+    return best
