@@ -51,8 +51,8 @@ def parse_methods(text: str) -> list[MethodSpec]:
     """Every method of a `--methods` value.
 
     Raises:
-        InputError: an unknown method or option, a member where there are none, a sum of what does not go together, files
-            of one name in different places.
+        InputError: an unknown method or option, a member where there are none, a sum of what does not go together, or
+            files of one name in different places.
     """
     specs = [_sum(items) for items in parse_sums(text)]
     labels = [spec.label for spec in specs]
