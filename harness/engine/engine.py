@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from harness.engine import promises
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
@@ -102,12 +103,14 @@ class Engine:
 
         Raises:
             InputError: prompt and answer are longer than the sliding window that the model was trained in.
+            BrokenPromise: a hook of the method returned what the engine cannot go on with.
         """
         self._check_window(len(request.prompt) + request.max_new_tokens)
         work, late = work or Work(), request.late_tokens(method)
         context, question = request.prompt.tensor_split([len(request.prompt) - late])
-        context = method.prompt(context, partial(self.first_layers, work=work))
+        context = promises.prompt_ids(method.prompt(context, partial(self.first_layers, work=work)), context)
         method.begin(len(context), late + request.max_new_tokens)
+        promises.caches(getattr(method, "cache", None), len(self.layers))
         logits, position = self.forward(method, context, Step("prefill", 0, len(context)), work), len(context)
         for piece in (question,) if request.question_after else question.unsqueeze(1):
             logits = self.forward(method, piece, Step("decode", position, len(piece)))
@@ -147,6 +150,9 @@ class Engine:
 
         Returns:
             Logits of the last row, [vocab].
+
+        Raises:
+            BrokenPromise: a hook of the method returned what the engine cannot go on with.
         """
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
         rows, work, part = Rows(self.embed(ids), positions), work or Work(), self.context.part
@@ -155,12 +161,12 @@ class Engine:
             with part("project"):
                 heads = self.verbs.project(layer, rows)
             with part("attention"):
-                rows = rows.with_attended(method.attend(layer, heads, step))
-            rows = method.after_attention(layer, rows, heads, step)
+                rows = rows.with_attended(promises.attended(method.attend(layer, heads, step), layer, heads))
+            rows = promises.rows("after_attention", method.after_attention(layer, rows, heads, step), layer, rows)
             work.fed.append(len(rows))
             with part("feed forward"):
                 rows = self.verbs.feed_forward(layer, rows)
-            rows = method.after_layer(layer, rows, heads, step)
+            rows = promises.rows("after_layer", method.after_layer(layer, rows, heads, step), layer, rows)
         return self.logits(rows)
 
     def logits(self, rows: Rows) -> Tensor:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.engine.method import Method, ModelContext
+from torch import Tensor
+
+from harness.engine.method import FirstLayers, Method, ModelContext
 from harness.engine.shape import ModelShape
+from harness.errors import InputError
 from harness.grammar import parse_items, without_paths
 from harness.options import OptionSet
 from harness.registry import Registry
+from harness.run.faults import Fault, told
 from tasks.base import Task, TaskContext
 
 METHODS: Registry[Method] = Registry("method", "methods", Method)
@@ -30,12 +34,43 @@ class MethodSpec:
     options: OptionSet
 
     def check(self, shape: ModelShape) -> None:
-        """Raises `InputError` where the options do not fit the model."""
-        self.kind.check(self.options, shape)
+        """Raises `InputError` where the options do not fit the model, or the method cannot tell."""
+        try:
+            self.kind.check(self.options, shape)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a third party's code raises
+            raise InputError(f"method {self.label}: {told(self.kind, error)}") from error
 
     def build(self, model: ModelContext) -> Method:
-        """The method, ready for requests to that model."""
-        return self.kind(self.options, model)
+        """The method, ready for requests to that model; one that cannot be made fails at each of them.
+
+        Raises:
+            InputError: the options do not fit the model.
+        """
+        try:
+            return self.kind(self.options, model)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a third party's code raises
+            return Unmade(model, told(self.kind, error))
+
+
+class Unmade(Method):
+    """Stands for a method that could not be made."""
+
+    def __init__(self, model: ModelContext, reason: str) -> None:
+        """
+        Args:
+            model: that it was to be made for.
+            reason: why it was not.
+        """
+        super().__init__(Method.Options(), model)
+        self._reason = reason
+
+    def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
+        """Fails."""
+        raise Fault(self._reason)
 
 
 def parse_methods(text: str) -> list[MethodSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 from harness.measuring.provenance import environment
 from harness.run.plan import CellSpec, Plan
 from harness.run.progress import Progress
-from harness.storage.record import Record
+from harness.storage.record import FAILED, NOT_SCORED, Record
 from harness.storage.store import RunStore
 
 Job = Callable[[], Record]
@@ -34,8 +35,8 @@ class Worker(Protocol):
         """
 
 
-def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan], Worker]) -> None:
-    """Runs, or resumes, a plan and leaves `folder` complete, or marked incomplete if it is stopped.
+def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan], Worker]) -> list[str]:
+    """Runs, or resumes, a plan and leaves `folder` complete, or marked incomplete if it is stopped or requests failed.
 
     Args:
         plan: what to do.
@@ -43,17 +44,49 @@ def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan]
         progress: is told of every record.
         start: makes the worker; called once the folder is known to be the plan's.
 
+    Returns:
+        A line for each cell of which requests failed.
+
     Raises:
         InputError: the folder is of another run, the model cannot be loaded, or data turns out bad.
     """
     with RunStore(folder, plan.manifest(), environment()) as store:
-        worker = start(plan)
+        worker, failures = start(plan), Failures()
         store.describe(**worker.facts())
-        for cells in plan.cells():
-            jobs = worker.jobs(cells, store.done)
-            with progress.task(cells[0].task, len(jobs)) as advance:
+        # All data is read before the first request; what a task needs goes when the task is done.
+        tasks = deque((cells[0].task, worker.jobs(cells, store.done)) for cells in plan.cells())
+        while tasks:
+            task, jobs = tasks.popleft()
+            with progress.task(task, len(jobs)) as advance:
                 for job in jobs:
                     record = job()
                     store.append(record)
+                    failures.count(record)
                     advance(record)
-        store.finish()
+        store.finish(failures.lines())
+    return failures.lines()
+
+
+class Failures:
+    """Counts the requests of a session that failed, by cell."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._asked: Counter[tuple[str, str]] = Counter()
+        self._failed: Counter[tuple[str, str]] = Counter()
+        self._reasons: dict[tuple[str, str], str] = {}
+
+    def count(self, record: Record) -> None:
+        """Takes note of a record."""
+        cell = record.method, record.task
+        self._asked[cell] += 1
+        if record.failed:
+            self._failed[cell] += 1
+            self._reasons.setdefault(cell, record.extra.get(FAILED) or f"not scored: {record.extra[NOT_SCORED]}")
+
+    def lines(self) -> list[str]:
+        """One for each cell with failures: how many, and what went wrong in the first."""
+        return [
+            f"{method} on {task} failed, {count} of {self._asked[method, task]} requests: {self._reasons[method, task]}"
+            for (method, task), count in self._failed.items()
+        ]

@@ -9,7 +9,8 @@ answers: longer prompts than `max_length` lose their middle, decoding is greedy,
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from harness.errors import InputError
 from harness.models.load import LoadedModel, load
 from harness.options import OptionSet
 from harness.run.catalog import parse_methods
+from harness.run.faults import comes_from, told
 from harness.run.loglikelihood import rate_choices
 from harness.run.prompts import encode, longest_bare_prompt
 from tasks.base import Sample
@@ -66,22 +68,32 @@ class HarnessLM(LM):  # type: ignore[misc]
         self._device = self._loaded.model.device
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each cut before the first stop text."""
+        """Greedy answers, each cut before the first stop text.
+
+        Raises:
+            InputError: the method fails.
+        """
         answers = []
         for request in tqdm(requests, desc=f"generate_until, {self._label}", disable=disable_tqdm):
             prompt, wanted = request.args
-            answers.append(self._generate(prompt, stop_texts(wanted), new_tokens(wanted)))
+            with self._blaming():
+                answers.append(self._generate(prompt, stop_texts(wanted), new_tokens(wanted)))
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
         return answers
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation through its pruned prompt, and whether it is the greedy one."""
+        """Log-likelihood of each continuation through its pruned prompt, and whether it is the greedy one.
+
+        Raises:
+            InputError: the method fails.
+        """
         found: list[tuple[float, bool]] = []
         bar = tqdm(total=len(requests), desc=f"loglikelihood, {self._label}", disable=disable_tqdm)
         for prompt, group in groupby(requests, key=lambda request: request.args[0]):
             asked = list(group)
             sample = Sample("of lm-eval", prompt, (), 1, choices=tuple(request.args[1] for request in asked))
-            rated = rate_choices(self._engine, self._method, sample, self._loaded.tokenizer, self._args.max_length)
+            with self._blaming():
+                rated = rate_choices(self._engine, self._method, sample, self._loaded.tokenizer, self._args.max_length)
             for request, one in zip(asked, rated, strict=True):
                 found.append((one.total, one.greedy))
                 self.cache_hook.add_partial("loglikelihood", request.args, found[-1])
@@ -116,6 +128,18 @@ class HarnessLM(LM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval's results shall say about the model."""
         return {"method": self._label, "dtype": str(self._loaded.model.dtype), "weights": self._loaded.weights_hash}
+
+    @contextmanager
+    def _blaming(self) -> Iterator[None]:
+        """Says in one line what the method does wrong; lm-eval has no answers without it."""
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:  # whatever a third party's code raises
+            if not comes_from(self._method, error):
+                raise
+            raise InputError(f"{self._label} failed: {told(self._method, error)}") from error
 
     def _generate(self, prompt: str, stops: list[str], count: int) -> str:
         tokenizer, window = self._loaded.tokenizer, self._loaded.shape.max_context

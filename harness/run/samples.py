@@ -25,7 +25,7 @@ class Prompt:
 
     Attributes:
         sample: the sample.
-        request: its token ids, on the model's device, and how generation ends.
+        request: its token ids, in host memory, and how generation ends.
         hash: see `hash_of`.
         cut: tokens that were cut out of its middle.
     """
@@ -34,6 +34,10 @@ class Prompt:
     request: Request
     hash: str
     cut: int = 0
+
+    def on(self, device: torch.device) -> Prompt:
+        """The same with its token ids on a device."""
+        return replace(self, request=replace(self.request, prompt=self.request.prompt.to(device)))
 
 
 def hash_of(ids: Sequence[int]) -> str:
@@ -64,7 +68,7 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Pr
         tokens = f"{len(ids)} prompt tokens and {sample.max_new_tokens} new ones"
         raise InputError(f"{where}: {tokens} exceed {model.shape.context_words}; set --max-length")
     request = Request(
-        torch.tensor(ids, device=model.model.device),
+        torch.tensor(ids),
         sample.max_new_tokens,
         _stop_ids(sample, model),
         sample.min_new_tokens,

@@ -27,14 +27,16 @@ INTERRUPTED = 130
 
 Drawn = tuple[str, Sequence[Path]]
 """A page for people, and the files that were written."""
+Ran = tuple[str, Sequence[Path], Sequence[str]]
+"""The same of a run, and a line for each method that failed on a task."""
 
 
-def run(spec: RunSpec, folder: Path) -> Drawn:
+def run(spec: RunSpec, folder: Path) -> Ran:
     """Runs, or resumes, a specification and draws its table; see `run_plan`."""
     return run_plan(plan(spec), folder, MethodWorker, draw_tables, f"the same command, or 'harness resume {folder}'")
 
 
-def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Drawn:
+def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Ran:
     """Goes on with the run that a folder holds; see `run_plan`.
 
     Args:
@@ -50,7 +52,7 @@ def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None,
 
 def run_plan(
     planned: Plan, folder: Path, start: Callable[[Plan], Worker], draw: Callable[[Path], Drawn], go_on: str
-) -> Drawn:
+) -> Ran:
     """Runs, or resumes, a plan and draws what is recorded.
 
     Args:
@@ -65,14 +67,14 @@ def run_plan(
         typer.Exit: interrupted; what is recorded by then has been drawn and printed.
     """
     try:
-        execute(planned, folder, Progress(Console(stderr=True)), start)
+        failures = execute(planned, folder, Progress(Console(stderr=True)), start)
     except KeyboardInterrupt:
         # There may be too little to draw.
         with suppress(InputError):
             show(*draw(folder))
         print(f"harness: interrupted; {folder} is marked incomplete; to go on: {go_on}", file=sys.stderr, flush=True)
         raise typer.Exit(INTERRUPTED) from None
-    return draw(folder)
+    return *draw(folder), failures
 
 
 def draw_tables(folder: Path) -> Drawn:
@@ -81,6 +83,14 @@ def draw_tables(folder: Path) -> Drawn:
     return (folder / "table.md").read_text(encoding="utf-8"), paths
 
 
-def show(text: str, paths: Sequence[Path]) -> None:
-    """Prints a page and the names of files."""
+def show(text: str, paths: Sequence[Path], failures: Sequence[str] = ()) -> None:
+    """Prints a page and the names of files.
+
+    Raises:
+        typer.Exit: there are failures, and they have been told.
+    """
     print("\n".join([text, *(f"wrote {path}" for path in paths)]), flush=True)
+    for failure in failures:
+        print(f"harness: {failure}", file=sys.stderr, flush=True)
+    if failures:
+        raise typer.Exit(1)

@@ -69,7 +69,7 @@ class RunStore:
     Attributes:
         folder: the run's folder.
         manifest: as it is on disk.
-        done: (cell, sample) of every record on disk.
+        done: (cell, sample) of every record on disk; of those that failed, not.
         repaired: bytes of a torn last line that were dropped on opening; 0 almost always.
     """
 
@@ -91,7 +91,7 @@ class RunStore:
             self.manifest = _resumed(self.folder, manifest)
             _unpack(self.folder)
             self.repaired = _drop_torn_line(self.folder / SAMPLES)
-            records = _read_samples(self.folder)
+            records = [record for record in _read_samples(self.folder) if not record.failed]
             self.done = {(record.cell, record.sample) for record in records}
             self._cells = {(record.method, record.task): record.cell for record in records}
             self._set(status="running", reasons=[], environments=_joined(self.manifest.environments, environment))
@@ -109,7 +109,7 @@ class RunStore:
             ValueError: the sample was answered before.
         """
         key = (record.cell, record.sample)
-        if self._cells.setdefault((record.method, record.task), record.cell) != record.cell:
+        if not record.failed and self._cells.setdefault((record.method, record.task), record.cell) != record.cell:
             raise InputError(f"{self.folder}: code or versions changed since it was started; {_ANOTHER}")
         if key in self.done:
             raise ValueError(f"sample {record.sample!r} of {record.method} x {record.task} is recorded already")
@@ -117,7 +117,8 @@ class RunStore:
             self._write(record.model_dump_json().encode() + b"\n")
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
-        self.done.add(key)
+        if not record.failed:
+            self.done.add(key)
 
     def describe(self, **facts: Any) -> None:
         """Adds facts to the manifest that are known only now: weights hash, data revision, method source hashes.
@@ -128,9 +129,14 @@ class RunStore:
         known = self.manifest.facts
         fresh: dict[str, Any] = json.loads(json.dumps(facts))
         for name, value in fresh.items():
-            if known.get(name, value) != value:
+            if self._binding(known.get(name, value)) != self._binding(value):
                 raise InputError(f"{self.folder}: {name} is not what this run was started with; {_ANOTHER}")
         self._set(facts=known | fresh)
+
+    def _binding(self, fact: Any) -> Any:
+        """What must not change of a fact; one by method or task may until there is an answer to keep."""
+        answered = {label for cell in self._cells for label in cell}
+        return {label: fact[label] for label in fact if label in answered} if isinstance(fact, dict) else fact
 
     def finish(self, reasons: Sequence[str] = ()) -> None:
         """Marks the run complete, or incomplete where there are reasons.
@@ -268,16 +274,21 @@ def _drop_torn_line(path: Path) -> int:
 
 
 def _read_samples(folder: Path) -> list[Record]:
-    """The records of all whole lines; a line without its newline is still being written."""
+    """The records of all whole lines, of a request that failed the last try alone.
+
+    A line without its newline is still being written.
+    """
     path = folder / (SAMPLES if (folder / SAMPLES).exists() else PACKED)
     if not path.exists():
         return []
     *lines, _ = _content(path).split(b"\n")
-    records: dict[tuple[str, str], Record] = {}
+    records: dict[tuple[str, str, str], Record] = {}
     for number, line in enumerate(lines, start=1):
         record = _record(path, number, line)
-        if records.setdefault((record.cell, record.sample), record) is not record:
+        tried = records.pop(key := (record.method, record.task, record.sample), None)
+        if tried is not None and not tried.failed:
             raise InputError(f"{path} line {number} repeats a sample that an earlier line holds")
+        records[key] = record
     return list(records.values())
 
 
