@@ -85,7 +85,7 @@ class Engine:
     def _replay(self, method: Method, count: int) -> Replay | None:
         """What replays the method's steps, if they may be replayed and its caches have room for `count` tokens."""
         fits = self.table is not None and all(cache.length > 0 and cache.room >= count for cache in method.cache)
-        return method.replay() if fits else None
+        return promises.replay(method.replay()) if fits else None
 
     def _recorded(self, replay: Replay) -> RecordedDecode:
         if replay not in self._steps:

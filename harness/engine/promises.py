@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Rows
 
 
@@ -82,9 +83,20 @@ def rows(hook: str, out: Any, layer: int, before: Rows) -> Rows:
     if out is before:
         return before
     carried = "" if before.attended is None else " and attended"
-    if not isinstance(out, Rows) or not _belong_together(out, before):
-        raise _broken(hook, out, f"Rows of 1 token or more, as many positions as hidden states{carried}", layer)
-    return out
+    if isinstance(out, Rows) and _belong_together(out, before):
+        return out
+    raise _broken(hook, out, f"Rows of 1 token or more, as many positions as hidden states{carried}", layer)
+
+
+def replay(found: Any) -> Replay | None:
+    """What `replay` returned.
+
+    Raises:
+        BrokenPromise: neither None nor a `Replay`.
+    """
+    if found is not None and not isinstance(found, Replay):
+        raise _broken("replay", found, "a Replay, or None")
+    return found
 
 
 def by_layer(hook: str, values: Any, layers: int, kind: type = float) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,10 +10,10 @@ from torch import Tensor
 from harness.engine.method import FirstLayers, Method, ModelContext
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
-from harness.grammar import parse_items, without_paths
+from harness.grammar import Item, parse_items, without_paths
 from harness.options import OptionSet
 from harness.registry import Registry
-from harness.run.faults import Fault, told
+from harness.run.faults import Fault, blamed, told
 from tasks.base import Task, TaskContext
 
 METHODS: Registry[Method] = Registry("method", "methods", Method)
@@ -35,12 +36,8 @@ class MethodSpec:
 
     def check(self, shape: ModelShape) -> None:
         """Raises `InputError` where the options do not fit the model, or the method cannot tell."""
-        try:
+        with blamed(self.kind, f"method {self.label}"):
             self.kind.check(self.options, shape)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a third party's code raises
-            raise InputError(f"method {self.label}: {told(self.kind, error)}") from error
 
     def build(self, model: ModelContext) -> Method:
         """The method, ready for requests to that model; one that cannot be made fails at each of them.
@@ -91,9 +88,15 @@ def build_tasks(text: str, context: TaskContext) -> list[Task]:
     """Every task that a `--tasks` value stands for, groups expanded.
 
     Raises:
-        InputError: an unknown task, member or option, or missing data.
+        InputError: an unknown task, member or option, missing data, or a task that fails.
     """
-    tasks = [task for item in parse_items(text) for task in TASKS.get(item.name).expand(item, context)]
+    tasks = [task for item in parse_items(text) for task in _expanded(item, context)]
     for task in tasks:
         task.label = without_paths(task.label)
     return tasks
+
+
+def _expanded(item: Item, context: TaskContext) -> Sequence[Task]:
+    kind = TASKS.get(item.name)
+    with blamed(kind, f"task {item}"):
+        return kind.expand(item, context)

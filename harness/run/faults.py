@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, FunctionType
 
@@ -38,6 +40,25 @@ def told(owner: object, error: Exception) -> str:
         return str(error)
     where = _broken(owner, error) if isinstance(error, BrokenPromise) else _raised(owner, error)
     return f"{where[0]}{_message(error)}{where[1]}"
+
+
+@contextmanager
+def blamed(owner: object, label: str) -> Iterator[None]:
+    """Turns whatever the owner raises into one line.
+
+    Args:
+        owner: as `told` takes it.
+        label: how the user calls it.
+
+    Raises:
+        InputError: it raised something, or bad input is told already.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # whatever a third party's code raises
+        raise InputError(f"{label}: {told(owner, error)}") from error
 
 
 def comes_from(owner: object, error: Exception) -> bool:

@@ -21,6 +21,7 @@ from harness.run.loaded import Cell, LoadedRun
 from harness.run.loglikelihood import rate_choices
 from harness.run.records import UNTIMED, counts, identity, times, unanswered
 from harness.run.samples import Prompt
+from harness.run.stops import StopTexts
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY, Record
 
 
@@ -64,7 +65,7 @@ def _check_device(reason: str) -> None:
     """A kernel that reads where nothing is ends all work of the process on a GPU, the other methods' too."""
     try:
         torch.cuda.empty_cache()
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
     except RuntimeError:
         raise InputError(f"{reason}; the GPU does no more work in this process, 'harness resume' goes on") from None
@@ -72,7 +73,9 @@ def _check_device(reason: str) -> None:
 
 def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     run, method = bench.run, cell.method
-    measured = measure(run.engine, method, prompt.request, parts=run.spec.parts)
+    sample = prompt.sample
+    ended = StopTexts(sample.stop, run.model.tokenizer, sample.min_new_tokens) if sample.stop else None
+    measured = measure(run.engine, method, prompt.request, parts=run.spec.parts, ended=ended)
     values = UNTIMED | {"device_state": bench.monitor.sample() if bench.monitor is not None else None}
     # What the method says of itself is about this request: it is read before the method is asked for anything else.
     values |= identity(cell, prompt) | counts(method, measured)

@@ -19,7 +19,7 @@ from harness.report.render import render
 from harness.run.execute import Worker, execute
 from harness.run.plan import Plan, plan
 from harness.run.progress import Progress
-from harness.run.spec import RunSpec
+from harness.run.spec import RunSpec, WrongOption
 from harness.run.worker import MethodWorker
 from harness.storage.store import load_manifest
 
@@ -47,7 +47,11 @@ def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None,
     """
     recorded = load_manifest(folder).spec
     changed = {key: value for key, value in {"limit": limit, "model": model}.items() if value is not None}
-    return run(RunSpec.read(recorded | changed | {"data_dir": data_dir}), folder)
+    try:
+        spec = RunSpec.read(recorded | changed | {"data_dir": data_dir})
+    except WrongOption as error:
+        raise WrongOption("samples", error.reason) if error.option == "limit" else error from None
+    return run(spec, folder)
 
 
 def run_plan(

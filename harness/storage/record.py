@@ -99,12 +99,12 @@ class Record(BaseModel):
 
     @property
     def failed(self) -> bool:
-        """Whether the request failed by the method's fault; it is asked again when the run goes on."""
-        return FAILED in self.extra
+        """Whether the method, or the task's score, failed in it; it is asked again when the run goes on."""
+        return FAILED in self.extra or NOT_SCORED in self.extra
 
     @property
     def kept_fraction(self) -> float:
         """Share of context tokens x layers whose keys and values were kept; NaN for a request without an answer."""
-        if self.failed or OUT_OF_MEMORY in self.extra:
+        if FAILED in self.extra or OUT_OF_MEMORY in self.extra:
             return math.nan
         return sum(self.tokens_kept) / (self.context_tokens * len(self.tokens_kept))

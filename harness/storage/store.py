@@ -74,7 +74,7 @@ class RunStore:
     """
 
     def __init__(self, folder: Path | str, manifest: Manifest, environment: dict[str, Any] | None = None) -> None:
-        """Starts the run `manifest`, or resumes it where the folder holds a run of the same hash.
+        """Starts the run `manifest`, or resumes it where the folder holds records of a run of the same hash.
 
         Args:
             folder: made if it does not exist.
@@ -88,16 +88,17 @@ class RunStore:
         self.folder = Path(folder)
         self._lock = _lock(self.folder)
         try:
-            self.manifest = _resumed(self.folder, manifest)
-            _unpack(self.folder)
             self.repaired = _drop_torn_line(self.folder / SAMPLES)
-            records = [record for record in _read_samples(self.folder) if not record.failed]
-            self.done = {(record.cell, record.sample) for record in records}
-            self._cells = {(record.method, record.task): record.cell for record in records}
-            self._set(status="running", reasons=[], environments=_joined(self.manifest.environments, environment))
-            self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            recorded = _read_samples(self.folder)
+            answered = [record for record in recorded if not record.failed]
+            self.manifest = _resumed(self.folder, manifest, anew=not recorded)
+            self.done = {(record.cell, record.sample) for record in answered}
+            self._cells = {(record.method, record.task): record.cell for record in answered}
+            self._environments = _joined(self.manifest.environments, environment)
+            if self.manifest.status == "running":
+                self._begin()
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     def append(self, record: Record) -> None:
@@ -113,6 +114,8 @@ class RunStore:
             raise InputError(f"{self.folder}: code or versions changed since it was started; {_ANOTHER}")
         if key in self.done:
             raise ValueError(f"sample {record.sample!r} of {record.method} x {record.task} is recorded already")
+        if self.manifest.status != "running":
+            self._begin()
         try:
             self._write(record.model_dump_json().encode() + b"\n")
         except OSError as error:
@@ -131,7 +134,8 @@ class RunStore:
         for name, value in fresh.items():
             if self._binding(known.get(name, value)) != self._binding(value):
                 raise InputError(f"{self.folder}: {name} is not what this run was started with; {_ANOTHER}")
-        self._set(facts=known | fresh)
+        if known | fresh != known:
+            self._set(facts=known | fresh)
 
     def _binding(self, fact: Any) -> Any:
         """What must not change of a fact; one by method or task may until there is an answer to keep."""
@@ -164,6 +168,12 @@ class RunStore:
                     self.finish([_reason(kind)])
         finally:
             self.close()
+
+    def _begin(self) -> None:
+        """From here on the run changes: until then one that was complete stays it, whatever is refused."""
+        _unpack(self.folder)
+        self._set(status="running", reasons=[], environments=self._environments)
+        self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def _write(self, line: bytes) -> None:
         """All of the line or nothing: a disk that fills up, and Ctrl-C, may leave a part of it."""
@@ -245,11 +255,13 @@ def _strangers(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {LOCK, MANIFEST + ".tmp"}
 
 
-def _resumed(folder: Path, asked: Manifest) -> Manifest:
-    """The manifest on disk if it is of the run that is asked for, the one asked for if there is none."""
+def _resumed(folder: Path, asked: Manifest, *, anew: bool) -> Manifest:
+    """The manifest on disk if it is of the run that is asked for; the one asked for if there is none, or no record."""
     if not (folder / MANIFEST).exists():
         return asked
     found = load_manifest(folder)
+    if anew:
+        return asked
     if found.run_hash != asked.run_hash:
         raise InputError(f"{folder} holds a different run; {_ANOTHER}")
     asked_fields = ("run_hash", "model", "device", "latency_only", "methods", "tasks", "spec")

@@ -13,6 +13,7 @@ from harness.conformance.kit import Subject, run_check
 from harness.run.catalog import METHODS, TASKS, parse_methods
 from harness.run.faults import told
 from harness.storage.store import load_manifest
+from tests.checkpoint import save_checkpoint
 from tests.command import run
 from tests.test_cli import random_model
 
@@ -216,3 +217,82 @@ def test_an_error_that_no_owner_made_is_told_as_it_is() -> None:
         raise KeyError("here")
     except KeyError as error:
         assert told(METHODS.get("full"), error).startswith("KeyError: 'here' (test_faults.py:")
+
+
+TASKS_HEAD = """from tasks.base import Sample, Task
+
+class Own(Task):
+    name = "own"
+    summary = "with one fault"
+    def score(self, sample, prediction):
+        return 1.0
+"""
+SAMPLES = (
+    "    def samples(self, tokenizer):\n"
+    "        for number in range(3):\n            yield Sample(str(number), 'hello ' * (3 + number), ('x',), 2)\n"
+)
+
+
+def asked_of_task(folder: Path, code: str, tasks: str = "own") -> int:
+    """Runs the task that is written into a file beside the results, with real text."""
+    file = folder / "owntask.py"
+    file.write_text(TASKS_HEAD + code)
+    model = save_checkpoint(folder / "model")
+    words = ["--model", model, "--methods", "full", "--tasks", tasks, "--device", "cpu", "--output", folder / "run"]
+    return run("run", "--task-file", file, *words)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("float('nan')", "score returned nan; expected 0 to 1, or None"),
+        ("100", "score returned 100; expected 0 to 1"),
+        ("'right'", "score returned 'right'; expected 0 to 1"),
+        ("1 / 0", "score: ZeroDivisionError: division by zero (owntask.py:13)"),
+    ],
+)
+def test_an_answer_without_a_score_is_counted_and_told(
+    returned: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score = f"    def score(self, sample, prediction):\n        return {returned} if sample.id == '1' else 1.0\n"
+    assert asked_of_task(tmp_path, SAMPLES + score) == 1
+    assert f"harness: full on own failed, 1 of 3 requests: not scored: {words}" in capsys.readouterr().err
+    records = harness.load(tmp_path / "run").set_index("sample")
+    assert records["score"].isna().tolist() == [False, True, False] and records["ttft_s"].notna().all()
+    assert records["extra"].tolist()[1]["not_scored"].startswith(words)
+    assert "**Not scored** (extra.not_scored of a record says why): full on own: 1 of 3 requests." in (
+        (tmp_path / "run" / "table.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("sample", "words"),
+    [
+        ("'0', 'hello', ('x',), 2, stop=('',)", "own, sample 0: a stop text is empty"),
+        ("'0', 'hello', ('x',), 2, extra={'note': '\\ud800'}", "own, sample 0: holds half of a surrogate pair"),
+        ("'0', 'hello', ('\\udc00',), 2", "own, sample 0: holds half of a surrogate pair"),
+        ("'0', 'hello', ('x',), 2, extra={'note': {1, 2}}", "own, sample 0: holds something that JSON cannot"),
+        ("'0', 'hello', 'x', 2", "own, sample 0: field 'answers': Input should be a valid tuple"),
+        ("'0', 'hello', ('x',), 0", "own, sample 0: max_new_tokens must be at least 1, not 0"),
+        ("0, 'hello', ('x',), 2", "own, sample 0: field 'id': Input should be a valid string"),
+        ("'0', 'hello', ('x',), 2, choices=('a', '')", "sample 0: the choice '' has no tokens of its own to rate"),
+        ("'0', 'hello'", "own: samples: TypeError: Sample.__init__() missing 2 required positional arguments"),
+    ],
+)
+def test_samples_that_cannot_be_asked_stop_the_run_before_its_first_request(
+    sample: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = f"    def samples(self, tokenizer):\n        yield Sample({sample})\n"
+    assert asked_of_task(tmp_path, code, "needle:lengths=192:depths=0.5:repeats=1,own") == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"harness: {words}") and error.count("\n") == 1
+    assert harness.load(tmp_path / "run").empty
+
+
+def test_a_method_that_keeps_more_than_it_asks_for_is_a_warning(tmp_path: Path, model: str) -> None:
+    code = "    def tokens_requested(self):\n        return [self.prompt_len // 2] * 6\n"
+    assert asked(tmp_path, model, code) == 0
+    words = f"Kept more tokens than requested: own on {TASK}: 2 of 2 requests."
+    assert f"**{words[:31]}**{words[31:]}" in (tmp_path / "run" / "table.md").read_text()
+    assert run("report", tmp_path / "run") == 0
+    assert words in (tmp_path / "run" / "report" / "index.html").read_text()
