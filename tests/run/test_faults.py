@@ -248,7 +248,7 @@ def asked_of_task(folder: Path, code: str, tasks: str = "own") -> int:
         ("float('nan')", "score returned nan; expected 0 to 1, or None"),
         ("100", "score returned 100; expected 0 to 1"),
         ("'right'", "score returned 'right'; expected 0 to 1"),
-        ("1 / 0", "score: ZeroDivisionError: division by zero (owntask.py:13)"),
+        ("1 / 0", "score: ZeroDivisionError: division by zero (owntask.py:12)"),
     ],
 )
 def test_an_answer_without_a_score_is_counted_and_told(

@@ -112,7 +112,7 @@ def test_a_choice_is_rated_behind_the_template_and_the_template_is_not() -> None
     prompt, ids = encode_pair(one, "yes", tokenizer, None, 20)
     assert (
         len(prompt) + len(ids) <= 20
-        and text(prompt, tokenizer) == "<s>[user]Ise? [a]"
+        and text(prompt, tokenizer) == "<s>[user]Is ue? [a]"
         and text(ids, tokenizer) == "yes"
     )
     with pytest.raises(InputError, match="no tokens of its own"):
