@@ -80,12 +80,10 @@ def rows(hook: str, out: Any, layer: int, before: Rows) -> Rows:
     Raises:
         BrokenPromise: no rows, or parts of them that do not belong together.
     """
-    if out is before:
-        return before
-    carried = "" if before.attended is None else " and attended"
-    if isinstance(out, Rows) and _belong_together(out, before):
-        return out
-    raise _broken(hook, out, f"Rows of 1 token or more, as many positions as hidden states{carried}", layer)
+    if out is not before and not (isinstance(out, Rows) and _belong_together(out, before)):
+        carried = "" if before.attended is None else " and attended"
+        raise _broken(hook, out, f"Rows of 1 token or more, as many positions as hidden states{carried}", layer)
+    return out  # type: ignore[no-any-return]
 
 
 def replay(found: Any) -> Replay | None:

@@ -81,7 +81,8 @@ def parse_methods(text: str) -> list[MethodSpec]:
 
 def _spec(label: str, name: str, member: str | None, options: dict[str, str]) -> MethodSpec:
     kind = METHODS.get(f"{name}/{member}" if member else name)
-    return MethodSpec(label, kind, kind.Options.read(f"method {kind.name}", options))
+    with blamed(kind, f"method {kind.name}"):
+        return MethodSpec(label, kind, kind.Options.read(f"method {kind.name}", options))
 
 
 def build_tasks(text: str, context: TaskContext) -> list[Task]:

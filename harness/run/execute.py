@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.measuring.provenance import environment
+from harness.run.failures import Failures
 from harness.run.plan import CellSpec, Plan
 from harness.run.progress import Progress
-from harness.storage.record import FAILED, NOT_SCORED, Record
+from harness.storage.record import Record
 from harness.storage.store import RunStore
 
 Job = Callable[[], Record]
@@ -65,28 +66,3 @@ def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan]
                     advance(record)
         store.finish(failures.lines())
     return failures.lines()
-
-
-class Failures:
-    """Counts the requests of a session that failed, by cell."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        self._asked: Counter[tuple[str, str]] = Counter()
-        self._failed: Counter[tuple[str, str]] = Counter()
-        self._reasons: dict[tuple[str, str], str] = {}
-
-    def count(self, record: Record) -> None:
-        """Takes note of a record."""
-        cell = record.method, record.task
-        self._asked[cell] += 1
-        if record.failed:
-            self._failed[cell] += 1
-            self._reasons.setdefault(cell, record.extra.get(FAILED) or f"not scored: {record.extra[NOT_SCORED]}")
-
-    def lines(self) -> list[str]:
-        """One for each cell with failures: how many, and what went wrong in the first."""
-        return [
-            f"{method} on {task} failed, {count} of {self._asked[method, task]} requests: {self._reasons[method, task]}"
-            for (method, task), count in self._failed.items()
-        ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 from harness.run.faults import told
@@ -38,6 +38,6 @@ def grade(task: Task, prediction: str, score: Callable[[], float | None]) -> Gra
         return Graded(prediction, None, told(task, error))
     if value is None:
         return Graded(prediction, None)
-    if isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1:
+    if isinstance(value, Real) and 0 <= value <= 1:
         return Graded(prediction, float(value))
     return Graded(prediction, None, f"score returned {value!r}; expected 0 to 1, or None"[:300])

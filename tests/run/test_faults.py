@@ -189,6 +189,22 @@ def test_a_fault_while_checking_options_stops_before_the_model_loads(
     assert error == "harness: method own: check: AttributeError: 'Options' object has no attribute 'keep' (own.py:10)\n"
 
 
+def test_options_that_are_none_are_one_line(tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert asked(tmp_path, model, "    class Options:\n        keep = 1\n") == 2
+    words = "harness: method own: AttributeError: type object 'Options' has no attribute 'read'"
+    error = capsys.readouterr().err
+    assert error.startswith(words) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("hook", ["longest_prompt", "fingerprint"])
+def test_what_a_task_fails_to_say_before_the_model_loads_is_one_line(
+    hook: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert asked_of_task(tmp_path, SAMPLES + f"    def {hook}(self):\n        return self.nothing\n") == 2
+    words = f"harness: own: {hook}: AttributeError: 'Own' object has no attribute 'nothing' (owntask.py:12)"
+    assert capsys.readouterr().err == words + "\n"
+
+
 def test_a_device_that_a_method_broke_stops_the_run(
     tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
