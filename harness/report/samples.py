@@ -117,7 +117,7 @@ def _answer(row: dict[Any, Any], rank: dict[str, int], base: float | None) -> di
     is_base = row["method"] == BASELINE
     answer = {
         "m": rank[row["method"]],
-        "y": row["prediction"],
+        "y": plain(row["prediction"]),
         "c": None if score is None else round(score, 4),
         "f": None if seconds is None else float(f"{seconds:.4g}"),
         "k": None if kept is None else round(kept, 3),

@@ -148,14 +148,17 @@ def test_a_fault_is_told_with_hook_layer_and_line(
     assert full["ttft_s"].notna().all() and own["ttft_s"].isna().all() and own["kept_fraction"].isna().all()
 
 
-def test_a_failed_cell_is_counted_and_makes_the_run_incomplete(tmp_path: Path, model: str) -> None:
-    assert asked(tmp_path, model, FAULTS["raises"][0]) == 1
+@pytest.mark.parametrize(("task", "scored"), [(TASK, False), ("needle:lengths=192:depths=0.1/0.9:repeats=1", True)])
+def test_a_failed_cell_is_counted_and_makes_the_run_incomplete(tmp_path: Path, task: str, scored: bool) -> None:
+    model = save_checkpoint(tmp_path / "model") if scored else random_model(tmp_path)
+    assert asked(tmp_path, model, FAULTS["raises"][0], task=task) == 1
     table = (tmp_path / "run" / "table.md").read_text()
-    assert f"so without numbers: own on {TASK}: 2 of 2 requests." in table
-    assert "`own` | 0 |" in table and "`full` | 2 |" in table
+    words = f"(extra.failed of a record says where), and so without numbers: own on {task}: 2 of 2 requests."
+    assert f"**Failed** {words}" in table and "`own` | 0 |" in table and "`full` | 2 |" in table
     manifest = load_manifest(tmp_path / "run")
     assert manifest.status == "incomplete" and "attend, layer 2" in manifest.reasons[0]
     assert run("report", tmp_path / "run") == 0
+    assert f"Failed {words}" in (tmp_path / "run" / "report" / "index.html").read_text()
 
 
 def test_what_failed_is_tried_again_and_nothing_else(
