@@ -86,7 +86,7 @@ class RunStore:
                 or cannot be written.
         """
         self.folder = Path(folder)
-        self._lock = _lock(self.folder)
+        self._lock, self._finished = _lock(self.folder), False
         try:
             self.repaired = _drop_torn_line(self.folder / SAMPLES)
             recorded = _read_samples(self.folder)
@@ -149,6 +149,7 @@ class RunStore:
             InputError: the disk is full or gone.
         """
         self._set(status="incomplete" if reasons else "complete", reasons=list(reasons))
+        self._finished = True
 
     def close(self) -> None:
         """Lets other processes write the run; may be called twice."""
@@ -162,15 +163,19 @@ class RunStore:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if self.manifest.status == "running":
+            if not (self._finished or self._refused(kind)):
                 # On a full disk this fails too; the status on disk stays "running", which is true enough.
                 with suppress(InputError):
                     self.finish([_reason(kind)])
         finally:
             self.close()
 
+    def _refused(self, kind: type[BaseException] | None) -> bool:
+        """Whether the run ends as bad input before anything of it changed: then it is what it was."""
+        return kind is not None and issubclass(kind, InputError) and self.manifest.status != "running"
+
     def _begin(self) -> None:
-        """From here on the run changes: until then one that was complete stays it, whatever is refused."""
+        """From here on the run changes."""
         _unpack(self.folder)
         self._set(status="running", reasons=[], environments=self._environments)
         self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
