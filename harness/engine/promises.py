@@ -83,7 +83,7 @@ def rows(hook: str, out: Any, layer: int, before: Rows) -> Rows:
     if out is not before and not (isinstance(out, Rows) and _belong_together(out, before)):
         carried = "" if before.attended is None else " and attended"
         raise _broken(hook, out, f"Rows of 1 token or more, as many positions as hidden states{carried}", layer)
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def replay(found: Any) -> Replay | None:
