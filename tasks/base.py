@@ -63,7 +63,9 @@ class Sample:
         answers: accepted answers; the score is the best over them.
         max_new_tokens: where generation stops at the latest.
         chat: wrap the prompt in the model's chat template, if it has one.
-        stop: texts of one token each that end generation as an end-of-sequence token does.
+        stop: texts that end generation once the answer holds one; the answer keeps it.
+        stop_tokens: texts whose last token ends generation as an end-of-sequence token does; where the same characters
+            come in another token, it goes on.
         min_new_tokens: end tokens are suppressed before this many tokens are out.
         question: the ending of `prompt` that holds the question; "" where context and question cannot be told apart.
         ids: the prompt's token ids, where they count and not the text; `prompt` is not looked at then.
@@ -79,6 +81,7 @@ class Sample:
     max_new_tokens: int
     chat: bool = False
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[str, ...] = ()
     min_new_tokens: int = 0
     question: str = ""
     ids: tuple[int, ...] = ()

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from harness.errors import InputError
 from harness.grammar import Item
@@ -48,6 +48,12 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _said(answer: str) -> str:
+    if not answer.strip():
+        raise ValueError("a blank answer would accept anything")
+    return answer
+
+
 class Row(BaseModel):
     """One line; columns that are not named here go into the record's `extra`.
 
@@ -64,7 +70,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     prompt: str = Field(min_length=1)
-    answers: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(min_length=1)]
+    answers: Annotated[list[Annotated[str, AfterValidator(_said)]], BeforeValidator(_as_list), Field(min_length=1)]
     metric: Metric | None = None
     id: Annotated[str, Field(min_length=1)] | None = None
     max_new_tokens: int | None = Field(None, ge=1)
@@ -174,4 +180,6 @@ def _read_row(place: str, row: dict[str, Any]) -> Row:
         return Row.model_validate(row)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{place}: field {str(first['loc'][0])!r}: {first['msg']}") from None
+        raise InputError(
+            f"{place}: field {str(first['loc'][0])!r}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None

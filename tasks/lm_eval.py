@@ -98,7 +98,7 @@ class LmEval(Task):
             InputError: lm-eval fails, or a document asks for what the harness does not do.
         """
         self._requests = self._build(tokenizer)
-        return (self._sample(name, requests, tokenizer) for name, requests in self._requests.items())
+        return (self._sample(name, requests) for name, requests in self._requests.items())
 
     def score(self, sample: Sample, prediction: str) -> float:
         """lm-eval's metric of an answer, which ends before the first of the task's stop texts."""
@@ -133,7 +133,7 @@ class LmEval(Task):
             requests.setdefault(str(request.doc_id), []).append(request)
         return requests
 
-    def _sample(self, name: str, requests: list[Any], tokenizer: Tokenizer) -> Sample:
+    def _sample(self, name: str, requests: list[Any]) -> Sample:
         kinds = {request.request_type for request in requests}
         with _asking(self.label):
             answers = _targets(self.source, requests[0].doc)
@@ -144,7 +144,7 @@ class LmEval(Task):
             return replace(bare, choices=choices, choice_prompts=prompts if len(set(prompts)) > 1 else ())
         if kinds == {"generate_until"} and len(requests) == 1:
             wanted = requests[0].args[1]
-            return replace(bare, max_new_tokens=new_tokens(wanted), stop=single_tokens(stop_texts(wanted), tokenizer))
+            return replace(bare, max_new_tokens=new_tokens(wanted), stop=tuple(stop_texts(wanted)))
         raise InputError(f"{self.label}, sample {name}: a document with requests of kind {', '.join(sorted(kinds))}")
 
     def _score(self, sample: Sample, responses: Sequence[Any]) -> float:
@@ -183,11 +183,6 @@ def cut_at(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.partition(stop)[0]
     return text
-
-
-def single_tokens(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Those texts that are one token, on which generation may stop at once; the others are cut off when scoring."""
-    return tuple(text for text in texts if len(tokenizer.encode(text, add_special_tokens=False)) == 1)
 
 
 def render_chat(tokenizer: Any, history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

@@ -10,12 +10,10 @@ with a reason, or is skipped with one. A check is a generator of problems: none 
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from itertools import cycle
-from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
@@ -29,6 +27,7 @@ from harness.engine.request import Request
 from harness.errors import InputError
 from harness.models.load import FAMILIES
 from harness.run.catalog import MethodSpec
+from harness.run.faults import told
 
 NEW_TOKENS = 4
 DECODING = tuple(zip(FAMILIES, cycle(HEADS), strict=False))
@@ -208,7 +207,7 @@ def run_check(name: str, subject: Subject) -> Finding:
     except Skip as reason:
         return Finding(name, demand, "skip", str(reason))
     except Exception as error:  # whatever a third party's code raises is a finding
-        problem = _told(error)
+        problem = told(subject.spec.kind, error)
     return Finding(name, demand, "fail" if problem else "pass", problem or "")
 
 
@@ -239,7 +238,7 @@ def _lengths(subject: Subject) -> Iterator[str]:
     """Prompts of 1 token, of one block, one less, one more, odd ones: on every model, with finite logits."""
     for where, outcome in subject.outcomes.items():
         if isinstance(outcome, Exception):
-            yield f"{where}: {_told(outcome)}"
+            yield f"{where}: {told(subject.spec.kind, outcome)}"
         elif not outcome.finite:
             yield f"{where}: logits are not finite"
 
@@ -434,10 +433,3 @@ def _unequal(one: Any, other: Any, name: str = "") -> Iterator[str]:
             yield from _unequal(getattr(one, field.name), getattr(other, field.name), path)
     elif one != other:
         yield name
-
-
-def _told(error: Exception) -> str:
-    """An exception in one line, with the last place outside of installed packages that it came through."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in Path(f.filename).parts]
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"

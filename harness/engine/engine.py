@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from harness.engine import promises
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
@@ -93,7 +94,7 @@ class Engine:
     def _replay(self, method: Method, count: int) -> Replay | None:
         """What replays the method's steps, if they may be replayed and its caches have room for `count` tokens."""
         fits = self.table is not None and all(cache.length > 0 and cache.room >= count for cache in method.cache)
-        return method.replay() if fits else None
+        return promises.replay(method.replay()) if fits else None
 
     def _recorded(self, replay: Replay) -> RecordedDecode:
         if replay not in self._steps:
@@ -111,12 +112,14 @@ class Engine:
 
         Raises:
             InputError: prompt and answer, or what a method probes with, exceed the model's sliding window.
+            BrokenPromise: a hook of the method returned what the engine cannot go on with.
         """
         self._check_window(len(request.prompt) + request.max_new_tokens)
         work, late = work or Work(), request.late_tokens(method)
         context, question = request.prompt.tensor_split([len(request.prompt) - late])
-        context = method.prompt(context, partial(self.first_layers, work=work))
+        context = promises.prompt_ids(method.prompt(context, partial(self.first_layers, work=work)), context)
         method.begin(len(context), late + request.max_new_tokens)
+        promises.caches(getattr(method, "cache", None), len(self.layers))
         logits, position = self.forward(method, context, Step("prefill", 0, len(context)), work), len(context)
         for more in method.probes(context):
             self._check_window(position + len(more))
@@ -160,6 +163,9 @@ class Engine:
 
         Returns:
             Logits of the last row, [vocab].
+
+        Raises:
+            BrokenPromise: a hook of the method returned what the engine cannot go on with.
         """
         return self.logits(self._through(method, ids, step, work or Work()))
 
@@ -173,12 +179,12 @@ class Engine:
             with part("project"):
                 heads = self.verbs.project(layer, rows)
             with part("attention"):
-                rows = rows.with_attended(method.attend(layer, heads, step))
-            rows = method.after_attention(layer, rows, heads, step)
+                rows = rows.with_attended(promises.attended(method.attend(layer, heads, step), layer, heads))
+            rows = promises.rows("after_attention", method.after_attention(layer, rows, heads, step), layer, rows)
             work.fed.append(len(rows))
             with part("feed forward"):
                 rows = self.verbs.feed_forward(layer, rows)
-            rows = method.after_layer(layer, rows, heads, step)
+            rows = promises.rows("after_layer", method.after_layer(layer, rows, heads, step), layer, rows)
         return rows
 
     def logits(self, rows: Rows) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from harness.engine import promises
 from harness.engine.method import Method
 
 
@@ -45,4 +46,5 @@ class Request:
         """Last tokens of the prompt that follow the prefill: its question, if protocol or method want that."""
         if self.question_after:
             return self.question
-        return method.question_tokens(len(self.prompt), self.question)
+        length = len(self.prompt)
+        return promises.late_tokens(method.question_tokens(length, self.question), length)

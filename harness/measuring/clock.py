@@ -11,7 +11,7 @@ import ctypes
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,8 @@ from harness.engine.generation import Work
 from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.storage.spans import survivors
+
+Ended = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,18 @@ class Measured:
         return statistics.median(self.token_s) if self.token_s else None
 
 
-def measure(engine: Engine, method: Method, request: Request, *, parts: bool = False) -> Measured:
-    """Runs one request and times it; `parts` also times the parts of TTFT, which costs a little."""
+def measure(
+    engine: Engine, method: Method, request: Request, *, parts: bool = False, ended: Ended | None = None
+) -> Measured:
+    """Runs one request and times it.
+
+    Args:
+        engine: on the model.
+        method: is asked.
+        request: what it is asked.
+        parts: also time the parts of TTFT, which costs a little.
+        ended: whether the answer is complete, by the tokens that there are; asked behind each.
+    """
     device = request.prompt.device
     peak, stopwatch = PeakMemory(device), engine.context.stopwatch
     synchronize(device)
@@ -76,7 +88,7 @@ def measure(engine: Engine, method: Method, request: Request, *, parts: bool = F
     kept, work, decode_bytes = method.tokens_kept(), stream.work, method.decode_bytes()
     which = survivors([cache.kept_positions() for cache in method.cache], method.prompt_len)
     pause = time.perf_counter() - clocks[0]
-    for token in stream:
+    while not (ended and ended(tokens)) and (token := next(stream, None)) is not None:
         tokens.append(token)
         clocks.append(time.perf_counter() - pause)
     gaps = [after - before for before, after in pairwise(clocks)]

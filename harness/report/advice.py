@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.report import formats
+from harness.report.caveats import caveats
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
 from harness.statistics.paired import ALL
@@ -50,7 +51,8 @@ def warnings(run: Recorded) -> Iterator[str]:
         yield "The machine or the software changed while this run was made; times may not compare."
     if run.comparison.floors.empty:
         yield "No noise floor: full attention was not run against itself (--noise-floor)."
-    counts = run.summary["n"]
+    yield from map(str, caveats(run.records))
+    counts = run.summary.loc[run.summary["n"] > 0, "n"]
     if len(counts) and int(counts.min()) < _FEW:
         yield f"Some tasks have only {int(counts.min())} samples: only large differences would show."
 

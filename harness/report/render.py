@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
 from harness.report import markdown, plots
+from harness.report.caveats import caveats
 from harness.report.markdown import MARKED, Comparison
 from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
 from harness.statistics.noise import TWIN, noise_floor
 from harness.statistics.paired import compare, leaders, verdicts
-from harness.storage.record import OUT_OF_MEMORY
 from harness.storage.store import Manifest, load, load_manifest
 
 
@@ -35,35 +34,12 @@ def render(run: Path | str) -> list[Path]:
     csv, other_csv, table, plot = (folder / name for name in names)
     summary.to_csv(csv, index=False, lineterminator="\n")
     comparison.rows.to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
-    page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, _warnings(records))
+    warnings = [f"**{caveat.title}**{caveat.text}" for caveat in caveats(records)]
+    page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, warnings)
     table.write_text(page, encoding="utf-8")
     drawn = plots.accuracy_ttft(manifest, summary, plot)
     means = _write_means(summary, folder / "means.csv")
     return [csv, other_csv, table, *([plot] if drawn else []), *means]
-
-
-def _warnings(records: pd.DataFrame) -> list[str]:
-    """What the numbers do not show: requests that have none, and prompts that did not fit."""
-    return [*_without_numbers(records), *_cut(records)]
-
-
-def _cut(records: pd.DataFrame) -> list[str]:
-    """Prompts that lost their middle, by task; records of older runs do not tell."""
-    if not len(records) or "prompt_tokens_cut" not in records:
-        return []
-    samples = records.drop_duplicates(["task", "sample"])
-    cut = samples[samples["prompt_tokens_cut"].fillna(0).astype(float) > 0]
-    counts, whole = Counter(cut["task"]), Counter(samples["task"])
-    listed = "; ".join(f"{task}: {count} of {whole[task]} samples" for task, count in counts.items())
-    return [f"**Prompts cut in the middle**, since they were too long: {listed}."] if listed else []
-
-
-def _without_numbers(records: pd.DataFrame) -> list[str]:
-    """By method and task, since a mean over the others is another one."""
-    failed = records[[OUT_OF_MEMORY in extra for extra in records["extra"]]] if len(records) else records
-    counts = Counter(zip(failed["method"], failed["task"], strict=True)) if len(failed) else Counter()
-    listed = "; ".join(f"{method} on {task}: {count}" for (method, task), count in counts.items())
-    return [f"**Out of memory**, and so without numbers: {listed}."] if listed else []
 
 
 def _write_means(summary: pd.DataFrame, path: Path) -> list[Path]:

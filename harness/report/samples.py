@@ -26,8 +26,8 @@ def samples(run: Recorded, limit: int) -> dict[str, Any]:
     Returns:
         `methods`, `tasks`: labels. `samples`: `t` task and `s` sample, `p` prompt tokens, `a` accepted answers, `x`
         facts, `r` answers: `m` index of the method, `y` text, `c` score, `f` seconds to the first token, `k` share
-        kept, `o` outcome (`base`, `lost`, `gained`, `right`, `wrong`, `unscored`), `w` reason. `total`: how many
-        samples the run has. `cut`: characters after which answers are shortened.
+        kept (null where there is no answer), `o` outcome (`base`, `lost`, `gained`, `right`, `wrong`, `unscored`), `w`
+        reason. `total`: how many samples the run has. `cut`: characters after which answers are shortened.
     """
     found = _samples(run)
     base = {"methods": run.methods, "tasks": run.tasks, "total": len(found)}
@@ -113,14 +113,14 @@ def _sample(rows: list[dict[Any, Any]], rank: dict[str, int]) -> dict[str, Any]:
 
 
 def _answer(row: dict[Any, Any], rank: dict[str, int], base: float | None) -> dict[str, Any]:
-    score, seconds = plain(row["score"]), plain(row["ttft_s"])
+    score, seconds, kept = (plain(row[name]) for name in ("score", "ttft_s", "kept_fraction"))
     is_base = row["method"] == BASELINE
     answer = {
         "m": rank[row["method"]],
-        "y": row["prediction"],
+        "y": plain(row["prediction"]),
         "c": None if score is None else round(score, 4),
         "f": None if seconds is None else float(f"{seconds:.4g}"),
-        "k": round(row["kept_fraction"], 3),
+        "k": None if kept is None else round(kept, 3),
         "o": outcome(score, None) if is_base else outcome(score, base),
     }
     why = reason(score, row["extra"], int(row["context_tokens"]))

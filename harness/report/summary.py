@@ -30,15 +30,15 @@ def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequenc
         tasks: likewise.
 
     Returns:
-        `COLUMNS`: `n` records, mean `score` in percent, medians of seconds and bytes, mean `kept_fraction`. A speed-up
-        is the baseline's time divided by the method's on the same sample, averaged over samples as
+        `COLUMNS`: `n` answered requests, mean `score` in percent, medians of seconds and bytes, mean `kept_fraction`. A
+        speed-up is the baseline's time divided by the method's on the same sample, averaged over samples as
         `harness.statistics.paired.compare` does it. What was not measured, and speed-ups in a run without the baseline,
         is NaN or NA.
     """
     groups = records.groupby(["method", "task"], sort=False)
     table = groups[[*_SECONDS, *_BYTES]].median()
     table = table.join(speedups(records)[["ttft", "e2e"]].add_suffix("_speedup"))
-    table["n"] = groups.size()
+    table["n"] = groups["kept_fraction"].count()  # which a request without an answer lacks
     table["score"] = groups["score"].mean() * 100
     table["kept_fraction"] = groups["kept_fraction"].mean()
     table[_BYTES] = table[_BYTES].astype("Float64").round().astype("Int64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,9 +54,9 @@ def sliminfer_command(
     choice = parse_undecided(undecided)
     machine = {"device": device, "dtype": dtype, "attention": attention, "engine": engine}
     chosen = {option: value for option, value in machine.items() if value != "auto"}
-    folder = run or _measure(model, lengths, new_tokens, repeats, slim, output, **chosen)
+    folder, failures = (run, []) if run else _measure(model, lengths, new_tokens, repeats, slim, output, **chosen)
     text, judgements, paths = write(read(folder), folder)
-    show(text, paths)
+    show(text, paths, failures)
     if code := exit_code(judgements, choice):
         raise typer.Exit(code)
 
@@ -72,8 +73,8 @@ def _predict(run: Path | None, device: str) -> None:
 
 def _measure(
     model: str, lengths: str, new_tokens: str, repeats: int, slim: str, output: Path | None, **machine: Any
-) -> Path:
-    """Runs, or resumes, the paper's table and returns its folder."""
+) -> tuple[Path, Sequence[str]]:
+    """Runs, or resumes, the paper's table; returns its folder, and a line for each method that failed."""
     from harness.models.load import describe
     from harness.reproduce.sliminfer.paper import numbers, run_options, setting_for
     from harness.run.spec import RunSpec
@@ -83,8 +84,8 @@ def _measure(
     options = run_options(setting_for(describe(model), prompts[-1]), prompts, counts, repeats, slim)
     spec = RunSpec.read({"model": model, **options, **machine})
     folder = output or spec.default_folder("reproduce-sliminfer")
-    run(spec, folder)
-    return folder
+    _, _, failures = run(spec, folder)
+    return folder, failures
 
 
 @app.command("diffusion")

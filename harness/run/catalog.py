@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.engine.method import Method, ModelContext
+from torch import Tensor
+
+from harness.engine.method import FirstLayers, Method, ModelContext
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.grammar import Item, parse_items, parse_sums, sum_without_paths, without_paths
 from harness.options import OptionSet
 from harness.registry import Registry
+from harness.run.faults import Fault, blamed, told
 from methods.common.sparse_prefill import SparsePrefill
 from tasks.base import Task, TaskContext
 
@@ -34,17 +38,43 @@ class MethodSpec:
     sparse: MethodSpec | None = None
 
     def check(self, shape: ModelShape) -> None:
-        """Raises `InputError` where the options do not fit the model."""
-        self.kind.check(self.options, shape)
+        """Raises `InputError` where the options do not fit the model, or the method cannot tell."""
+        with blamed(self.kind, f"method {self.label}"):
+            self.kind.check(self.options, shape)
         if self.sparse is not None:
             self.sparse.check(shape)
 
     def build(self, model: ModelContext) -> Method:
-        """The method, ready for requests to that model."""
-        method = self.kind(self.options, model)
-        if self.sparse is not None:
-            method.sparse = self.sparse.build(model)
+        """The method, ready for requests to that model; one that cannot be made fails at each of them.
+
+        Raises:
+            InputError: the options do not fit the model.
+        """
+        try:
+            method = self.kind(self.options, model)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a third party's code raises
+            return Unmade(model, told(self.kind, error))
+        method.sparse = self.sparse and self.sparse.build(model)
         return method
+
+
+class Unmade(Method):
+    """Stands for a method that could not be made."""
+
+    def __init__(self, model: ModelContext, reason: str) -> None:
+        """
+        Args:
+            model: that it was to be made for.
+            reason: why it was not.
+        """
+        super().__init__(Method.Options(), model)
+        self._reason = reason
+
+    def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
+        """Fails."""
+        raise Fault(self._reason)
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
@@ -74,16 +104,23 @@ def _sum(items: list[Item]) -> MethodSpec:
 
 def _spec(item: Item) -> MethodSpec:
     kind = METHODS.get(f"{item.name}/{item.member}" if item.member else item.name)
-    return MethodSpec(kind.name, kind, kind.Options.read(f"method {kind.name}", item.options))
+    with blamed(kind, f"method {kind.name}"):
+        return MethodSpec(kind.name, kind, kind.Options.read(f"method {kind.name}", item.options))
 
 
 def build_tasks(text: str, context: TaskContext) -> list[Task]:
     """Every task that a `--tasks` value stands for, groups expanded.
 
     Raises:
-        InputError: an unknown task, member or option, or missing data.
+        InputError: an unknown task, member or option, missing data, or a task that fails.
     """
-    tasks = [task for item in parse_items(text) for task in TASKS.get(item.name).expand(item, context)]
+    tasks = [task for item in parse_items(text) for task in _expanded(item, context)]
     for task in tasks:
         task.label = without_paths(task.label)
     return tasks
+
+
+def _expanded(item: Item, context: TaskContext) -> Sequence[Task]:
+    kind = TASKS.get(item.name)
+    with blamed(kind, f"task {item}"):
+        return kind.expand(item, context)

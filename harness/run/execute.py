@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.measuring.provenance import environment
+from harness.run.failures import Failures
 from harness.run.plan import CellSpec, Plan
 from harness.run.progress import Progress
 from harness.storage.record import Record
@@ -34,8 +36,8 @@ class Worker(Protocol):
         """
 
 
-def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan], Worker]) -> None:
-    """Runs, or resumes, a plan and leaves `folder` complete, or marked incomplete if it is stopped.
+def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan], Worker]) -> list[str]:
+    """Runs, or resumes, a plan and leaves `folder` complete, or marked incomplete if it is stopped or requests failed.
 
     Args:
         plan: what to do.
@@ -43,17 +45,24 @@ def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan]
         progress: is told of every record.
         start: makes the worker; called once the folder is known to be the plan's.
 
+    Returns:
+        A line for each cell of which requests failed.
+
     Raises:
         InputError: the folder is of another run, the model cannot be loaded, or data turns out bad.
     """
     with RunStore(folder, plan.manifest(), environment()) as store:
-        worker = start(plan)
+        worker, failures = start(plan), Failures()
         store.describe(**worker.facts())
-        for cells in plan.cells():
-            jobs = worker.jobs(cells, store.done)
-            with progress.task(cells[0].task, len(jobs)) as advance:
+        # All data is read before the first request; what a task needs goes when the task is done.
+        tasks = deque((cells[0].task, worker.jobs(cells, store.done)) for cells in plan.cells())
+        while tasks:
+            task, jobs = tasks.popleft()
+            with progress.task(task, len(jobs)) as advance:
                 for job in jobs:
                     record = job()
                     store.append(record)
+                    failures.count(record)
                     advance(record)
-        store.finish()
+        store.finish(failures.lines())
+    return failures.lines()

@@ -9,8 +9,9 @@ answers: longer prompts than `max_length` lose their middle, decoding is greedy,
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from functools import partial
+from importlib.metadata import version
 from itertools import groupby
 from typing import Annotated, Any
 
@@ -23,13 +24,20 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from harness.engine.engine import build_engine
 from harness.engine.request import Request
 from harness.errors import InputError
+from harness.measuring.provenance import source_hash
 from harness.models.load import LoadedModel, load
 from harness.options import OptionSet
 from harness.run.catalog import parse_methods
+from harness.run.faults import blamed
 from harness.run.loglikelihood import rate_choices
 from harness.run.prompts import encode, longest_bare_prompt
+from harness.run.spec import content_hash
+from harness.run.stops import StopTexts
 from tasks.base import Sample
 from tasks.lm_eval import cut_at, new_tokens, render_chat, stop_texts
+
+_GAVE = "harness"
+"""Under which key a file of kept answers says what gave them; lm-eval's own keys are digests."""
 
 
 class ModelArgs(OptionSet):
@@ -60,30 +68,41 @@ class HarnessLM(LM):  # type: ignore[misc]
         if len(specs) != 1:
             raise InputError(f"lm-eval runs one method at a time, not {len(specs)}: {args.method}")
         self._loaded: LoadedModel = load(args.model, _device(args.device), args.dtype)
-        specs[0].check(self._loaded.shape)
+        self._spec = specs[0]
+        self._spec.check(self._loaded.shape)
         words = partial(self._loaded.tokenizer.encode, add_special_tokens=False)
         self._engine = build_engine(self._loaded.model, self._loaded.shape, encode=words)
-        self._method = specs[0].build(self._engine.context)
-        self._args, self._label = args, specs[0].label
+        self._method = self._spec.build(self._engine.context)
+        self._args, self._label = args, self._spec.label
         self._device = self._loaded.model.device
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy answers, each cut before the first stop text."""
+        """Greedy answers, each cut before the first stop text.
+
+        Raises:
+            InputError: the method fails.
+        """
         answers = []
         for request in tqdm(requests, desc=f"generate_until, {self._label}", disable=disable_tqdm):
             prompt, wanted = request.args
-            answers.append(self._generate(prompt, stop_texts(wanted), new_tokens(wanted)))
+            with blamed(self._method, f"{self._label} failed"):
+                answers.append(self._generate(prompt, stop_texts(wanted), new_tokens(wanted)))
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
         return answers
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation through its pruned prompt, and whether it is the greedy one."""
+        """Log-likelihood of each continuation through its pruned prompt, and whether it is the greedy one.
+
+        Raises:
+            InputError: the method fails.
+        """
         found: list[tuple[float, bool]] = []
         bar = tqdm(total=len(requests), desc=f"loglikelihood, {self._label}", disable=disable_tqdm)
         for prompt, group in groupby(requests, key=lambda request: request.args[0]):
             asked = list(group)
             sample = Sample("of lm-eval", prompt, (), 1, choices=tuple(request.args[1] for request in asked))
-            rated = rate_choices(self._engine, self._method, sample, self._loaded.tokenizer, self._args.max_length)
+            with blamed(self._method, f"{self._label} failed"):
+                rated = rate_choices(self._engine, self._method, sample, self._loaded.tokenizer, self._args.max_length)
             for request, one in zip(asked, rated, strict=True):
                 found.append((one.total, one.greedy))
                 self.cache_hook.add_partial("loglikelihood", request.args, found[-1])
@@ -102,6 +121,22 @@ class HarnessLM(LM):  # type: ignore[misc]
             "use lm-eval's own model (--model hf) for it"
         )
 
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Ties the answers that lm-eval keeps (`--use_cache`) to what gave them: it knows them by prompt alone.
+
+        Raises:
+            InputError: the file holds answers of another model, method or setting.
+        """
+        known: MutableMapping[str, Any] | None = cache_hook.dbdict
+        if known is not None:
+            mine = self._identity()
+            if len(known) and known.get(_GAVE) != mine:
+                raise InputError(
+                    "--use_cache: the file holds answers of another model, method or setting; name another"
+                )
+            known[_GAVE] = mine
+        super().set_cache_hook(cache_hook)
+
     @property
     def tokenizer_name(self) -> str:
         """The model's name, for the fingerprint of cached requests."""
@@ -119,6 +154,21 @@ class HarnessLM(LM):  # type: ignore[misc]
         """What lm-eval's results shall say about the model."""
         return {"method": self._label, "dtype": str(self._loaded.model.dtype), "weights": self._loaded.weights_hash}
 
+    def _identity(self) -> str:
+        """Hash of everything but the prompt that shapes an answer."""
+        loaded, context, options = self._loaded, self._engine.context, self._spec.options.model_dump(mode="json")
+        return content_hash(
+            {
+                "model": [loaded.weights_hash, str(loaded.model.dtype), self._device.type, sorted(loaded.eos_ids)],
+                "vocabulary": loaded.tokenizer.get_vocab(),
+                "kernel": [context.attention.kernel, self._engine.kind],
+                "method": [self._spec.kind.name, options, source_hash(self._spec.kind)],
+                "max_length": self._args.max_length,
+                "code": source_hash(HarnessLM),
+                "versions": {name: version(name) for name in ("torch", "transformers")},
+            }
+        )
+
     def _generate(self, prompt: str, stops: list[str], count: int) -> str:
         tokenizer, window = self._loaded.tokenizer, self._loaded.shape.max_context
         sample = Sample("of lm-eval", prompt, (), count)
@@ -127,11 +177,10 @@ class HarnessLM(LM):  # type: ignore[misc]
         if not ids or len(ids) + count > window:
             raise InputError(f"{len(ids)} prompt tokens and {count} new ones do not fit the context of {window}")
         request = Request(torch.tensor(ids, device=self._device), count, self._loaded.eos_ids)
-        tokens: list[int] = []
+        tokens, ended = [], StopTexts(stops, tokenizer)
         for token in self._engine.stream(self._method, request):
             tokens.append(token)
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
-            if any(stop in text for stop in stops):
+            if ended(tokens):
                 break
         return cut_at(tokenizer.decode(tokens, skip_special_tokens=True), stops)
 

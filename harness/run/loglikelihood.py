@@ -24,7 +24,7 @@ from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError
-from harness.run.prompts import encode
+from harness.run.prompts import encode, encode_answer, longest_bare_prompt
 from tasks.base import LogLikelihood, Sample
 
 Pair = tuple[list[int], list[int]]
@@ -46,11 +46,7 @@ def rate_choices(
     Raises:
         InputError: a choice is empty, or does not fit the window with its prompt.
     """
-    prompts = sample.choice_prompts or (sample.prompt,) * len(sample.choices)
-    pairs = [
-        encode_pair(replace(sample, prompt=prompt), choice, tokenizer, max_length, engine.context.shape.max_context)
-        for prompt, choice in zip(prompts, sample.choices, strict=True)
-    ]
+    pairs = encode_choices(sample, tokenizer, max_length, engine.context.shape.max_context)
     device = engine.embed.weight.device
     found: dict[int, LogLikelihood] = {}
     for prompt in dict.fromkeys(tuple(prompt) for prompt, _ in pairs):
@@ -60,32 +56,63 @@ def rate_choices(
     return [found[index] for index in range(len(pairs))]
 
 
+def encode_choices(sample: Sample, tokenizer: Any, max_length: int | None, window: int) -> list[Pair]:
+    """`encode_pair` of each of a sample's choices.
+
+    Raises:
+        InputError: as `encode_pair`, or the sample has not one prompt for each choice.
+    """
+    prompts = sample.choice_prompts or (sample.prompt,) * len(sample.choices)
+    if len(prompts) != len(sample.choices):
+        raise InputError(f"sample {sample.id}: {len(prompts)} prompts for {len(sample.choices)} choices")
+    return [
+        encode_pair(replace(sample, prompt=prompt), choice, tokenizer, max_length, window)
+        for prompt, choice in zip(prompts, sample.choices, strict=True)
+    ]
+
+
 def encode_pair(sample: Sample, continuation: str, tokenizer: Any, max_length: int | None, window: int) -> Pair:
     """Ids of the sample's prompt and of a continuation, divided as lm-eval's `_encode_pair` divides them.
 
     White space at the prompt's end goes to the continuation. Both are tokenised together; the continuation is what
     follows as many tokens as the prompt has alone. An empty prompt is the beginning-of-text token, or the
-    end-of-text token where there is none.
+    end-of-text token where there is none. A chat template goes around the prompt alone: the continuation is an answer,
+    which begins where the template ends.
 
     Raises:
         InputError: the continuation is empty, or prompt and continuation exceed `window`.
     """
-    prompt = sample.prompt.rstrip()
-    continuation = sample.prompt[len(prompt) :] + continuation
-    if not prompt:
-        ids = tokenizer.encode(continuation, add_special_tokens=False)
-        first = [prefix_id(tokenizer)]
-        pair = (first, ids) if ids[:1] != first else (ids[:1], ids[1:])
+    if sample.chat and tokenizer.chat_template:
+        pair = _behind_template(sample, continuation, tokenizer, max_length, window)
+    elif sample.prompt.strip():
+        pair = _divided(sample, continuation, tokenizer, max_length, window)
     else:
-        alone = replace(sample, prompt=prompt)
-        whole = encode(replace(sample, prompt=prompt + continuation), tokenizer)
-        ids = whole[len(encode(alone, tokenizer)) :]
-        pair = (encode(alone, tokenizer, max_length or window - len(ids)), ids)
+        pair = _without_prompt(sample.prompt + continuation, tokenizer)
     if not pair[1]:
         raise InputError(f"sample {sample.id}: the choice {continuation!r} has no tokens of its own to rate")
     if len(pair[0]) + len(pair[1]) > window:
         raise InputError(f"sample {sample.id}: prompt and choice exceed the context of {window}; set --max-length")
     return pair
+
+
+def _behind_template(sample: Sample, continuation: str, tokenizer: Any, max_length: int | None, window: int) -> Pair:
+    ids = encode_answer(sample, continuation, tokenizer)
+    longest = max_length or longest_bare_prompt(sample, tokenizer, window - len(ids))
+    return encode(sample, tokenizer, longest), ids
+
+
+def _divided(sample: Sample, continuation: str, tokenizer: Any, max_length: int | None, window: int) -> Pair:
+    prompt = sample.prompt.rstrip()
+    alone = replace(sample, prompt=prompt)
+    whole = encode(replace(sample, prompt=sample.prompt + continuation), tokenizer)
+    ids = whole[len(encode(alone, tokenizer)) :]
+    return encode(alone, tokenizer, max_length or window - len(ids)), ids
+
+
+def _without_prompt(text: str, tokenizer: Any) -> Pair:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    first = [prefix_id(tokenizer)]
+    return (first, ids) if ids[:1] != first else (ids[:1], ids[1:])
 
 
 def prefix_id(tokenizer: Any) -> int:

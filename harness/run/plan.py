@@ -18,6 +18,7 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.models.load import describe, limit_memory, resolve_device
 from harness.run.catalog import MethodSpec, build_tasks, parse_methods
+from harness.run.faults import blamed
 from harness.run.spec import RunSpec, public_name
 from harness.statistics.noise import TWIN
 from harness.storage.store import Manifest
@@ -111,7 +112,9 @@ def _distinct(tasks: Sequence[Task]) -> list[Task]:
     """
     by_label: dict[str, Task] = {}
     for task in tasks:
-        if by_label.setdefault(task.label, task).fingerprint() != task.fingerprint():
+        with blamed(task, task.label):
+            known, asked = by_label.setdefault(task.label, task).fingerprint(), task.fingerprint()
+        if known != asked:
             raise InputError(f"two different tasks are called {task.label!r}; rename one of the files")
     return list(by_label.values())
 
@@ -127,7 +130,10 @@ def _methods(spec: RunSpec) -> list[MethodSpec]:
 
 
 def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> None:
-    asked = {task.label: task.longest_prompt() or 0 for task in tasks} | {"--max-length": spec.max_length or 0}
+    asked = {"--max-length": spec.max_length or 0}
+    for task in tasks:
+        with blamed(task, task.label):
+            asked[task.label] = int(task.longest_prompt() or 0)
     for source, tokens in asked.items():
         if tokens > shape.max_context:
             raise InputError(f"{source} asks for {tokens} tokens; {spec.model} has {shape.context_words}")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from harness.storage.record import OUT_OF_MEMORY, Record
+from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY, Record
 
 Advance = Callable[[Record], None]
 
@@ -52,6 +52,10 @@ def _method(record: Record) -> str:
 def _outcome(record: Record) -> str:
     if OUT_OF_MEMORY in record.extra:
         return f"out of memory, {record.prompt_tokens} tokens"
+    if FAILED in record.extra:
+        return f"failed in {record.extra[FAILED]}"
+    if NOT_SCORED in record.extra:
+        return f"not scored: {record.extra[NOT_SCORED]}"
     score = "" if record.score is None else f"score {record.score:.2f}, "
     ttft = "simulated" if record.ttft_s is None else f"TTFT {record.ttft_s:.3f} s"
     return f"{score}{ttft}, {record.prompt_tokens} + {record.new_tokens} tokens"

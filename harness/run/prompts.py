@@ -17,6 +17,9 @@ from tasks.base import Sample, Tokenizer
 # date that Llama 3.1's and 3.2's templates fall back to; other templates ignore it.
 _DATE = "26 Jul 2024"
 
+# Stands for what the user says, to see what a template writes around it; no text has it.
+_MARK = "\ufdd0"
+
 
 class ChatTokenizer(Tokenizer, Protocol):
     """A Hugging Face tokenizer as `encode` uses it."""
@@ -61,13 +64,25 @@ def encode_with_question(
     if sample.ids:
         return list(sample.ids), 0
     text = _text(sample, tokenizer, max_length)
-    ids = _tokenise(text, tokenizer)
-    border = text.rfind(sample.question) if sample.question else -1
-    if border < 0:
+    ids, border = _tokenise(text, tokenizer), _border(text, sample, tokenizer)
+    if border is None:
         return ids, 0
     context = _tokenise(text[:border], tokenizer)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, ids, strict=False)))
     return ids, len(ids) - shared
+
+
+def encode_answer(sample: Sample, answer: str, tokenizer: ChatTokenizer) -> list[int]:
+    """Token ids of an answer as they follow those of the sample's whole prompt.
+
+    Both are tokenised together, since some tokenizers write the beginning of a text differently; where a token would
+    span the border, the answer is tokenised alone: it is written behind tokens that are there.
+    """
+    text = _text(sample, tokenizer, None)
+    prompt, whole = _tokenise(text, tokenizer), _tokenise(text + answer, tokenizer)
+    if whole[: len(prompt)] == prompt:
+        return whole[len(prompt) :]
+    return tokenizer.encode(answer, add_special_tokens=False)
 
 
 def longest_bare_prompt(sample: Sample, tokenizer: ChatTokenizer, room: int) -> int | None:
@@ -93,6 +108,23 @@ def _text(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None) -> s
     ids = tokenizer.encode(sample.prompt, add_special_tokens=True)
     text = sample.prompt if fits(ids, max_length) else cut_middle(ids, tokenizer, max_length or 0)
     return _wrap(text, tokenizer) if sample.chat and tokenizer.chat_template else text
+
+
+def _border(text: str, sample: Sample, tokenizer: ChatTokenizer) -> int | None:
+    """Where the question begins in the text of a prompt, in what the user says alone; None where that is not known.
+
+    Templates trim what they wrap, so white space at its ends does not count; nor does a question without a context.
+    """
+    start, end = 0, len(text)
+    if sample.chat and tokenizer.chat_template:
+        before, _, behind = _wrap(_MARK, tokenizer).partition(_MARK)
+        if not (text.startswith(before) and text.endswith(behind)):
+            return None
+        start, end = len(before), len(text) - len(behind)
+    said, question = text[start:end].rstrip(), sample.question.rstrip()
+    if not question or not said.endswith(question) or not said.removesuffix(question).strip():
+        return None
+    return start + len(said) - len(question)
 
 
 def fits(ids: list[int], max_length: int | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.engine import promises
 from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.engine.shape import ModelShape
@@ -11,7 +12,7 @@ from harness.measuring.clock import Measured
 from harness.measuring.roofline import Ceilings, dense_prefill_flops, fractions, prefill_flops
 from harness.run.loaded import Cell
 from harness.run.samples import Prompt
-from harness.storage.record import OUT_OF_MEMORY, Record
+from harness.storage.record import Record
 
 UNTIMED: dict[str, Any] = dict.fromkeys(
     (
@@ -23,9 +24,10 @@ UNTIMED: dict[str, Any] = dict.fromkeys(
 """The fields of a request that nobody timed, or of a method that only simulates pruning: all null."""
 
 
-def identity(cell: Cell, prompt: Prompt) -> dict[str, Any]:
-    """Who was asked what."""
+def identity(cell: Cell, prompt: Prompt, late: int | None = None) -> dict[str, Any]:
+    """Who was asked what; `late`: tokens that followed the prefill, if the method is not to be asked."""
     request, sample = prompt.request, prompt.sample
+    late = request.late_tokens(cell.method) if late is None else late
     return {
         "cell": cell.hash,
         "method": cell.label,
@@ -34,7 +36,7 @@ def identity(cell: Cell, prompt: Prompt) -> dict[str, Any]:
         "prompt_hash": prompt.hash,
         "prompt_tokens": len(request.prompt),
         "prompt_tokens_cut": prompt.cut,
-        "context_tokens": len(request.prompt) - request.late_tokens(cell.method),
+        "context_tokens": len(request.prompt) - late,
         "question": "after" if request.question_after else "prompt",
         "metric": cell.task.metric,
         "answers": list(sample.answers),
@@ -43,12 +45,17 @@ def identity(cell: Cell, prompt: Prompt) -> dict[str, Any]:
 
 
 def counts(method: Method, measured: Measured) -> dict[str, Any]:
-    """Tokens that were generated, asked for, kept and computed again."""
+    """Tokens that were generated, asked for, kept and computed again.
+
+    Raises:
+        BrokenPromise: the method counts in other things than numbers, or other layers than there are.
+    """
+    layers = method.model.shape.layers
     return {
         "new_tokens": len(measured.tokens),
-        "tokens_requested": method.tokens_requested(),
-        "tokens_kept": measured.kept,
-        "tokens_recomputed": method.tokens_recomputed(),
+        "tokens_requested": promises.by_layer("tokens_requested", method.tokens_requested(), layers, int),
+        "tokens_kept": promises.by_layer("tokens_kept", measured.kept, layers),
+        "tokens_recomputed": promises.count("tokens_recomputed", method.tokens_recomputed()),
     }
 
 
@@ -57,9 +64,9 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
     shape, work = engine.context.shape, measured.work
     passed = zip(work.projected, work.fed, work.past, strict=True)
     # A pass ahead of the prefill ends with a projection: what feeds nothing did not attend either.
-    pairs = [method.prefill_pairs(rows) + rows * past if fed else 0 for rows, fed, past in passed]
+    pairs = [_pairs(method, rows) + rows * past if fed else 0 for rows, fed, past in passed]
     flops = prefill_flops(shape, work.projected, work.fed, pairs)
-    weights, read = engine.decode_weight_bytes, measured.decode_bytes
+    weights, read = engine.decode_weight_bytes, promises.count("decode_bytes", measured.decode_bytes)
     near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s)
     return {
         "ttft_s": measured.ttft_s,
@@ -68,9 +75,9 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
         "e2e_s": measured.e2e_s,
         "parts_s": measured.parts_s,
         "peak_memory_bytes": measured.peak_memory_bytes,
-        "kv_bytes": method.kv_bytes(),
-        "kv_bytes_host": method.kv_bytes_host(),
-        "extra_bytes": method.extra_bytes(),
+        "kv_bytes": promises.count("kv_bytes", method.kv_bytes()),
+        "kv_bytes_host": promises.count("kv_bytes_host", method.kv_bytes_host()),
+        "extra_bytes": promises.count("extra_bytes", method.extra_bytes()),
         "prefill_flops": flops,
         "dense_flops": dense_prefill_flops(shape, context),
         "decode_read_bytes": weights + read,
@@ -80,18 +87,24 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
     }
 
 
-def out_of_memory(cell: Cell, prompt: Prompt, shape: ModelShape, reason: str) -> Record:
-    """The record of a request that the device's memory cannot hold.
+def _pairs(method: Method, rows: int) -> int:
+    return promises.count("prefill_pairs", method.prefill_pairs(rows))
+
+
+def unanswered(cell: Cell, prompt: Prompt, shape: ModelShape, fact: str, reason: str) -> Record:
+    """The record of a request that has no answer.
 
     Args:
         cell: that was asked.
         prompt: what it was asked.
         shape: of the model.
-        reason: what was asked of the device.
+        fact: `OUT_OF_MEMORY` or `FAILED`.
+        reason: of that, in a line.
     """
-    who, layers = identity(cell, prompt), [0] * shape.layers
+    late = prompt.request.question if prompt.request.question_after else 0
+    who, layers = identity(cell, prompt, late), [0] * shape.layers
     return Record(
-        **UNTIMED | who | {"extra": who["extra"] | {OUT_OF_MEMORY: reason}},
+        **UNTIMED | who | {"extra": who["extra"] | {fact: reason}},
         prediction=None,
         score=None,
         new_tokens=0,

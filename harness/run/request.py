@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from harness.engine import promises
 from harness.engine.method import Method
+from harness.errors import InputError
 from harness.measuring.clock import Measured, measure
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.ledger import ledger
 from harness.measuring.roofline import Ceilings
+from harness.run.faults import comes_from, told
+from harness.run.grades import Graded, grade
 from harness.run.loaded import Cell, LoadedRun
 from harness.run.loglikelihood import rate_choices
-from harness.run.records import UNTIMED, counts, identity, out_of_memory, times
+from harness.run.records import UNTIMED, counts, identity, times, unanswered
 from harness.run.samples import Prompt
-from harness.storage.record import Record
+from harness.run.stops import StopTexts
+from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY, Record
 
 
 @dataclass(frozen=True)
@@ -29,31 +35,56 @@ class Bench:
 
 
 def run_request(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
-    """Runs one request and measures it; one that the device's memory cannot hold is recorded as that."""
+    """Runs one request and measures it; one that ends without an answer is recorded as that.
+
+    Raises:
+        InputError: it is not the method's fault, or the device cannot go on after it.
+    """
     try:
         return _measured(bench, cell, prompt)
     except torch.OutOfMemoryError as error:
-        reason = str(error).partition(". ")[0]
+        fact, reason = OUT_OF_MEMORY, str(error).partition(". ")[0]
+    except InputError as error:
+        if not comes_from(cell.method, error):
+            raise
+        fact, reason = FAILED, told(cell.method, error)
+    except Exception as error:  # whatever a third party's code raises
+        fact, reason = FAILED, told(cell.method, error)
     release(cell.method)
-    return out_of_memory(cell, prompt, bench.run.model.shape, reason)
+    _check_device(f"{cell.label}: {reason}")
+    return unanswered(cell, prompt, bench.run.model.shape, fact, reason)
 
 
 def release(method: Method) -> None:
     """Frees what a request left behind that did not end."""
-    method.begin(1, 1)
-    torch.cuda.empty_cache()
+    with suppress(Exception):
+        method.begin(1, 1)
+
+
+def _check_device(reason: str) -> None:
+    """A kernel that reads where nothing is ends all work of the process on a GPU, the other methods' too."""
+    try:
+        torch.cuda.empty_cache()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+    except RuntimeError:
+        raise InputError(f"{reason}; the GPU does no more work in this process, 'harness resume' goes on") from None
 
 
 def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     run, method = bench.run, cell.method
-    measured = measure(run.engine, method, prompt.request, parts=run.spec.parts)
+    sample = prompt.sample
+    ended = StopTexts(sample.stop, run.model.tokenizer, sample.min_new_tokens) if sample.stop else None
+    measured = measure(run.engine, method, prompt.request, parts=run.spec.parts, ended=ended)
     values = UNTIMED | {"device_state": bench.monitor.sample() if bench.monitor is not None else None}
     # What the method says of itself is about this request: it is read before the method is asked for anything else.
     values |= identity(cell, prompt) | counts(method, measured)
     values["extra"] |= measured.survivors | _notes(method, measured)
     if not method.simulated:
         values |= times(run.engine, method, measured, bench.ceilings, values["context_tokens"])
-    values |= _score(run, cell, prompt, measured)
+    graded = _score(run, cell, prompt, measured)
+    values |= {"prediction": graded.prediction, "score": graded.score}
+    values["extra"] |= {} if graded.problem is None else {NOT_SCORED: graded.problem}
     if run.spec.ledger and not method.simulated:
         values["ledger"] = asdict(ledger(run.engine, method, prompt.request))
     method.end()
@@ -63,17 +94,17 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
 def _notes(method: Method, measured: Measured) -> dict[str, Any]:
     beside = method.sparse.notes() if method.sparse is not None else {}
     overlap = {"decode_overlap": measured.overlap} if measured.overlap is not None else {}
-    return method.notes() | beside | overlap
+    return promises.notes(method.notes()) | beside | overlap
 
 
-def _score(run: LoadedRun, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:
+def _score(run: LoadedRun, cell: Cell, prompt: Prompt, measured: Measured) -> Graded:
     """The answer and what it is worth; null where random weights gave it."""
     if run.model.latency_only:
-        return {"prediction": None, "score": None}
+        return Graded(None, None)
     sample, tokenizer = prompt.sample, run.model.tokenizer
     if not sample.choices:
         prediction = tokenizer.decode(measured.tokens, skip_special_tokens=True)
-        return {"prediction": prediction, "score": cell.task.score(sample, prediction)}
+        return grade(cell.task, prediction, lambda: cell.task.score(sample, prediction))
     rated = rate_choices(run.engine, cell.method, sample, tokenizer, run.spec.max_length)
     likeliest = max(range(len(rated)), key=lambda index: rated[index].total)
-    return {"prediction": sample.choices[likeliest], "score": cell.task.score_choices(sample, rated)}
+    return grade(cell.task, sample.choices[likeliest], lambda: cell.task.score_choices(sample, rated))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.models.load import LoadedModel
-from harness.run.loglikelihood import encode_pair
+from harness.run.faults import blamed
+from harness.run.loglikelihood import encode_choices
 from harness.run.prompts import encode_with_question, longest_bare_prompt
 from harness.run.spec import RunSpec
 from tasks.base import Sample, Task
+
+_SAMPLE = TypeAdapter(Sample)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Prompt:
 
     Attributes:
         sample: the sample.
-        request: its token ids, on the model's device, and how generation ends.
+        request: its token ids, in host memory, and how generation ends.
         hash: see `hash_of`.
         cut: tokens that were cut out of its middle.
     """
@@ -34,6 +39,10 @@ class Prompt:
     request: Request
     hash: str
     cut: int = 0
+
+    def on(self, device: torch.device) -> Prompt:
+        """The same with its token ids on a device."""
+        return replace(self, request=replace(self.request, prompt=self.request.prompt.to(device)))
 
 
 def hash_of(ids: Sequence[int]) -> str:
@@ -45,17 +54,21 @@ def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
     """All prompts of a task, read and checked before its first request.
 
     Raises:
-        InputError: bad data, two samples with one id, or a prompt beyond the model's context.
+        InputError: bad data, no sample, two samples with one id, or a prompt beyond the model's context.
     """
-    prompts = [_prompt(sample, task, model, spec) for sample in task.samples(model.tokenizer)]
-    for name, count in Counter(prompt.sample.id for prompt in prompts).items():
+    with blamed(task, task.label):
+        samples = list(task.samples(model.tokenizer))
+    if not samples or not all(isinstance(sample, Sample) for sample in samples):
+        raise InputError(f"{task.label}: the task has {'something else than' if samples else 'no'} samples")
+    for name, count in Counter(sample.id for sample in samples).items():
         if count > 1:
             raise InputError(f"{task.label}: two samples have the id {name!r}")
-    return prompts
+    return [_prompt(sample, task, model, spec) for sample in samples]
 
 
 def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
     where, window = f"{task.label}, sample {sample.id}", model.shape.max_context
+    _check(sample, where)
     ids, question, cut = _encode(sample, task, model)
     after = spec.question == "after"
     if after and not 0 < question < len(ids):
@@ -63,31 +76,45 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Pr
     if len(ids) + sample.max_new_tokens > window:
         tokens = f"{len(ids)} prompt tokens and {sample.max_new_tokens} new ones"
         raise InputError(f"{where}: {tokens} exceed {model.shape.context_words}; set --max-length")
-    request = Request(
-        torch.tensor(ids, device=model.model.device),
-        sample.max_new_tokens,
-        _stop_ids(sample, model),
-        sample.min_new_tokens,
-        question,
-        after,
-    )
+    stops = _stop_ids(sample, model)
+    try:
+        request = Request(torch.tensor(ids), sample.max_new_tokens, stops, sample.min_new_tokens, question, after)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
     return Prompt(sample, request, hash_of(ids), cut)
+
+
+def _check(sample: Sample, where: str) -> None:
+    """Raises `InputError` for what no tokenizer or record takes, and for what would end every answer at once."""
+    try:
+        _SAMPLE.validate_python(values := asdict(sample))
+        json.dumps(values, ensure_ascii=False).encode()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{where}: field {str(first['loc'][0])!r}: {first['msg']}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: holds half of a surrogate pair, which is no text") from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: holds something that JSON cannot: {error}") from None
+    if not all((*sample.stop, *sample.stop_tokens)):
+        raise InputError(f"{where}: a stop text is empty")
 
 
 def _encode(sample: Sample, task: Task, model: LoadedModel) -> tuple[list[int], int, int]:
     """Token ids of the prompt, how many of the last ones are its question, and how many were cut out."""
-    window, longest = model.shape.max_context, task.context.max_length
+    window, longest, tokenizer = model.shape.max_context, task.context.max_length, model.tokenizer
     if sample.choices:
-        first = replace(sample, prompt=sample.choice_prompts[0]) if sample.choice_prompts else sample
-        ids = encode_pair(first, sample.choices[0], model.tokenizer, longest, window)[0]
-        return ids, 0, len(encode_pair(first, sample.choices[0], model.tokenizer, None, sys.maxsize)[0]) - len(ids)
-    longest = longest or longest_bare_prompt(sample, model.tokenizer, window - sample.max_new_tokens)
-    ids, question = encode_with_question(sample, model.tokenizer, longest)
-    whole = len(ids) if longest is None else len(encode_with_question(sample, model.tokenizer)[0])
+        ids = encode_choices(sample, tokenizer, longest, window)[0][0]
+        first = replace(sample, choices=sample.choices[:1], choice_prompts=sample.choice_prompts[:1])
+        return ids, 0, len(encode_choices(first, tokenizer, None, sys.maxsize)[0][0]) - len(ids)
+    longest = longest or longest_bare_prompt(sample, tokenizer, window - sample.max_new_tokens)
+    ids, question = encode_with_question(sample, tokenizer, longest)
+    whole = len(ids) if longest is None else len(encode_with_question(sample, tokenizer)[0])
     return ids, question, max(0, whole - len(ids))
 
 
 def _stop_ids(sample: Sample, model: LoadedModel) -> frozenset[int]:
     if sample.ignore_end:
         return frozenset()
-    return model.eos_ids | {model.tokenizer.encode(text, add_special_tokens=False)[-1] for text in sample.stop}
+    ends = {model.tokenizer.encode(text, add_special_tokens=False)[-1] for text in sample.stop_tokens}
+    return model.eos_ids | ends

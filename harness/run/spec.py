@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from harness.engine.engine import Engine
 from harness.errors import InputError
-from harness.grammar import parse_sums, sum_without_paths, without_paths
+from harness.grammar import parse_items, parse_sums, sum_without_paths, without_paths
 from harness.measuring.provenance import source_hash
 from harness.run.catalog import MethodSpec
 from tasks.base import Task
@@ -45,7 +45,7 @@ class RunSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = "smollm2"
+    model: Annotated[str, Field(min_length=1)] = "smollm2"
     methods: str = "full,slim,lazyllm"
     tasks: str = "needle"
     data_dir: Path | None = None
@@ -62,6 +62,15 @@ class RunSpec(BaseModel):
     attention: Literal["auto", "fa3", "fa2", "cudnn", "flash", "sdpa"] = "auto"
     engine: Literal["auto", "graphed", "fused", "stock"] = "auto"
 
+    @field_validator("methods", "tasks")
+    @classmethod
+    def _follows_the_grammar(cls, items: str, option: ValidationInfo) -> str:
+        try:
+            (parse_sums if option.field_name == "methods" else parse_items)(items)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return items
+
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
         """The specification that a user, a file or a manifest gives as option -> value.
@@ -73,7 +82,8 @@ class RunSpec(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
-            raise WrongOption(str(first["loc"][0]), f"{first['msg']} (got {first['input']!r})") from None
+            reason = first["msg"].removeprefix("Value error, ")
+            raise WrongOption(str(first["loc"][0]), f"{reason} (got {first['input']!r})") from None
 
     def identity(self) -> dict[str, Any]:
         """The part that shapes answers, as JSON values."""

@@ -20,7 +20,7 @@ from harness.report.render import render
 from harness.run.execute import Worker, execute
 from harness.run.plan import Plan, plan
 from harness.run.progress import Progress
-from harness.run.spec import RunSpec
+from harness.run.spec import RunSpec, WrongOption
 from harness.run.worker import MethodWorker
 from harness.storage.store import load_manifest
 
@@ -28,15 +28,17 @@ INTERRUPTED = 130
 
 Drawn = tuple[str, Sequence[Path]]
 """A page for people, and the files that were written."""
+Ran = tuple[str, Sequence[Path], Sequence[str]]
+"""The same of a run, and a line for each method that failed on a task."""
 
 
-def run(spec: RunSpec, folder: Path, draw: Callable[[Path], Drawn] | None = None) -> Drawn:
+def run(spec: RunSpec, folder: Path, draw: Callable[[Path], Drawn] | None = None) -> Ran:
     """Runs, or resumes, a specification and draws its table, or what `draw` draws; see `run_plan`."""
     go_on = f"the same command, or 'harness resume {folder}'"
     return run_plan(plan(spec), folder, MethodWorker, draw or draw_tables, go_on)
 
 
-def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Drawn:
+def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Ran:
     """Goes on with the run that a folder holds; see `run_plan`.
 
     Args:
@@ -47,12 +49,16 @@ def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None,
     """
     recorded = load_manifest(folder).spec
     changed = {key: value for key, value in {"limit": limit, "model": model}.items() if value is not None}
-    return run(RunSpec.read(recorded | changed | {"data_dir": data_dir}), folder)
+    try:
+        spec = RunSpec.read(recorded | changed | {"data_dir": data_dir})
+    except WrongOption as error:
+        raise WrongOption("samples", error.reason) if error.option == "limit" else error from None
+    return run(spec, folder)
 
 
 def run_plan(
     planned: Plan, folder: Path, start: Callable[[Plan], Worker], draw: Callable[[Path], Drawn], go_on: str
-) -> Drawn:
+) -> Ran:
     """Runs, or resumes, a plan and draws what is recorded.
 
     Args:
@@ -67,14 +73,14 @@ def run_plan(
         typer.Exit: interrupted; what is recorded by then has been drawn and printed.
     """
     try:
-        execute(planned, folder, Progress(Console(stderr=True)), start)
+        failures = execute(planned, folder, Progress(Console(stderr=True)), start)
     except KeyboardInterrupt:
         # There may be too little to draw.
         with suppress(InputError):
             show(*draw(folder))
         print(f"harness: interrupted; {folder} is marked incomplete; to go on: {go_on}", file=sys.stderr, flush=True)
         raise typer.Exit(INTERRUPTED) from None
-    return draw(folder)
+    return *draw(folder), failures
 
 
 def draw_tables(folder: Path) -> Drawn:
@@ -89,6 +95,14 @@ def draw_json(folder: Path) -> Drawn:
     return json_summary(folder), ()
 
 
-def show(text: str, paths: Sequence[Path]) -> None:
-    """Prints a page and the names of files."""
+def show(text: str, paths: Sequence[Path], failures: Sequence[str] = ()) -> None:
+    """Prints a page and the names of files.
+
+    Raises:
+        typer.Exit: there are failures, and they have been told.
+    """
     print("\n".join([text, *(f"wrote {path}" for path in paths)]), flush=True)
+    for failure in failures:
+        print(f"harness: {failure}", file=sys.stderr, flush=True)
+    if failures:
+        raise typer.Exit(1)

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from typing import Any
 
-import torch
-
 from harness.engine.engine import Engine
 from harness.engine.request import Request
 from harness.measuring.gpu import GpuMonitor
@@ -55,8 +53,9 @@ class MethodWorker:
         ]
 
     def _run(self, warm_up: WarmUp, cell: Cell, prompt: Prompt) -> Record:
-        warm_up.before(prompt)
-        return run_request(self._bench, cell, prompt)
+        there = prompt.on(self._bench.run.device)
+        warm_up.before(there)
+        return run_request(self._bench, cell, there)
 
 
 def _in_turn(prompts: Sequence[Prompt], cells: Sequence[Cell]) -> Iterator[tuple[Prompt, Cell]]:
@@ -85,6 +84,6 @@ class WarmUp:
         try:
             list(self._engine.stream(cell.method, Request(prompt.request.prompt, 2)))
             cell.method.end()
-        except torch.OutOfMemoryError:
-            # The request itself will find that out, and record it.
+        except Exception:
+            # Out of memory, or a fault of the method: the request itself will find that out, and record it.
             release(cell.method)

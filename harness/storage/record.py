@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 1
 OUT_OF_MEMORY = "out_of_memory"
 """Name of the fact, in a record's `extra`, that the device could not hold a request, and what it asked for."""
+FAILED = "failed"
+"""Name of the fact that a request failed by the method's own fault: where, of what, in one line."""
+NOT_SCORED = "not_scored"
+"""Name of the fact that the task has no score for an answer, and why."""
 
 
 class Record(BaseModel):
@@ -93,6 +98,13 @@ class Record(BaseModel):
     extra: dict[str, Any] = Field(default_factory=dict, description="the task's own facts (depth, length, classes)")
 
     @property
+    def failed(self) -> bool:
+        """Whether the method, or the task's score, failed in it; it is asked again when the run goes on."""
+        return FAILED in self.extra or NOT_SCORED in self.extra
+
+    @property
     def kept_fraction(self) -> float:
-        """Share of context tokens x layers whose keys and values were kept."""
+        """Share of context tokens x layers whose keys and values were kept; NaN for a request without an answer."""
+        if FAILED in self.extra or OUT_OF_MEMORY in self.extra:
+            return math.nan
         return sum(self.tokens_kept) / (self.context_tokens * len(self.tokens_kept))

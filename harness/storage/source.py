@@ -8,19 +8,22 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("harness", "methods", "tasks")
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def source_hash(kind: type) -> str:
     """Sha256 (hex) over the code that a class depends on; the same on every machine.
 
-    That is the file that defines it, the files of its bases, and every module of the project, and of the package it
-    comes from itself, that one of those imports, directly or through others, at the top or inside a function. Importing
-    a name from a package counts the module of that name, and the package's own file only where there is none.
+    That is the file that defines it, the files of its bases, and every module that one of those imports, directly or
+    through others, at the top or inside a function, and that is of the project, of the package the class comes from, or
+    not installed at all: a helper beside a single file. Importing a name from a package counts the module of that name,
+    and the package's own file only where there is none. Of installed packages the version counts, not the source.
 
     Raises:
         ValueError: the class comes from no file.
@@ -124,11 +127,22 @@ def _absolute(wanted: str, package: str) -> str:
 
 
 def _find(module: str, tops: Mapping[str, Path]) -> Path | None:
-    folder = tops.get(_top(module))
+    folder = tops.get(_top(module)) or _not_installed(_top(module))
     if folder is None:
         return None
     place = folder.joinpath(*module.split("."))
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+def _not_installed(top: str) -> Path | None:
+    """The folder of a module or package that is a user's own; None for what Python or an installer brought."""
+    try:
+        spec = None if top in sys.stdlib_module_names else find_spec(top)
+    except (ImportError, ValueError):  # no module, or one that was put into `sys.modules` by hand
+        return None
+    places = [] if spec is None else [*(spec.submodule_search_locations or [spec.origin or ""])]
+    folders = [Path(place).resolve().parent for place in places if place and Path(place).exists()]
+    return next((folder for folder in folders if not _INSTALLED & {*folder.parts}), None)
 
 
 def _file_hash(path: Path) -> str:

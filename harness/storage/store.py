@@ -69,12 +69,12 @@ class RunStore:
     Attributes:
         folder: the run's folder.
         manifest: as it is on disk.
-        done: (cell, sample) of every record on disk.
+        done: (cell, sample) of every record on disk; of those that failed, not.
         repaired: bytes of a torn last line that were dropped on opening; 0 almost always.
     """
 
     def __init__(self, folder: Path | str, manifest: Manifest, environment: dict[str, Any] | None = None) -> None:
-        """Starts the run `manifest`, or resumes it where the folder holds a run of the same hash.
+        """Starts the run `manifest`, or resumes it where the folder holds records of a run of the same hash.
 
         Args:
             folder: made if it does not exist.
@@ -86,18 +86,19 @@ class RunStore:
                 or cannot be written.
         """
         self.folder = Path(folder)
-        self._lock = _lock(self.folder)
+        self._lock, self._finished = _lock(self.folder), False
         try:
-            self.manifest = _resumed(self.folder, manifest)
-            _unpack(self.folder)
             self.repaired = _drop_torn_line(self.folder / SAMPLES)
-            records = _read_samples(self.folder)
-            self.done = {(record.cell, record.sample) for record in records}
-            self._cells = {(record.method, record.task): record.cell for record in records}
-            self._set(status="running", reasons=[], environments=_joined(self.manifest.environments, environment))
-            self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            recorded = _read_samples(self.folder)
+            answered = [record for record in recorded if not record.failed]
+            self.manifest = _resumed(self.folder, manifest, anew=not recorded)
+            self.done = {(record.cell, record.sample) for record in answered}
+            self._cells = {(record.method, record.task): record.cell for record in answered}
+            self._environments = _joined(self.manifest.environments, environment)
+            if self.manifest.status == "running":
+                self._begin()
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     def append(self, record: Record) -> None:
@@ -109,15 +110,18 @@ class RunStore:
             ValueError: the sample was answered before.
         """
         key = (record.cell, record.sample)
-        if self._cells.setdefault((record.method, record.task), record.cell) != record.cell:
+        if not record.failed and self._cells.setdefault((record.method, record.task), record.cell) != record.cell:
             raise InputError(f"{self.folder}: code or versions changed since it was started; {_ANOTHER}")
         if key in self.done:
             raise ValueError(f"sample {record.sample!r} of {record.method} x {record.task} is recorded already")
+        if self.manifest.status != "running":
+            self._begin()
         try:
             self._write(record.model_dump_json().encode() + b"\n")
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
-        self.done.add(key)
+        if not record.failed:
+            self.done.add(key)
 
     def describe(self, **facts: Any) -> None:
         """Adds facts to the manifest that are known only now: weights hash, data revision, method source hashes.
@@ -128,9 +132,15 @@ class RunStore:
         known = self.manifest.facts
         fresh: dict[str, Any] = json.loads(json.dumps(facts))
         for name, value in fresh.items():
-            if known.get(name, value) != value:
+            if self._binding(known.get(name, value)) != self._binding(value):
                 raise InputError(f"{self.folder}: {name} is not what this run was started with; {_ANOTHER}")
-        self._set(facts=known | fresh)
+        if known | fresh != known:
+            self._set(facts=known | fresh)
+
+    def _binding(self, fact: Any) -> Any:
+        """What must not change of a fact; one by method or task may until there is an answer to keep."""
+        answered = {label for cell in self._cells for label in cell}
+        return {label: fact[label] for label in fact if label in answered} if isinstance(fact, dict) else fact
 
     def finish(self, reasons: Sequence[str] = ()) -> None:
         """Marks the run complete, or incomplete where there are reasons.
@@ -139,6 +149,7 @@ class RunStore:
             InputError: the disk is full or gone.
         """
         self._set(status="incomplete" if reasons else "complete", reasons=list(reasons))
+        self._finished = True
 
     def close(self) -> None:
         """Lets other processes write the run; may be called twice."""
@@ -152,12 +163,22 @@ class RunStore:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if self.manifest.status == "running":
+            if not (self._finished or self._refused(kind)):
                 # On a full disk this fails too; the status on disk stays "running", which is true enough.
                 with suppress(InputError):
                     self.finish([_reason(kind)])
         finally:
             self.close()
+
+    def _refused(self, kind: type[BaseException] | None) -> bool:
+        """Whether the run ends as bad input before anything of it changed: then it is what it was."""
+        return kind is not None and issubclass(kind, InputError) and self.manifest.status != "running"
+
+    def _begin(self) -> None:
+        """From here on the run changes."""
+        _unpack(self.folder)
+        self._set(status="running", reasons=[], environments=self._environments)
+        self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def _write(self, line: bytes) -> None:
         """All of the line or nothing: a disk that fills up, and Ctrl-C, may leave a part of it."""
@@ -239,11 +260,13 @@ def _strangers(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {LOCK, MANIFEST + ".tmp"}
 
 
-def _resumed(folder: Path, asked: Manifest) -> Manifest:
-    """The manifest on disk if it is of the run that is asked for, the one asked for if there is none."""
+def _resumed(folder: Path, asked: Manifest, *, anew: bool) -> Manifest:
+    """The manifest on disk if it is of the run that is asked for; the one asked for if there is none, or no record."""
     if not (folder / MANIFEST).exists():
         return asked
     found = load_manifest(folder)
+    if anew:
+        return asked
     if found.run_hash != asked.run_hash:
         raise InputError(f"{folder} holds a different run; {_ANOTHER}")
     asked_fields = ("run_hash", "model", "device", "latency_only", "methods", "tasks", "spec")
@@ -268,16 +291,21 @@ def _drop_torn_line(path: Path) -> int:
 
 
 def _read_samples(folder: Path) -> list[Record]:
-    """The records of all whole lines; a line without its newline is still being written."""
+    """The records of all whole lines, of a request that failed the last try alone.
+
+    A line without its newline is still being written.
+    """
     path = folder / (SAMPLES if (folder / SAMPLES).exists() else PACKED)
     if not path.exists():
         return []
     *lines, _ = _content(path).split(b"\n")
-    records: dict[tuple[str, str], Record] = {}
+    records: dict[tuple[str, str, str], Record] = {}
     for number, line in enumerate(lines, start=1):
         record = _record(path, number, line)
-        if records.setdefault((record.cell, record.sample), record) is not record:
+        tried = records.pop(key := (record.method, record.task, record.sample), None)
+        if tried is not None and not tried.failed:
             raise InputError(f"{path} line {number} repeats a sample that an earlier line holds")
+        records[key] = record
     return list(records.values())
 
 

@@ -51,13 +51,14 @@ def _run(sweep: Sweep, folder: Path) -> None:
     from harness.run.terminal import run, show
     from harness.sweep.pages import write
 
+    failures: list[str] = []
     try:
         for index, one in enumerate(sweep.runs, start=1):
             print(f"run {index}/{len(sweep.runs)}: {one.folder}", file=sys.stderr, flush=True)
-            run(one.spec, folder / one.folder)
+            failures += run(one.spec, folder / one.folder)[2]
     finally:
         if paths := write(sweep, folder):
-            show(paths[0].read_text(encoding="utf-8"), paths)
+            show(paths[0].read_text(encoding="utf-8"), paths, failures)
 
 
 def _draw(sweep: Sweep, folder: Path) -> None:

@@ -25,6 +25,8 @@ from typing import Any, Literal, NamedTuple
 from harness.errors import InputError, unknown
 from tasks.longbench.prompts import E_MEMBERS, MEMBERS, base_name
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 Fuzz = Literal["difflib", "levenshtein"]
 """What `fuzzywuzzy.fuzz.ratio` runs on: difflib as the official requirements install it, or python-Levenshtein."""
 
@@ -470,7 +472,7 @@ def read_object(line: bytes, place: str) -> dict[str, Any]:
         place: file and line number, for the message.
 
     Raises:
-        InputError: not UTF-8, not JSON (cut off, for instance), or not an object.
+        InputError: not UTF-8, not JSON (cut off, for instance), not an object, or with halves of surrogate pairs.
     """
     try:
         row = json.loads(line.decode("utf-8"))
@@ -480,4 +482,7 @@ def read_object(line: bytes, place: str) -> dict[str, Any]:
         raise InputError(f"{place}: not valid JSON, or cut off: {error}") from None
     if not isinstance(row, dict):
         raise InputError(f"{place}: expected a JSON object, found {type(row).__name__}")
+    for key, value in row.items():
+        if _SURROGATE.search(json.dumps([key, value], ensure_ascii=False)):
+            raise InputError(f"{place}: field {key!a} holds half of a surrogate pair, which is no text")
     return row

@@ -141,7 +141,7 @@ class LongBench(Task):
             answers=tuple(record.answers),
             max_new_tokens=self._rules.max_new_tokens,
             chat=self._rules.chat,
-            stop=("\n",) if one_line else (),
+            stop_tokens=("\n",) if one_line else (),
             min_new_tokens=1 if one_line else 0,
             question=fill(text.partition("{context}")[2], "", record.input),
             extra=self._extra(record),

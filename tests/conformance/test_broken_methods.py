@@ -253,7 +253,7 @@ class Overwrites(Sound):
 
 
 BROKEN = [
-    ("lengths", NeedsTwoTokens, "prompt of 1: IndexError: no token to drop (test_broken_methods.py:"),
+    ("lengths", NeedsTwoTokens, "prompt of 1: attend, layer 0: IndexError: no token to drop (test_broken_methods.py:"),
     ("lengths", BreaksAtBlocks, "prompt of 64: logits are not finite"),
     ("nothing-to-prune", Undeclared, "`nothing` being no options"),
     ("budget", OverBudget, "layer 0 kept 167, requested 83 of 333"),

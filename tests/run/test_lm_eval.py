@@ -120,12 +120,13 @@ def ours(folder: Path, name: str, options: str = "", limit: int | None = None) -
     return task
 
 
-def theirs(folder: Path, name: str, model: Any, limit: int | None = None) -> list[Any]:
+def theirs(folder: Path, name: str, model: Any, limit: int | None = None, keep: Path | None = None) -> list[Any]:
     """lm-eval's records of its samples."""
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=str(folder), include_defaults=False)
     results = lm_eval.simple_evaluate(
-        model=model, tasks=[name], task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True
-    )
+        model=model, tasks=[name], task_manager=manager, limit=limit, bootstrap_iters=0, log_samples=True,
+        use_cache=keep and str(keep),
+    )  # fmt: skip
     return list(results["samples"][name])
 
 
@@ -285,6 +286,33 @@ def test_lm_evals_help_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_model_arguments_are_refused(arguments: dict[str, str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         harness_model(**arguments)
+
+
+def test_kept_answers_are_those_of_one_model_method_and_setting(
+    folder: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, same = tmp_path / "kept", {"model": model, "device": "cpu"}
+    first = theirs(folder, "tiny_mc", harness_model(**same), keep=kept)
+    for other in ({"method": SLIM}, {"dtype": "bfloat16"}, {"max_length": 64}):
+        with pytest.raises(InputError, match="--use_cache: the file holds answers of another"):
+            theirs(folder, "tiny_mc", harness_model(**same | other), keep=kept)
+    monkeypatch.setattr("harness.run.lm_eval.rate_choices", None)  # nothing is asked again
+    again = theirs(folder, "tiny_mc", harness_model(**same), keep=kept)
+    assert [one["filtered_resps"] for one in again] == [one["filtered_resps"] for one in first]
+
+
+def test_a_method_that_fails_under_lm_eval_is_one_line(
+    folder: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attend(self: Method, layer: int, *rest: Any) -> None:
+        raise ValueError("my own bug")
+
+    monkeypatch.setattr("methods.slim.Slim.attend", attend)
+    for name in ("tiny_mc", "tiny_gen"):
+        with pytest.raises(
+            InputError, match=r"failed: attend, layer 0: ValueError: my own bug \(test_lm_eval.py:\d+\)"
+        ):
+            theirs(folder, name, harness_model(model=model, method=SLIM, device="cpu"))
 
 
 def test_perplexity_is_refused(model: str) -> None:

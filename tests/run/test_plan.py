@@ -60,7 +60,16 @@ def test_what_is_recorded_is_not_asked_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "option"), [({"limit": 0}, "limit"), ({"max_length": 1}, "max_length"), ({"sed": 1}, "sed")]
+    ("given", "option"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"max_length": 1}, "max_length"),
+        ({"sed": 1}, "sed"),
+        ({"methods": ""}, "methods"),
+        ({"methods": "full,"}, "methods"),
+        ({"tasks": " "}, "tasks"),
+        ({"model": ""}, "model"),
+    ],  # fmt: skip
 )
 def test_a_value_that_does_not_fit_is_named_as_an_option(given: dict[str, object], option: str) -> None:
     with pytest.raises(WrongOption, match="--" + option.replace("_", "-")) as caught:

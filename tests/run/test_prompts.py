@@ -10,6 +10,8 @@ from tokenizers.decoders import Fuse
 from transformers import PreTrainedTokenizerFast
 
 from harness.errors import InputError
+from harness.models.load import load
+from harness.run.loglikelihood import encode_pair
 from harness.run.prompts import encode, longest_bare_prompt
 from tasks.base import Sample
 
@@ -99,3 +101,27 @@ def test_a_template_that_prints_the_date_prints_always_the_same() -> None:
 def test_a_failing_template_is_explained() -> None:
     with pytest.raises(InputError, match="chat template fails: TemplateError: no users"):
         encode(sample("abcd", chat=True), make("{{ raise_exception('no users') }}"))
+
+
+def test_a_choice_is_rated_behind_the_template_and_the_template_is_not() -> None:
+    tokenizer = make(PLAIN)
+    one = Sample("1", "Is it blue? ", ("yes",), 1, chat=True, choices=("yes", "no"))
+    for choice in one.choices:
+        prompt, ids = encode_pair(one, choice, tokenizer, None, 512)
+        assert text(prompt, tokenizer) == "<s>[user]Is it blue? [a]" and text(ids, tokenizer) == choice
+    prompt, ids = encode_pair(one, "yes", tokenizer, None, 20)
+    assert (
+        len(prompt) + len(ids) <= 20
+        and text(prompt, tokenizer) == "<s>[user]Is ue? [a]"
+        and text(ids, tokenizer) == "yes"
+    )
+    with pytest.raises(InputError, match="no tokens of its own"):
+        encode_pair(one, "", tokenizer, None, 512)
+
+
+def test_a_token_across_the_border_does_not_swallow_the_choice() -> None:
+    """The template ends with a newline, the choice begins with one, and the tokenizer has a token for both."""
+    tokenizer = load("smollm2").tokenizer
+    one = Sample("1", "Is it blue?", ("yes",), 1, chat=True)
+    prompt, ids = encode_pair(one, "\nyes", tokenizer, None, 512)
+    assert prompt == encode(one, tokenizer) and tokenizer.decode(ids) == "\nyes"

@@ -13,6 +13,7 @@ from harness.run.catalog import build_tasks
 from harness.run.prompts import encode, encode_with_question
 from tasks.base import Sample, TaskContext
 from tests.command import run
+from tests.run.test_prompts import make as letters
 from tests.test_cli import random_model
 from tests.tiny import END, build, random_ids, tiny_engine
 
@@ -68,3 +69,35 @@ def test_the_protocol_is_recorded_and_part_of_the_run(tmp_path: Path) -> None:
         records = harness.load(tmp_path / protocol)
         assert set(records.question) == {protocol}
         assert (records.context_tokens < records.prompt_tokens).all() == (protocol == "after")
+
+
+TRIMMING = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] | trim }}{% endfor %}[assistant]"
+KEEPING = TRIMMING.replace(" | trim", "")
+
+
+@pytest.mark.parametrize("template", [TRIMMING, KEEPING])
+@pytest.mark.parametrize(
+    ("prompt", "question", "found"),
+    [
+        ("some context: what is it?\n", "what is it?\n", "what is it?"),
+        ("some context: what is it?\n", " what is it?\n", " what is it?"),
+        ("x y a", "a", "a"),  # which the template's tail holds, too
+        ("who is the assistant", "assistant", "assistant"),
+        ("\n  abc d", " d", " d"),
+    ],
+)
+def test_the_question_is_found_in_what_the_user_says(template: str, prompt: str, question: str, found: str) -> None:
+    tokenizer = letters(template)
+    ids, count = encode_with_question(Sample("1", prompt, ("x",), 4, chat=True, question=question), tokenizer)
+    text = str(tokenizer.decode(ids[-count:])).replace("<unk>", "")  # it knows no newline
+    assert text == found + "[assistant]"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [("what is it?", "what is it?"), (" what is it?", "what is it?"), ("a b", "\n"), ("a b", "c")],
+)
+def test_a_question_without_a_context_or_no_question_is_none(prompt: str, question: str) -> None:
+    for template in (TRIMMING, None):
+        sample = Sample("1", prompt, ("x",), 4, chat=True, question=question)
+        assert encode_with_question(sample, letters(template))[1] == 0

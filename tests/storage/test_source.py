@@ -107,6 +107,21 @@ def test_a_single_file_plugin_is_followed_and_its_place_does_not_count(tmp_path:
     assert source.source_hash(here) != source.source_hash(plugin(tmp_path / "edited", PLUGIN + "\n"))
 
 
+def test_helpers_beside_a_single_file_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the helpers import too, and packages; what is installed is not."""
+    monkeypatch.syspath_prepend(tmp_path / "here")
+    text = "import beside_a, torch, json\nfrom beside_b.inner import f\nclass Mine:\n    def f(self): ...\n"
+    (tmp_path / "here" / "beside_b").mkdir(parents=True)
+    for name, code in {"a": "import beside_c", "c": "", "b/__init__": "", "b/inner": "f = 1"}.items():
+        (tmp_path / "here" / f"beside_{name}.py").write_text(code + "\n")
+    (tmp_path / "here" / "mine.py").write_text(text)
+    mine = _import_file(tmp_path / "here" / "mine.py").Mine
+    assert sorted(source.source_files(mine)) == ["beside_a", "beside_b.inner", "beside_c", "mine"]
+    before = source.source_hash(mine)
+    append(tmp_path / "here" / "beside_c.py", "x = 1\n")
+    assert source.source_hash(mine) != before
+
+
 def test_a_base_from_another_plugin_counts(tmp_path: Path) -> None:
     base = plugin(tmp_path / "base")
     own = plugin(tmp_path / "own", "class Mine:\n    def g(self): ...\n")

@@ -101,11 +101,11 @@ def test_the_same_run_resumes(tmp_path: Path) -> None:
     before = load_manifest(tmp_path)
     with RunStore(tmp_path, manifest()) as store:
         assert store.done == {("c", "0")}
-        assert store.manifest.status == "running"
         assert store.manifest.started == before.started
         with pytest.raises(ValueError, match="recorded already"):
             store.append(record("0"))
         store.append(record("1"))
+        assert store.manifest.status == "running"
         store.finish()
     assert len(load(tmp_path)) == 2
     assert load_manifest(tmp_path).status == "complete"
@@ -117,6 +117,47 @@ def test_a_different_run_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds a different run; choose another --output or delete"):
         RunStore(tmp_path, manifest("other"))
     assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_a_folder_without_records_is_another_runs_too(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no model"), RunStore(tmp_path, manifest("first")) as store:
+        store.describe(weights="abc")
+        raise InputError("no model")
+    with RunStore(tmp_path, manifest("second")) as store:
+        store.describe(weights="xyz")
+        store.append(record("0"))
+    assert load_manifest(tmp_path).run_hash == "second" and load_manifest(tmp_path).facts == {"weights": "xyz"}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_refused_leaves_a_complete_run_as_it_was(tmp_path: Path, packed: bool) -> None:
+    write(tmp_path, "0")
+    if packed:
+        (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress((tmp_path / "samples.jsonl").read_bytes()))
+        (tmp_path / "samples.jsonl").unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with (
+        pytest.raises(InputError, match="bad data"),
+        RunStore(tmp_path, manifest(spec={"limit": 9}), {"python": "3.12"}) as store,
+    ):
+        store.describe()
+        raise InputError("bad data")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def failed(sample: str, cell: str = "c") -> Record:
+    return record(sample, cell=cell, extra={"failed": "attend, layer 3: ValueError"})
+
+
+def test_a_request_that_failed_is_asked_again_and_its_last_try_counts(tmp_path: Path) -> None:
+    for last in (failed("1", "old"), failed("1"), record("1")):
+        with RunStore(tmp_path, manifest()) as store:
+            store.describe(method_sources={"full": last.cell}, weights="abc")
+            assert ("c", "1") not in store.done
+            store.append(last)
+        assert load(tmp_path)["extra"].tolist() == [last.extra]
+    with RunStore(tmp_path, manifest()) as store, pytest.raises(InputError, match="method_sources is not what"):
+        store.describe(method_sources={"full": "edited"})
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
@@ -230,7 +271,7 @@ def test_two_writers_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_a_refused_start_lets_go_of_the_lock(tmp_path: Path) -> None:
-    write(tmp_path)
+    write(tmp_path, "0")
     for _ in range(2):
         with pytest.raises(InputError, match="different run"):
             RunStore(tmp_path, manifest("other"))
@@ -305,6 +346,7 @@ def test_facts_are_added_and_may_not_change(tmp_path: Path) -> None:
     with RunStore(tmp_path, manifest()) as store:
         store.describe(weights="abc", layers=(1, 2))
         store.describe(data="r1")
+        store.append(record("0"))
     assert load_manifest(tmp_path).facts == {"weights": "abc", "layers": [1, 2], "data": "r1"}
     with RunStore(tmp_path, manifest()) as store:
         store.describe(weights="abc", layers=(1, 2))
@@ -329,8 +371,9 @@ def test_a_run_may_be_extended(tmp_path: Path) -> None:
 
 
 def test_a_changed_environment_is_added(tmp_path: Path) -> None:
-    for python in ("3.11", "3.11", "3.12"):
+    for sample, python in enumerate(("3.11", "3.11", "3.12")):
         with RunStore(tmp_path, manifest(), {"python": python}) as store:
+            store.append(record(str(sample)))
             store.finish()
     assert load_manifest(tmp_path).environments == [{"python": "3.11"}, {"python": "3.12"}]
 

@@ -126,7 +126,7 @@ def test_a_sample_follows_the_protocol(folder: Path) -> None:
     (task,) = build("longbench/trec_e", folder)
     (sample,) = samples(task)
     assert (sample.id, sample.answers, sample.max_new_tokens, sample.chat) == ("id1", ("Yes",), 64, False)
-    assert (sample.stop, sample.min_new_tokens) == ((), 0)
+    assert (sample.stop_tokens, sample.min_new_tokens) == ((), 0)
     assert sample.prompt.endswith("\n\none two 1\nWhat?")
     extra = dict(sample.extra)
     assert len(extra.pop("context_hash")) == 16
@@ -138,7 +138,7 @@ def test_a_sample_follows_the_protocol(folder: Path) -> None:
 def test_samsum_ends_at_a_newline(folder: Path) -> None:
     (task,) = build("longbench/samsum", folder)
     (sample,) = samples(task)
-    assert (sample.stop, sample.min_new_tokens, sample.chat) == (("\n",), 1, False)
+    assert (sample.stop_tokens, sample.min_new_tokens, sample.chat) == (("\n",), 1, False)
     assert "bucket" not in sample.extra
 
 

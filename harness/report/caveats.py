@@ -1,0 +1,72 @@
+"""What the numbers of a run do not show: requests that have none, prompts that were cut, methods that keep too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY
+
+WITHOUT = {
+    OUT_OF_MEMORY: ("Out of memory", ", and so without numbers"),
+    FAILED: ("Failed", f" (extra.{FAILED} of a record says where), and so without numbers"),
+    NOT_SCORED: ("Not scored", f" (extra.{NOT_SCORED} of a record says why)"),
+}
+"""Facts of records that lack numbers, and how they are told."""
+
+
+class Caveat(NamedTuple):
+    """One of them.
+
+    Attributes:
+        title: its first words.
+        text: the rest of the sentence.
+    """
+
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return self.title + self.text
+
+
+def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
+    """All that `records` (`harness.storage.store.load`) give reason to."""
+    if not len(records):
+        return
+    for fact, (title, words) in WITHOUT.items():
+        found = records[[fact in extra for extra in records["extra"]]]
+        yield from _told(title, words, _by_cell(found, records))
+    over = records[[_over(*row) for row in zip(records["tokens_kept"], records["tokens_requested"], strict=True)]]
+    yield from _told("Kept more tokens than requested", "", _by_cell(over, records))
+    yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
+
+
+def _told(title: str, words: str, listed: list[str]) -> Iterator[Caveat]:
+    if listed:
+        yield Caveat(title, f"{words}: {'; '.join(listed)}.")
+
+
+def _by_cell(found: pd.DataFrame, records: pd.DataFrame) -> list[str]:
+    """By method and task, since a mean over the others is another one."""
+    counts, whole = (Counter(zip(rows["method"], rows["task"], strict=True)) for rows in (found, records))
+    return [
+        f"{method} on {task}: {count} of {whole[method, task]} requests" for (method, task), count in counts.items()
+    ]
+
+
+def _over(kept: list[float], requested: list[int]) -> bool:
+    return any(have > asked for have, asked in zip(kept, requested, strict=False))
+
+
+def _cut(records: pd.DataFrame) -> list[str]:
+    """By task; records of older runs do not tell."""
+    if "prompt_tokens_cut" not in records:
+        return []
+    samples = records.drop_duplicates(["task", "sample"])
+    cut = samples[samples["prompt_tokens_cut"].fillna(0).astype(float) > 0]
+    counts, whole = Counter(cut["task"]), Counter(samples["task"])
+    return [f"{task}: {count} of {whole[task]} samples" for task, count in counts.items()]
