@@ -4,16 +4,15 @@
     results/<name>/samples.jsonl   one record a line, only ever appended to, on the disk before the next sample starts
 
 `kill -9` loses at most the sample in flight: the half-written line it leaves is dropped when the run is opened again.
+Whoever reads a run that has ended is told where records are not those that it ended with.
 A run that is kept for later may be packed, `gzip samples.jsonl`: it is read as it is, and unpacked if it goes on.
 """
 
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,13 +21,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import InputError
 from harness.storage.record import Record
+from harness.storage.samples import PACKED, SAMPLES, Samples, Seal, first_line, unpacked
 
 MANIFEST_VERSION = 1
-MANIFEST, SAMPLES, PACKED, LOCK = "manifest.json", "samples.jsonl", "samples.jsonl.gz", ".lock"
+MANIFEST, LOCK = "manifest.json", ".lock"
 
 _FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s")
 _INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
@@ -50,6 +50,7 @@ class Manifest(BaseModel):
     version: int = MANIFEST_VERSION
     status: Literal["running", "complete", "incomplete"] = "running"
     reasons: list[str] = Field(default_factory=list, description="why the run is incomplete")
+    records: Seal | None = Field(default=None, description="of the records, once the run has ended; null in older runs")
     started: str = Field(default="", description="UTC, ISO 8601, of the first session")
     updated: str = Field(default="", description="UTC, ISO 8601, of the last change to this file")
     environments: list[dict[str, Any]] = Field(
@@ -90,11 +91,15 @@ class RunStore:
         try:
             self.manifest = _resumed(self.folder, manifest)
             _unpack(self.folder)
-            self.repaired = _drop_torn_line(self.folder / SAMPLES)
-            records = _read_samples(self.folder)
+            self.repaired, records = self._repair()
             self.done = {(record.cell, record.sample) for record in records}
             self._cells = {(record.method, record.task): record.cell for record in records}
-            self._set(status="running", reasons=[], environments=_joined(self.manifest.environments, environment))
+            self._set(
+                status="running",
+                reasons=[],
+                records=None,
+                environments=_joined(self.manifest.environments, environment),
+            )
             self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         except BaseException:
             os.close(self._lock)
@@ -133,12 +138,13 @@ class RunStore:
         self._set(facts=known | fresh)
 
     def finish(self, reasons: Sequence[str] = ()) -> None:
-        """Marks the run complete, or incomplete where there are reasons.
+        """Marks the run complete, or incomplete where there are reasons, and seals its records.
 
         Raises:
             InputError: the disk is full or gone.
         """
-        self._set(status="incomplete" if reasons else "complete", reasons=list(reasons))
+        status = "incomplete" if reasons else "complete"
+        self._set(status=status, reasons=list(reasons), records=Samples.read(self.folder).seal)
 
     def close(self) -> None:
         """Lets other processes write the run; may be called twice."""
@@ -158,6 +164,16 @@ class RunStore:
                     self.finish([_reason(kind)])
         finally:
             self.close()
+
+    def _repair(self) -> tuple[int, list[Record]]:
+        """Cuts off a torn last line: its bytes, and the records on disk. Those that are missing will be asked again."""
+        samples, sealed = Samples.read(self.folder), self.manifest.records
+        records = samples.records(self.manifest.methods, self.manifest.tasks)
+        if sealed is not None and len(records) >= sealed.count:
+            samples.check(sealed)
+        if samples.rest:
+            os.truncate(samples.path, len(samples.whole))
+        return len(samples.rest), records
 
     def _write(self, line: bytes) -> None:
         """All of the line or nothing: a disk that fills up, and Ctrl-C, may leave a part of it."""
@@ -187,10 +203,13 @@ def load(run: Path | str) -> pd.DataFrame:
         `kept_fraction`. What was not measured is NaN or NA.
 
     Raises:
-        InputError: the folder is not a run, or a line of it is corrupt.
+        InputError: the folder is not a run, a line of it is corrupt, or records are not those that it ended with.
     """
-    load_manifest(run)
-    rows = [record.model_dump() | {"kept_fraction": record.kept_fraction} for record in _read_samples(Path(run))]
+    folder, manifest = Path(run), load_manifest(run)
+    samples = Samples.read(folder)
+    records = samples.records(manifest.methods, manifest.tasks)
+    samples.check(manifest.records)
+    rows = [record.model_dump() | {"kept_fraction": record.kept_fraction} for record in records]
     frame = pd.DataFrame(rows, columns=[*Record.model_fields, "kept_fraction"])
     return frame.astype(dict.fromkeys((*_FLOATS, "kept_fraction"), "float64") | dict.fromkeys(_INTS, "Int64"))
 
@@ -211,7 +230,7 @@ def load_manifest(run: Path | str) -> Manifest:
             raise InputError(f"{path} has version {version}; this harness reads version {MANIFEST_VERSION}")
         return Manifest.model_validate(values)
     except ValueError as error:
-        raise InputError(f"{path} is corrupt: {_first_line(error)}") from None
+        raise InputError(f"{path} is corrupt: {first_line(error)}") from None
 
 
 _ANOTHER = "choose another --output or delete the folder"
@@ -256,64 +275,13 @@ def _joined(environments: list[dict[str, Any]], environment: dict[str, Any] | No
     return [*environments, environment]
 
 
-def _drop_torn_line(path: Path) -> int:
-    """Cuts off what follows the last newline and returns how many bytes that was."""
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return len(content) - whole
-
-
-def _read_samples(folder: Path) -> list[Record]:
-    """The records of all whole lines; a line without its newline is still being written."""
-    path = folder / (SAMPLES if (folder / SAMPLES).exists() else PACKED)
-    if not path.exists():
-        return []
-    *lines, _ = _content(path).split(b"\n")
-    records: dict[tuple[str, str], Record] = {}
-    for number, line in enumerate(lines, start=1):
-        record = _record(path, number, line)
-        if records.setdefault((record.cell, record.sample), record) is not record:
-            raise InputError(f"{path} line {number} repeats a sample that an earlier line holds")
-    return list(records.values())
-
-
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.name != PACKED:
-        return content
-    try:
-        if not content:  # which would unpack to no record at all
-            raise EOFError
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error):
-        raise InputError(f"{path} is corrupt: it cannot be unpacked") from None
-
-
 def _unpack(folder: Path) -> None:
     """Makes a packed run one that can be appended to; killed in between, it is still whole."""
     packed = folder / PACKED
     if packed.exists():
         if not (folder / SAMPLES).exists():
-            _replace(folder / SAMPLES, _content(packed))
+            _replace(folder / SAMPLES, unpacked(packed))
         packed.unlink()
-
-
-def _record(path: Path, number: int, line: bytes) -> Record:
-    try:
-        return Record.model_validate_json(line)
-    except ValidationError as error:
-        raise InputError(f"{path} line {number} is corrupt: {_first_line(error)}") from None
-
-
-def _first_line(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
-    return str(error).partition("\n")[0]
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ from harness.gates.tolerance import Tolerance, parse_tolerance
 from harness.storage.record import Record
 from harness.storage.store import Manifest, RunStore
 from tests.command import run
+from tests.recorded import save
 
 TASKS = ("needle", "longbench/trec_e")
 SPEEDUP = {"full": 1.0, "slim": 1.5, "lazyllm": 1.2, "full#aa": 1.0}
@@ -424,11 +425,7 @@ def test_what_is_no_baseline_is_refused(tmp_path: Path) -> None:
 
 
 def saved(folder: Path, records: list[Record], **changes: Any) -> Path:
-    with RunStore(folder, manifest(**(changes | {"environments": []})), MACHINE) as store:
-        for one in records:
-            store.append(one)
-        store.finish()
-    return folder
+    return save(folder, manifest(**(changes | {"environments": []})), records, MACHINE)
 
 
 @pytest.fixture(scope="module")

@@ -56,10 +56,7 @@ def math_noise(clock: random.Random) -> float:
 
 def written(folder: Path, records: list[Record], **changes: Any) -> Path:
     """A run of these records, its labels taken from them."""
-    methods, tasks = ([*dict.fromkeys(getattr(one, name) for one in records)] for name in ("method", "task"))
-    write(folder, [], **({"methods": methods, "tasks": tasks} | changes))
-    (folder / "samples.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in records))
-    return folder
+    return write(folder, records, **({"methods": [], "tasks": []} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +194,10 @@ def test_family() -> None:
 
 def test_length_is_the_nominal_one_only_where_all_of_a_task_count_tokens(tmp_path: Path) -> None:
     def lengths_of(*pairs: tuple[int, Any]) -> list[int]:
-        rows = [record("full", "t", n, prompt_tokens=p, extra={"length": a}) for n, (p, a) in enumerate(pairs)]
+        rows = [
+            record("full", "t", n, prompt_tokens=p, context_tokens=p, tokens_kept=[p, p], extra={"length": a})
+            for n, (p, a) in enumerate(pairs)
+        ]
         return [int(one) for one in lengths(pd.DataFrame([one.model_dump() for one in rows]))]
 
     assert lengths_of((1020, 1024), (2040, 2048)) == [1024, 2048]
