@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from harness.errors import InputError
 from harness.statistics.estimators import (
     ALPHA,
+    FEWEST,
     SPEED_ALPHA,
     Effect,
     Floats,
@@ -29,12 +30,11 @@ from harness.statistics.estimators import (
     holm,
     pairs,
     score_effect,
-    score_mde,
     score_p,
     speed_effect,
-    speed_mde,
     trimmed_mean,
 )
+from harness.statistics.power import score_mde, speed_mde
 
 REFERENCE = "full"
 ALL = "all"
@@ -73,7 +73,7 @@ def compare(
         `*_n` pairs with both values. `*_p_holm` is adjusted over the methods x tasks of its measure (over the methods
         for `all`); a label `REFERENCE#...` is the reference once more and not part of that. `*_mde` is the smallest
         true effect that has 80 % power at the level of Holm's first step: infinite where nothing could be found.
-        Intervals and p of fewer than 2 units are NaN.
+        Of fewer than `FEWEST` units there are estimates alone: intervals and p are NaN.
 
     Raises:
         InputError: a method has a sample of a task twice.
@@ -272,8 +272,14 @@ def _cell(method: str, task: str, group: list[_Panel], reference: str, confidenc
     tasks = {name: [panel.pairs(name, method, reference) for panel in group] for name in MEASURES}
     effects = {name: speed_effect(tasks[name], confidence) for name in SPEEDS}
     effects["score"] = score_effect(tasks["score"], confidence, seed)
+    effects = {name: _of_enough(effect) for name, effect in effects.items()}
     shared = [panel.shared(method, reference) for panel in group]
     return _Cell(method, task, sum(map(len, shared)), sum(len(np.unique(units)) for units in shared), effects)
+
+
+def _of_enough(effect: Effect) -> Effect:
+    """The effect; of too few units its estimate alone."""
+    return effect if effect.units >= FEWEST else Effect(effect.n, effect.units, effect.estimate)
 
 
 def _rows(cells: Sequence[_Cell], reference: str) -> list[dict[str, Any]]:
@@ -313,7 +319,8 @@ def _word(name: str, row: dict[Hashable, Any], margin: float, floor: float) -> V
 def _lead(group: Sequence[_Panel], measure: str, seed: int) -> set[str]:
     methods = [name for name in (group[0].methods if group else []) if _measured(group, measure, name)]
     group = [_complete(panel, measure, methods) for panel in group]
-    if len(methods) < 2 or any(len(panel.units) < 2 for panel in group):
+    counts = [len(np.unique(panel.units)) for panel in group]
+    if len(methods) < 2 or min(counts) < 2 or sum(counts) < FEWEST:
         return set()
     means = [np.mean([_centre(panel, measure, name) for panel in group]) for name in methods]
     best = methods[int(np.argmax(means))]
