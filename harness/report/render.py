@@ -13,6 +13,7 @@ from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
 from harness.statistics.noise import TWIN, noise_floor
 from harness.statistics.paired import compare, leaders, verdicts
+from harness.storage.cells import harmless_frame
 from harness.storage.record import OUT_OF_MEMORY
 from harness.storage.store import Manifest, load, load_manifest
 
@@ -33,8 +34,8 @@ def render(run: Path | str) -> list[Path]:
     summary, comparison = summarise(records, manifest.methods, manifest.tasks), compared(manifest, records)
     names = ("summary.csv", "comparison.csv", "table.md", "accuracy_ttft.png")
     csv, other_csv, table, plot = (folder / name for name in names)
-    summary.to_csv(csv, index=False, lineterminator="\n")
-    comparison.rows.to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
+    harmless_frame(summary).to_csv(csv, index=False, lineterminator="\n")
+    harmless_frame(comparison.rows).to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
     page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, _warnings(records))
     table.write_text(page, encoding="utf-8")
     drawn = plots.accuracy_ttft(manifest, summary, plot)
@@ -70,7 +71,7 @@ def _write_means(summary: pd.DataFrame, path: Path) -> list[Path]:
     table = as_table(mean_scores(summary[summary["method"] != TWIN]))
     if table.empty:
         return []
-    table.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+    harmless_frame(table).to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
     return [path]
 
 

@@ -180,6 +180,16 @@ def test_formats_agree_and_escape() -> None:
     assert latex.index("\\toprule") < latex.index("\\midrule") < latex.index("\\bottomrule")
 
 
+def test_csv_cells_are_no_formulas(tmp_path: Path) -> None:
+    row = [Cell("=x", "=x"), Cell("-1.5", -1.5, -2.0, -1.0), Cell("@y", "@y")]
+    table = Table("t", "T", "", ["method", "x", "-1+1"], [row])
+    lines = list(csv.reader(io.StringIO(to_csv(table))))
+    assert lines == [["method", "x", "x low", "x high", "'-1+1"], ["'=x", "-1.5", "-2.0", "-1.0", "'@y"]]
+    folder = written(tmp_path / "run", [record("=full", "@task", 0)])
+    summary, comparison, *_ = render(folder)
+    assert summary.read_text().splitlines()[1].startswith("'=full,'@task,1,") and comparison.is_file()
+
+
 def test_latex_escapes_everything_special() -> None:
     assert escaped("\\~^%") == "\\textbackslash{}\\textasciitilde{}\\textasciicircum{}\\%"
 
