@@ -75,9 +75,25 @@ def _write_means(summary: pd.DataFrame, path: Path) -> list[Path]:
     return [path]
 
 
-def compared(manifest: Manifest, records: pd.DataFrame) -> Comparison:
-    """All that `comparison.csv` and the table say about methods against each other."""
-    floors = noise_floor(records)
-    rows = ordered(verdicts(compare(records), floors), manifest.methods, manifest.tasks)
+def compared(manifest: Manifest, records: pd.DataFrame, by: str = "task") -> Comparison:
+    """All that any table says about methods against each other.
+
+    Args:
+        manifest: says the order of methods and tasks.
+        records: one row a record.
+        by: what rows are for, see `harness.statistics.paired.compare`.
+    """
+    floors = noise_floor(records, by=by)
+    rows = ordered(verdicts(compare(records, by=by), floors), manifest.methods, manifest.tasks)
     contenders = records[records["method"] != TWIN]
-    return Comparison(rows, floors, {measure: leaders(contenders, measure) for measure in MARKED})
+    marks = {measure: leaders(contenders, measure, by=by) - _within_noise(rows, measure) for measure in MARKED}
+    return Comparison(rows, floors, marks)
+
+
+def _within_noise(rows: pd.DataFrame, measure: str) -> set[tuple[str, str]]:
+    """(task, method) whose ratio full attention has to itself: no gain, and so no mark in any table."""
+    if measure == "score":
+        return set()
+    floor, ratio = rows[f"{measure}_floor"], rows[f"{measure}_ratio"]
+    quiet = rows[(1 / floor <= ratio) & (ratio <= floor)]
+    return set(zip(quiet["task"].astype(str), quiet["method"].astype(str), strict=True))

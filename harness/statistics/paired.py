@@ -54,7 +54,11 @@ Verdict = Literal["better", "worse", "no difference", "within noise", "undecided
 
 
 def compare(
-    records: pd.DataFrame, reference: str = REFERENCE, confidence: float = 1 - ALPHA, seed: int = 0
+    records: pd.DataFrame,
+    reference: str = REFERENCE,
+    confidence: float = 1 - ALPHA,
+    seed: int = 0,
+    by: str = "task",
 ) -> pd.DataFrame:
     """Every other method against the reference, on the samples that both answered.
 
@@ -66,6 +70,8 @@ def compare(
         reference: label of the method to compare with.
         confidence: of the intervals.
         seed: of resampling; equal records and seeds give equal numbers, whatever other methods the run has.
+        by: another column of the records: a row, its value called `task`, is then over the tasks that have the value,
+            each counting the same as in `all`, and there is no row `all`.
 
     Returns:
         `COLUMNS`, one row a task and method, `all` last; empty where the run lacks the reference. Scores in points of
@@ -78,11 +84,10 @@ def compare(
     Raises:
         InputError: a method has a sample of a task twice.
     """
-    panels = _panels(records)
     methods = [str(label) for label in dict.fromkeys(records["method"])]
     cells = [
         _cell(method, task, group, reference, confidence, seed)
-        for task, group in _groups(panels, set(methods))
+        for task, group in _groups(records, by)
         for method in methods
         if method != reference and reference in methods and _has(group, {method, reference})
     ]
@@ -169,7 +174,7 @@ def verdicts(
     return table
 
 
-def leaders(records: pd.DataFrame, measure: str, seed: int = 0) -> set[tuple[str, str]]:
+def leaders(records: pd.DataFrame, measure: str, seed: int = 0, by: str = "task") -> set[tuple[str, str]]:
     """The methods of each task that no other is shown to beat, where the run can tell any two apart at all.
 
     The method with the best estimate is tested against each other one, paired, with Holm's adjustment over those
@@ -181,12 +186,12 @@ def leaders(records: pd.DataFrame, measure: str, seed: int = 0) -> set[tuple[str
         records: one row a record, without A/A twins.
         measure: "score", "ttft", "tpot" or "e2e".
         seed: of sign flips.
+        by: see `compare`.
 
     Returns:
         (task, method), of task `all` too.
     """
-    groups = _groups(_panels(records), set(records["method"]))
-    return {(task, method) for task, group in groups for method in _lead(group, measure, seed)}
+    return {(task, method) for task, group in _groups(records, by) for method in _lead(group, measure, seed)}
 
 
 @dataclass(frozen=True)
@@ -256,12 +261,22 @@ def _clusters(records: pd.DataFrame) -> list[str]:
     return [f"context {c}" if c is not None else "sample " + s for c, s in zip(shared, samples, strict=True)]
 
 
-def _groups(panels: Sequence[_Panel], methods: set[str]) -> Iterator[tuple[str, list[_Panel]]]:
-    """Each task, then those together that all methods have records of."""
+def _groups(records: pd.DataFrame, by: str) -> Iterator[tuple[str, list[_Panel]]]:
+    """Each task, then those together that all methods have records of; or those of each value of another column."""
+    if by != "task":
+        for value, part in records.groupby(by, sort=False):
+            yield str(value), _of_all_methods(_panels(part))
+        return
+    panels = _panels(records)
     for panel in panels:
         yield panel.task, [panel]
     if panels:
-        yield ALL, [panel for panel in panels if methods <= set(panel.methods)]
+        yield ALL, _of_all_methods(panels)
+
+
+def _of_all_methods(panels: Sequence[_Panel]) -> list[_Panel]:
+    methods = {method for panel in panels for method in panel.methods}
+    return [panel for panel in panels if methods <= set(panel.methods)]
 
 
 def _has(group: Sequence[_Panel], methods: set[str]) -> bool:

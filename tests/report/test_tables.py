@@ -140,6 +140,42 @@ def test_latency_by_length(run: Path) -> None:
     assert slim[4].low is not None and slim[4].low < slim[4].value < (slim[4].high or 0)
 
 
+def test_latency_and_decision_agree_on_the_same_requests(tmp_path: Path) -> None:
+    """Two tasks of one length, one of them slower and longer; slim is soon, lazyllm as good as full attention again."""
+    clock, speed = random.Random(1), {"full": 1.0, "slim": 0.6, "lazyllm": 0.99, TWIN: 0.97}
+    records = [
+        record(method, task, n, **dict.fromkeys(("ttft_s", "tpot_s", "e2e_s"), base * part * math_noise(clock)))
+        for task, base, count in (("a", 1.0, 5), ("b", 9.0, 8))
+        for n, (method, part) in itertools.product(range(count), speed.items())
+    ]
+    found = read(written(tmp_path / "run", records))
+    for ours, theirs in zip(decision(found).rows, latency(found).rows, strict=True):
+        assert ours[0] == theirs[0]
+        for one, other in ((4, 3), (5, 4), (7, 5), (8, 6)):  # TTFT, sooner, TPOT, faster a token
+            assert (ours[one].text, ours[one].leads) == (theirs[other].text, theirs[other].leads)
+    assert [row[4].leads for row in latency(found).rows] == [False, True, False]
+
+
+def test_what_is_within_noise_is_bold_in_no_table(tmp_path: Path) -> None:
+    speed = {"full": 1.0, "lazyllm": 0.99, "slow": 2.0, TWIN: 0.98}
+    clock = random.Random(2)
+    records = [
+        record(method, "needle", n, ttft_s=part * math_noise(clock)) for n, (method, part) in
+        itertools.product(range(20), speed.items())
+    ]  # fmt: skip
+    found = read(written(tmp_path / "run", records))
+    for table, column in ((decision(found), 5), (latency(found), 4)):
+        assert [row[column].leads for row in table.rows if row[0].text == "lazyllm"] == [False]
+
+
+def test_too_few_samples_have_no_verdict_and_no_interval_in_any_table(tmp_path: Path) -> None:
+    records = [record(method, "needle", n, ttft_s=s) for method, s in (("full", 1.0), ("slim", 0.1)) for n in range(2)]
+    folder = written(tmp_path / "run", records)
+    found, page = read(folder), render(folder)[2].read_text()
+    assert not any(cell.leads or cell.low is not None for one in tables(found) for row in one.rows for cell in row)
+    assert "undecided (too few samples)" in page and "**" not in page and "MDE " not in page.partition("times out")[2]
+
+
 def test_achieved_and_roofline(run: Path) -> None:
     rows = texts(achieved(read(run)))
     assert rows[1][:5] == ["slim:budgets=0.5", "needle", "75 %", "75 %", "50 %"]
