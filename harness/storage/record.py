@@ -63,6 +63,14 @@ class Record(BaseModel):
         description='where the question was: "prompt" (in the pruned prompt, as LongBench has it) or "after" (only the '
         "context is prefilled and pruned, the question follows)"
     )
+    prompt_text: str | None = Field(
+        default=None,
+        description="the prompt before any chat template, a long one without its middle; null where token ids were "
+        "asked, and in older records",
+    )
+    question_text: str | None = Field(
+        default=None, description="the prompt's ending that asks; null where the task does not tell it from the context"
+    )
     new_tokens: Count = Field(description="tokens generated, the end token included if there was one")
     prediction: str | None = Field(description="the answer's text; null for random weights")
     score: Share | None = Field(description="0 (wrong) to 1 (right); null for random weights")

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.errors import InputError
 from harness.run.prompts import encode, longest_bare_prompt
+from harness.run.records import excerpt
 from tasks.base import Sample
 
 BOS = "<s>"
@@ -99,3 +100,11 @@ def test_a_template_that_prints_the_date_prints_always_the_same() -> None:
 def test_a_failing_template_is_explained() -> None:
     with pytest.raises(InputError, match="chat template fails: TemplateError: no users"):
         encode(sample("abcd", chat=True), make("{{ raise_exception('no users') }}"))
+
+
+def test_a_record_holds_both_ends_of_a_long_prompt() -> None:
+    assert excerpt("short") == "short"
+    text = excerpt("a" * 3000 + "b" * 3000, 100)
+    assert (
+        text.startswith("a" * 50 + " \u2026 [5900 characters] \u2026 b") and text.endswith("b" * 50) and len(text) < 140
+    )
