@@ -105,6 +105,4 @@ def test_a_failing_template_is_explained() -> None:
 def test_a_record_holds_both_ends_of_a_long_prompt() -> None:
     assert excerpt("short") == "short"
     text = excerpt("a" * 3000 + "b" * 3000, 100)
-    assert (
-        text.startswith("a" * 50 + " \u2026 [5900 characters] \u2026 b") and text.endswith("b" * 50) and len(text) < 140
-    )
+    assert text == "a" * 50 + " \u2026 [5900 characters] \u2026 " + "b" * 50
