@@ -106,7 +106,7 @@ class Recorded:
         """Times, bytes and floors; index (length, method), column `n` for how many records.
 
         Medians of each task, and over the tasks that all methods have at a length what `overall` makes of them:
-        geometric means, of bytes means, and the largest peak.
+        geometric means, of bytes means, and the largest peak; tasks of one new token have no time a token.
         """
         groups = self.contenders.groupby(["length", "task", "method"], sort=True)
         medians = (
@@ -117,7 +117,7 @@ class Recorded:
         logs = tasks.copy()
         logs[_RATES] = np.log(tasks[_RATES])
         over = logs.groupby(["length", "method"])
-        means = over[[*_RATES, *_BYTES]].agg(_mean_of_all)
+        means = over[[*_RATES, *_BYTES]].mean()
         means[_RATES] = np.exp(means[_RATES])
         means[_BYTES[0]] = over[_BYTES[0]].max()
         return means.join(over["n"].sum())
@@ -171,11 +171,6 @@ def lengths(records: pd.DataFrame) -> NDArray[np.int64]:
 def family(task: str) -> str:
     """A task's label up to its member or options."""
     return task.partition("/")[0].partition(":")[0]
-
-
-def _mean_of_all(values: pd.Series[float]) -> float:
-    """NaN where one is."""
-    return float(values.to_numpy(dtype=float).mean())
 
 
 def _indexed(comparison: Comparison) -> dict[tuple[str, str], dict[str, Any]]:

@@ -71,7 +71,7 @@ def compare(
         confidence: of the intervals.
         seed: of resampling; equal records and seeds give equal numbers, whatever other methods the run has.
         by: another column of the records: a row, its value called `task`, is then over the tasks that have the value,
-            each counting the same as in `all`, and there is no row `all`.
+            each counting the same as in `all` (those without a measure not at all), and there is no row `all`.
 
     Returns:
         `COLUMNS`, one row a task and method, `all` last; empty where the run lacks the reference. Scores in points of
@@ -86,7 +86,7 @@ def compare(
     """
     methods = [str(label) for label in dict.fromkeys(records["method"])]
     cells = [
-        _cell(method, task, group, reference, confidence, seed)
+        _cell(method, task, group, reference, confidence, seed, whole=by == "task")
         for task, group in _groups(records, by)
         for method in methods
         if method != reference and reference in methods and _has(group, {method, reference})
@@ -283,8 +283,12 @@ def _has(group: Sequence[_Panel], methods: set[str]) -> bool:
     return all(methods <= set(panel.methods) for panel in group)
 
 
-def _cell(method: str, task: str, group: list[_Panel], reference: str, confidence: float, seed: int) -> _Cell:
-    tasks = {name: [panel.pairs(name, method, reference) for panel in group] for name in MEASURES}
+def _cell(
+    method: str, task: str, group: list[_Panel], reference: str, confidence: float, seed: int, *, whole: bool
+) -> _Cell:
+    """`whole`: what one of the tasks has no values of, all together have no effect of."""
+    found = {name: [panel.pairs(name, method, reference) for panel in group] for name in MEASURES}
+    tasks = {name: [task for task in panels if whole or len(task.values)] for name, panels in found.items()}
     effects = {name: speed_effect(tasks[name], confidence) for name in SPEEDS}
     effects["score"] = score_effect(tasks["score"], confidence, seed)
     effects = {name: _of_enough(effect) for name, effect in effects.items()}

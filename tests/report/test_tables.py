@@ -156,6 +156,18 @@ def test_latency_and_decision_agree_on_the_same_requests(tmp_path: Path) -> None
     assert [row[4].leads for row in latency(found).rows] == [False, True, False]
 
 
+def test_a_length_has_the_time_a_token_of_the_tasks_that_have_one(tmp_path: Path) -> None:
+    speed, one = {"full": 1.0, "slim": 0.5}, {"tpot_s": None}
+    clock = random.Random(3)
+    records = [
+        record(method, task, n, **({"tpot_s": part * math_noise(clock)} if task == "long" else one))
+        for task, n, (method, part) in itertools.product(("short", "long"), range(8), speed.items())
+    ]
+    full, slim = latency(read(written(tmp_path / "run", records))).rows
+    assert full[5].value == pytest.approx(1.0, rel=0.02) and slim[5].value == pytest.approx(0.5, rel=0.02)
+    assert slim[6].value == pytest.approx(2.0, rel=0.02) and slim[6].low is not None
+
+
 def test_what_is_within_noise_is_bold_in_no_table(tmp_path: Path) -> None:
     speed = {"full": 1.0, "lazyllm": 0.99, "slow": 2.0, TWIN: 0.98}
     clock = random.Random(2)
