@@ -253,11 +253,11 @@ def check_command(
     ] = "mean:2pt",
     speed: Annotated[str, typer.Option(help="how much longer beside full attention a method may take")] = "ratio:5%",
     same_device: Annotated[bool, typer.Option(help="also compare seconds; on the same kind of machine alone")] = False,
-    undecided: Annotated[str, typer.Option(help="fail or pass where there are too few samples to tell")] = "pass",
+    undecided: Annotated[str, typer.Option(help="fail or pass where samples are missing or too few to tell")] = "fail",
     json_file: Annotated[str | None, typer.Option("--json", help="file to write, or - for standard output")] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML to write")] = None,
 ) -> None:
-    """Compare a run with a baseline: exit code 0 within bounds, 1 on a regression, 2 if they cannot be compared."""
+    """Compare a run with a baseline: exit code 0 within bounds, 1 if not or undecided, 2 if they cannot be compared."""
     from harness.gates.baseline import digest_run, read_baseline
     from harness.gates.check import check
     from harness.gates.output import as_json, write_outputs

@@ -23,7 +23,8 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, budget_tokens
-from methods.common.evicting import best, last_stay
+from methods.common.best import best
+from methods.common.evicting import last_stay
 from methods.common.schedule import scaled_layers
 from methods.common.scores import head_dots, pooled
 
@@ -73,7 +74,7 @@ class GemFilter(Method):
         with self.model.part("score"):
             scores = self.score(heads)
         with self.model.part("select"):
-            return ids[best(scores, count)[0].sort().values]
+            return ids[best(scores, count)[0]]
 
     def score(self, heads: Heads) -> Tensor:
         """The last query's q . k, summed over heads, mean over neighbours; infinity for the last tokens: [1, n]."""

@@ -33,7 +33,7 @@ from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet
-from methods.common.evicting import Evicting, best_first
+from methods.common.evicting import Evicting
 from methods.common.scores import head_dots
 
 _FIRST = "\n\nRepeat the previous context exactly."
@@ -107,7 +107,8 @@ class KVzip(Evicting):
         with self.model.part("select"):
             scores = torch.stack(self._scores)
             kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-            kept[best_first(scores.flatten())[: self.tokens * scores.shape[0] * scores.shape[1]]] = True
+            best = scores.flatten().sort(stable=True, descending=True).indices
+            kept[best[: self.tokens * scores.shape[0] * scores.shape[1]]] = True
         self._scores.clear()
         for layer, heads in enumerate(kept.view_as(scores)):
             with self.model.part("gather"):

@@ -8,7 +8,8 @@ and the speed of each method beside full attention **in the same process**, so t
 A bound is violated where the estimate lies beyond it, its interval excludes 0 and p is at most the level. Levels (5 %
 for scores, 1 % for each of TTFT, TPOT and E2E) hold for a whole check: they are divided by the number of gates of that
 kind. A gate passes where its interval lies within the bound, or where there are enough samples to have found a change
-as large as the bound. Otherwise it is undecided and says how many samples it needs.
+as large as the bound. Otherwise it is undecided and says how many samples it needs; so is what the run lacks, and every
+gate of fewer than `FEWEST` pairs. What is undecided has not passed: it fails a check that is not told to let it pass.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from harness.gates.effects import Both, Moved, as_seconds, median_of, moved_scor
 from harness.gates.exact import exact_results, exactness_notes
 from harness.gates.result import GateResult, Outcome
 from harness.gates.tolerance import Tolerance, Undecided
-from harness.statistics.estimators import ALPHA, SPEED_ALPHA
+from harness.statistics.estimators import ALPHA, FEWEST, SPEED_ALPHA
 from harness.statistics.paired import ALL, REFERENCE, SPEEDS
 
 
@@ -34,7 +35,7 @@ class Report:
 
     No violation does **not** mean that nothing got worse: changes below the tolerance pass, changes in undecided gates
     and in cells or samples that the baseline lacks were not seen, and ratios say nothing of what slows the methods and
-    full attention alike.
+    full attention alike. `undecided` says what undecided gates do to a check: "fail" it, or "pass".
     """
 
     baseline: str
@@ -47,20 +48,21 @@ class Report:
         """Findings with this outcome, in the order of the gates."""
         return [result for result in self.results if result.outcome == outcome]
 
-    def exit_code(self, undecided: Undecided = "pass") -> int:
+    def exit_code(self, undecided: Undecided = "fail") -> int:
         """1 where a bound is violated, or a gate undecided and that is to fail; else 0."""
         return int(bool(self.of("violated")) or (undecided == "fail" and bool(self.of("undecided"))))
 
-    def summary(self, undecided: Undecided = "pass") -> str:
+    def summary(self, undecided: Undecided = "fail") -> str:
         """One line."""
         violated, open_, passed = (len(self.of(outcome)) for outcome in ("violated", "undecided", "passed"))
-        verdict = "FAILED" if self.exit_code(undecided) else "passed"
+        word = "FAILED" if violated else "UNDECIDED" if open_ and undecided == "fail" else "passed"
+        rule = "which fails it; --undecided pass lets them through" if undecided == "fail" else "let through"
         return (
-            f"check {verdict}: {violated} violated, {open_} undecided ({undecided}), {passed} passed; "
+            f"check {word}: {violated} violated, {open_} undecided{f' ({rule})' * bool(open_)}, {passed} passed; "
             f"run {self.run} against {self.baseline} (run {self.baseline_run})"
         )
 
-    def lines(self, undecided: Undecided = "pass") -> list[str]:
+    def lines(self, undecided: Undecided = "fail") -> list[str]:
         """Violations, then what is undecided, then notes, then the summary."""
         found = [*self.of("violated"), *self.of("undecided")]
         return [*map(str, found), *(f"note: {note}" for note in self.notes), self.summary(undecided)]
@@ -81,7 +83,7 @@ def check(base: Baseline, now: Baseline, tolerance: Tolerance | None = None) -> 
     cells = _cells(base, now)
     _refuse(base, now, cells, tolerance)
     results = [
-        *_missing(base, now),
+        *_missing(base, now, cells),
         *exact_results(base, now, cells),
         *_score_results(cells, tolerance, base, now),
         *_speed_results(cells, tolerance, base, now),
@@ -109,17 +111,21 @@ def _refuse(base: Baseline, now: Baseline, cells: Sequence[Both], tolerance: Tol
         raise InputError("--same-device: run and baseline were not made on one and the same kind of machine")
 
 
-def _missing(base: Baseline, now: Baseline) -> list[GateResult]:
-    return [
-        GateResult("missing", method, task, "undecided", "missing: the run has no such cell")
-        for method, tasks in base.cells.items()
-        for task in tasks
-        if task not in now.cells.get(method, {})
-    ]
+def _missing(base: Baseline, now: Baseline, cells: Sequence[Both]) -> Iterator[GateResult]:
+    """Cells, and samples of a cell, that the baseline has and the run does not."""
+    for method, tasks in base.cells.items():
+        for task in tasks:
+            if task not in now.cells.get(method, {}):
+                yield GateResult("missing", method, task, "undecided", "missing: the run has no such cell")
+    for both in cells:
+        if lost := both.lost():
+            text = f"missing: {len(lost)} of the baseline's {both.base.n} samples (first: {lost[0]})"
+            found = both.base.n - len(lost)
+            yield GateResult("missing", both.method, both.task, "undecided", text, n=found, needed=both.base.n)
 
 
 def _notes(base: Baseline, now: Baseline, cells: Sequence[Both]) -> list[str]:
-    notes = [f"{both.name}: {_pairing(both)}" for both in cells if len(both.same_prompt()) < both.base.n]
+    notes = [f"{both.name}: {_pairing(both)}" for both in cells if len(both.same_prompt()) < len(both.shared())]
     notes += exactness_notes(base, now)
     known = {(method, task) for method, tasks in base.cells.items() for task in tasks}
     new = [f"{m} x {t}" for m, tasks in now.cells.items() for t in tasks if (m, t) not in known]
@@ -130,7 +136,7 @@ def _pairing(both: Both) -> str:
     """Why not all samples could be paired."""
     matched = len(both.same_prompt())
     how = "paired on these" if matched else "not paired, so compared as independent groups"
-    return f"{matched} of the baseline's {both.base.n} samples are in the run with the same prompt; {how}"
+    return f"{matched} of the {len(both.shared())} samples that both have are the same prompt; {how}"
 
 
 # Gates with an interval
@@ -172,8 +178,8 @@ def _score_result(group: Sequence[Both], scale: _Scale) -> Iterator[GateResult]:
     numbers = [100 * value for value in (moved.base, moved.now, *moved.effect[2:5], -scale.bound)]
     base, now, change, low, high, bound = numbers
     text = (
-        f"score {base:.1f} -> {now:.1f} points, change {change:+.1f} ({_interval(scale)} interval {low:+.1f} to "
-        f"{high:+.1f}, bound {bound:+g}){_reason(moved, outcome, scale)}"
+        f"score {base:.1f} -> {now:.1f} points, change {change:+.1f} ({_interval(scale, '{:+.1f}', low, high)}, "
+        f"bound {bound:+g}){_reason(moved, outcome, scale)}"
     )
     yield _result("score", group[0].method, task, outcome, text, (base, now, low, high, bound), moved)
 
@@ -210,8 +216,8 @@ def _speed_result(both: Both, name: str, scale: _Scale) -> Iterator[GateResult]:
     change, low, high, bound = (math.exp(value) for value in (*moved.effect[2:5], -scale.bound))
     unit = "seconds" if absolute else "speed-up over full"
     text = (
-        f"{name} {unit} {moved.base:.4g} -> {moved.now:.4g}, change x{change:.3f} ({_interval(scale)} interval "
-        f"x{low:.3f} to x{high:.3f}, bound x{bound:.3f}){_reason(moved, outcome, scale)}"
+        f"{name} {unit} {moved.base:.4g} -> {moved.now:.4g}, change x{change:.3f} "
+        f"({_interval(scale, 'x{:.3f}', low, high)}, bound x{bound:.3f}){_reason(moved, outcome, scale)}"
     )
     gate = f"full {name}" if absolute else name
     yield _result(gate, both.method, both.task, outcome, text, (moved.base, moved.now, low, high, bound), moved)
@@ -220,9 +226,13 @@ def _speed_result(both: Both, name: str, scale: _Scale) -> Iterator[GateResult]:
 def _decide(moved: Moved, scale: _Scale) -> Outcome:
     """The word for an effect; see the module's docstring. A pass does not mean that there is no effect."""
     effect = moved.effect
+    if moved.settled:
+        return "passed"
+    if effect.units < FEWEST:
+        return "undecided"
     if effect.estimate < -max(scale.bound, scale.floor) and effect.high < 0 and effect.p <= scale.alpha:
         return "violated"
-    enough = moved.needed is not None and effect.n >= moved.needed and effect.estimate >= -scale.bound
+    enough = moved.needed is not None and effect.units >= moved.needed and effect.estimate >= -scale.bound
     return "passed" if effect.low >= -scale.bound or enough else "undecided"
 
 
@@ -233,13 +243,15 @@ def _reason(moved: Moved, outcome: Outcome, scale: _Scale) -> str:
         return how
     if moved.effect.estimate < -scale.bound and moved.effect.high < 0 and moved.effect.p <= scale.alpha:
         return f"{how}; undecided, full attention differs from itself by as much"
-    if moved.needed is not None and moved.effect.n >= moved.needed:
+    if moved.needed is not None and moved.effect.units >= moved.needed:
         return f"{how}; undecided, too close to the bound to call"
-    return f"{how}; undecided, {moved.effect.n} of {moved.needed or 'at least 2'} needed"
+    return f"{how}; undecided, {moved.effect.units} of {moved.needed or f'at least {FEWEST}'} needed"
 
 
-def _interval(scale: _Scale) -> str:
-    return f"{100 - 100 * scale.alpha:.4g} %"
+def _interval(scale: _Scale, form: str, low: float, high: float) -> str:
+    if math.isnan(low):
+        return "no interval"
+    return f"{100 - 100 * scale.alpha:.4g} % interval {form.format(low)} to {form.format(high)}"
 
 
 def _result(

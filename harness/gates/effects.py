@@ -15,19 +15,8 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from harness.gates.baseline import CellDigest, SampleDigest, units
-from harness.statistics.estimators import (
-    Effect,
-    Floats,
-    pairs,
-    pairs_needed,
-    score_effect,
-    score_mde,
-    speed_effect,
-    trimmed_mean,
-)
-
-MOST = 10**6
-"""No more samples than this are ever said to be needed."""
+from harness.statistics.estimators import FEWEST, Effect, Floats, Pairs, pairs, score_effect, speed_effect, trimmed_mean
+from harness.statistics.power import MOST, flips_needed, pairs_needed, score_mde
 
 Value = Callable[[SampleDigest], float | None]
 
@@ -48,6 +37,11 @@ class Both(NamedTuple):
     def shared(self) -> list[str]:
         """Samples that both have, by id."""
         return sorted(self.base.samples.keys() & self.now.samples.keys())
+
+    def lost(self) -> list[str]:
+        """Samples of the baseline that the run lacks, or whose score it lacks."""
+        base, now = self.base.samples, self.now.samples
+        return [one for one in base if one not in now or (base[one].score is not None and now[one].score is None)]
 
     def same_prompt(self) -> list[str]:
         """Samples that both have with the same prompt: only these can be paired."""
@@ -93,10 +87,13 @@ def moved_score(both: Both, bound: float, alpha: float) -> Moved | None:
     if not ids:
         effect = _welch(base, now, np.mean, alpha)
         return Moved(effect, _mean(base), _mean(now), _scores_needed(effect, bound, alpha), paired=False)
-    effect = score_effect([pairs(now - base, _units(both, ids), both.name)], 1 - alpha)
+    changes = pairs(now - base, _units(both, ids), both.name)
+    effect = score_effect([changes], 1 - alpha)
     if not np.any(now != base) and _same_answers(both, ids):
         return Moved(_nothing(effect), _mean(base), _mean(now), settled=True)
-    return Moved(effect, _mean(base), _mean(now), _scores_needed(effect, bound, alpha))
+    exact = changes.right_or_wrong or changes.constant
+    needed = _flips_needed(changes, effect, bound, alpha) if exact else _scores_needed(effect, bound, alpha)
+    return Moved(effect, _mean(base), _mean(now), needed)
 
 
 def moved_speed(both: Both, value: Value, bound: float, alpha: float) -> Moved | None:
@@ -221,14 +218,23 @@ def _pairs_needed(effect: Effect, bound: float, alpha: float) -> int | None:
     return pairs_needed(effect.se * math.sqrt(effect.units), math.exp(bound), alpha)
 
 
-def _scores_needed(effect: Effect, bound: float, alpha: float) -> int | None:
-    """Samples at which an effect of the bound's size would be found with 80 % power, at this spread."""
+def _flips_needed(changes: Pairs, effect: Effect, bound: float, alpha: float) -> int | None:
+    """Samples with which the exact test finds a fall as large as the bound, or as the one seen if that is larger."""
     if math.isnan(effect.se):
         return None
-    number = 2
+    won = 0.0 if changes.constant else float(np.mean(changes.sums > 0))
+    lost = won + max(bound, -effect.estimate) / effect.step
+    return flips_needed(min(lost, 1 - won), won, alpha)
+
+
+def _scores_needed(effect: Effect, bound: float, alpha: float) -> int | None:
+    """Samples with which that fall would be found with 80 % power, at this spread."""
+    if math.isnan(effect.se):
+        return None
+    number, fall = FEWEST, max(bound, -effect.estimate)
     while number < MOST:
         se = effect.se * math.sqrt(effect.units / number)
-        if score_mde(effect._replace(units=number, se=se, df=number - 1.0), alpha) <= bound:
+        if score_mde(effect._replace(units=number, se=se, df=number - 1.0), alpha) <= fall:
             return number
         number += 1 + number // 50
     return MOST

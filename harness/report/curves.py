@@ -96,7 +96,7 @@ def _quartiles(run: Recorded, method: str, column: str) -> tuple[pd.Series[float
 
 
 def _draw_floor(axes: Axes, run: Recorded, method: str, floor: str, colour: str) -> None:
-    values = run.by_length.xs(method, level="method")[floor].dropna()
+    values = run.by_length[run.by_length.index.get_level_values("method") == method][floor].droplevel("method").dropna()
     label = "roofline (dotted, in the method's colour)" if method == run.methods[0] else None
     if not values.empty:
         axes.plot(list(values.index), values, color=colour, linestyle=":", linewidth=1.2, label=label)

@@ -27,7 +27,7 @@ CAPTIONS = {
     "accuracy_ttft": "Accuracy against time to first token; dashed: the Pareto front.",
     "length": "Times and memory against prompt length, medians with quartiles; dotted: roofline.",
     "parts": "Where the time to first token goes, means over samples.",
-    "needles": "Needles found, by depth and prompt length.",
+    "needles": "Needles found, suite by suite, by depth and prompt length.",
     "survival": "Which prompt tokens each layer kept.",
     "survivors": "How many prompt tokens each layer kept, mean over samples.",
     "density": "Which share of query-key pairs each layer and head of a sparse prefill attended to.",

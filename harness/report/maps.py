@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -142,28 +142,43 @@ def _draw_survival(axes: Axes, row: dict[str, Any], name: str) -> None:
 
 
 def needle_map(run: Recorded) -> Figure | None:
-    """Mean score for each length and depth of a needle, a panel a method; None where no task has both."""
+    """Mean score for each length and depth of a needle, a block a suite, a panel a method; None where none has both.
+
+    Suites are never mixed: a needle of one is not as hard to find as one of another.
+    """
     frame = run.contenders[run.contenders["score"].notna()]
     depths = pd.Series([extra.get("depth") for extra in frame["extra"]], index=frame.index, dtype=object)
-    frame = frame.assign(depth=pd.to_numeric(depths, errors="coerce"))
+    frame = frame.assign(depth=pd.to_numeric(depths, errors="coerce"), suite=frame["task"].map(suite))
     frame = frame[frame["depth"].notna()]
     if frame.empty:
         return None
-    methods = [method for method in run.methods if method in set(frame["method"])]
+    blocks = [(str(name), part) for name, part in frame.groupby("suite", sort=False)]
     width = max(1.7, 0.8 + 0.5 * frame["length"].nunique())
-    columns = min(len(methods), int(_MOST_INCHES / width))
-    rows = math.ceil(len(methods) / columns)
-    figure = canvas(max(4, 0.7 + width * columns), 0.7 + 2.4 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    columns = min(len(run.methods), int(_MOST_INCHES / width))
+    rows = [math.ceil(part["method"].nunique() / columns) for _, part in blocks]
+    figure = canvas(max(4, 0.7 + width * columns), sum(0.7 + 2.4 * count for count in rows))
+    places = figure.subfigures(len(blocks), 1, squeeze=False, height_ratios=rows)[:, 0]
+    for place, (name, part), count in zip(places, blocks, rows, strict=True):
+        _draw_suite(place, run, name, part, (count, columns))
+    return figure
+
+
+def suite(task: str) -> str:
+    """A task's label without its options: `needle`, `retrieval/multikey`."""
+    return task.partition(":")[0]
+
+
+def _draw_suite(place: SubFigure, run: Recorded, name: str, frame: pd.DataFrame, grid: tuple[int, int]) -> None:
+    methods = [method for method in run.methods if method in set(frame["method"])]
+    panels = place.subplots(*grid, squeeze=False, sharex=True, sharey=True)
     for axes, method in zip(panels.ravel(), methods, strict=False):
         _draw_needles(axes, frame[frame["method"] == method])
         axes.set_title(names_of(run.methods)[method].replace(" ", "\n"), fontsize=9)
     for axes in panels.ravel()[len(methods) :]:
         axes.set_visible(False)
-    figure.suptitle("Needles found, %", fontsize=11)
-    figure.supxlabel("prompt length in tokens", fontsize=9)
-    figure.supylabel("depth of the needle", fontsize=9)
-    return figure
+    place.suptitle(f"{name}: needles found, %", fontsize=11)
+    place.supxlabel("prompt length in tokens", fontsize=9)
+    place.supylabel("depth of the needle", fontsize=9)
 
 
 def _draw_needles(axes: Axes, frame: pd.DataFrame) -> None:

@@ -29,7 +29,7 @@ class Comparison:
     Attributes:
         rows: `harness.statistics.paired.verdicts`, one row a task and method.
         floors: `harness.statistics.noise.noise_floor`; empty where the run has no twin of full attention.
-        leaders: measure -> (task, method) of `harness.statistics.paired.leaders`.
+        leaders: measure -> (task, method) of `harness.statistics.paired.leaders` that are not within noise.
     """
 
     rows: pd.DataFrame

@@ -91,11 +91,10 @@ class Recorded:
 
     @cached_property
     def comparison_by_length(self) -> Comparison:
-        """The same, length by length: here a `task` is a length, and a sample is one of any task."""
-        names = self.records["task"] + "\0" + self.records["sample"].astype(str)
-        frame = self.records.assign(task=self.records["length"].astype(str), sample=names, score=math.nan)
+        """The same, length by length: here a `task` is a length, and its tasks count the same, as they do in `all`."""
         tasks = [str(length) for length in self.lengths]
-        return compared(self.manifest.model_copy(update={"tasks": tasks}), frame)
+        frame = self.records.assign(score=math.nan)
+        return compared(self.manifest.model_copy(update={"tasks": tasks}), frame, by="length")
 
     @cached_property
     def effects_by_length(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -104,11 +103,24 @@ class Recorded:
 
     @cached_property
     def by_length(self) -> pd.DataFrame:
-        """Medians of times, bytes and floors; index (length, method), column `n` for how many records."""
-        shares = ["prefill_roofline", "prefill_lasting", "decode_roofline"]
-        columns = ["ttft_s", "tpot_s", "e2e_s", *_BYTES, *_NUMBERS, *shares]
-        groups = self.contenders.groupby(["length", "method"], sort=True)
-        return groups[columns].median().join(groups.size().rename("n"))
+        """Times, bytes and floors; index (length, method), column `n` for how many records.
+
+        Medians of each task, and over the tasks that all methods have at a length what `overall` makes of them:
+        geometric means, of bytes means, and the largest peak; tasks of one new token have no time a token.
+        """
+        groups = self.contenders.groupby(["length", "task", "method"], sort=True)
+        medians = (
+            groups[[*_RATES, *_BYTES]].median().astype(float).join(groups.size().rename("n")).reset_index("method")
+        )
+        methods = medians.groupby("length")["method"].transform("nunique")
+        tasks = medians[medians.groupby(["length", "task"])["method"].transform("size") == methods]
+        logs = tasks.copy()
+        logs[_RATES] = np.log(tasks[_RATES])
+        over = logs.groupby(["length", "method"])
+        means = over[[*_RATES, *_BYTES]].mean()
+        means[_RATES] = np.exp(means[_RATES])
+        means[_BYTES[0]] = over[_BYTES[0]].max()
+        return means.join(over["n"].sum())
 
     @property
     def scored(self) -> bool:
@@ -117,6 +129,10 @@ class Recorded:
 
 
 _BYTES = ["peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes"]
+_RATES = [
+    *("ttft_s", "tpot_s", "e2e_s", "prefill_floor_s", "prefill_lasting_floor_s", "decode_floor_s"),
+    *("prefill_roofline", "prefill_lasting", "decode_roofline"),
+]
 
 
 def read(folder: Path | str) -> Recorded:

@@ -13,6 +13,7 @@ from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
 from harness.statistics.noise import TWIN, noise_floor
 from harness.statistics.paired import compare, leaders, verdicts
+from harness.storage.cells import harmless_frame
 from harness.storage.store import Manifest, load, load_manifest
 
 
@@ -32,8 +33,8 @@ def render(run: Path | str) -> list[Path]:
     summary, comparison = summarise(records, manifest.methods, manifest.tasks), compared(manifest, records)
     names = ("summary.csv", "comparison.csv", "table.md", "accuracy_ttft.png")
     csv, other_csv, table, plot = (folder / name for name in names)
-    summary.to_csv(csv, index=False, lineterminator="\n")
-    comparison.rows.to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
+    harmless_frame(summary).to_csv(csv, index=False, lineterminator="\n")
+    harmless_frame(comparison.rows).to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
     warnings = [f"**{caveat.title}**{caveat.text}" for caveat in caveats(records)]
     page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, warnings)
     table.write_text(page, encoding="utf-8")
@@ -46,13 +47,29 @@ def _write_means(summary: pd.DataFrame, path: Path) -> list[Path]:
     table = as_table(mean_scores(summary[summary["method"] != TWIN]))
     if table.empty:
         return []
-    table.to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
+    harmless_frame(table).to_csv(path, index=False, lineterminator="\n", float_format="%.6g")
     return [path]
 
 
-def compared(manifest: Manifest, records: pd.DataFrame) -> Comparison:
-    """All that `comparison.csv` and the table say about methods against each other."""
-    floors = noise_floor(records)
-    rows = ordered(verdicts(compare(records), floors), manifest.methods, manifest.tasks)
+def compared(manifest: Manifest, records: pd.DataFrame, by: str = "task") -> Comparison:
+    """All that any table says about methods against each other.
+
+    Args:
+        manifest: says the order of methods and tasks.
+        records: one row a record.
+        by: what rows are for, see `harness.statistics.paired.compare`.
+    """
+    floors = noise_floor(records, by=by)
+    rows = ordered(verdicts(compare(records, by=by), floors), manifest.methods, manifest.tasks)
     contenders = records[records["method"] != TWIN]
-    return Comparison(rows, floors, {measure: leaders(contenders, measure) for measure in MARKED})
+    marks = {measure: leaders(contenders, measure, by=by) - _within_noise(rows, measure) for measure in MARKED}
+    return Comparison(rows, floors, marks)
+
+
+def _within_noise(rows: pd.DataFrame, measure: str) -> set[tuple[str, str]]:
+    """(task, method) whose ratio full attention has to itself: no gain, and so no mark in any table."""
+    if measure == "score":
+        return set()
+    floor, ratio = rows[f"{measure}_floor"], rows[f"{measure}_ratio"]
+    quiet = rows[(1 / floor <= ratio) & (ratio <= floor)]
+    return set(zip(quiet["task"].astype(str), quiet["method"].astype(str), strict=True))

@@ -24,7 +24,8 @@ def samples(run: Recorded, limit: int) -> dict[str, Any]:
     whole is at most `limit` bytes.
 
     Returns:
-        `methods`, `tasks`: labels. `samples`: `t` task and `s` sample, `p` prompt tokens, `a` accepted answers, `x`
+        `methods`, `tasks`: labels. `samples`: `t` task and `s` sample, `p` prompt tokens, `q` question and `i` prompt
+        where they are recorded, `a` accepted answers, `x`
         facts, `r` answers: `m` index of the method, `y` text, `c` score, `f` seconds to the first token, `k` share
         kept (null where there is no answer), `o` outcome (`base`, `lost`, `gained`, `right`, `wrong`, `unscored`), `w`
         reason. `total`: how many samples the run has. `cut`: characters after which answers are shortened.
@@ -83,6 +84,8 @@ def _samples(run: Recorded) -> list[dict[str, Any]]:
         "sample",
         "prompt_tokens",
         "context_tokens",
+        "prompt_text",
+        "question_text",
         "answers",
         "extra",
         "prediction",
@@ -105,6 +108,8 @@ def _sample(rows: list[dict[Any, Any]], rank: dict[str, int]) -> dict[str, Any]:
         "t": str(first["task"]),
         "s": str(first["sample"]),
         "p": int(first["prompt_tokens"]),
+        "q": plain(first["question_text"]),
+        "i": plain(first["prompt_text"]),
         "a": [str(answer) for answer in first["answers"]],
         "x": facts,
         "r": [_answer(row, rank, base) for row in rows],
@@ -129,13 +134,21 @@ def _answer(row: dict[Any, Any], rank: dict[str, int], base: float | None) -> di
 
 def _shortened(sample: dict[str, Any], length: int) -> dict[str, Any]:
     answers = [one | {"y": _cut(one["y"], length)} for one in sample["r"]]
-    return sample | {"r": answers, "a": [_cut(answer, length) for answer in sample["a"][:8]]}
+    asked = {name: _middle_cut(sample[name], length) for name in "qi" if sample[name]}
+    rest = {name: value for name, value in sample.items() if name not in "qi"}
+    return rest | asked | {"r": answers, "a": [_cut(answer, length) for answer in sample["a"][:8]]}
 
 
 def _cut(text: str | None, length: int) -> str | None:
     if text is None or len(text) <= length:
         return text
     return f"{text[:length]} \u2026 [{len(text) - length} more characters]"
+
+
+def _middle_cut(text: str, length: int) -> str:
+    """Both ends: a prompt begins with what is to be done and often ends with what is asked."""
+    left_out = len(text) - length
+    return text if left_out <= 0 else f"{text[: length // 2]} \u2026 {text[len(text) - length // 2 :]}"
 
 
 def _size(value: Any) -> int:

@@ -14,3 +14,9 @@ function sortTable(head) {
   body.append(...[...body.rows].sort(order));
 }
 document.querySelectorAll(".sortable th").forEach((head) => head.addEventListener("click", () => sortTable(head)));
+// A table that is wider than the screen says so: nothing else tells a reader on a phone.
+function hintTables() {
+  document.querySelectorAll(".scroll").forEach((one) => one.classList.toggle("wide", one.scrollWidth > one.clientWidth + 1));
+}
+addEventListener("resize", hintTables);
+hintTables();

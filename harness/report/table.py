@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 
+from harness.storage.cells import harmless
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -88,9 +90,11 @@ def to_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     parts = [_parts(table, index) for index in range(len(table.head))]
-    writer.writerow([head + suffix for head, names in zip(table.head, parts, strict=True) for suffix in names.values()])
-    for row in table.rows:
-        writer.writerow([getattr(cell, name) for cell, names in zip(row, parts, strict=True) for name in names])
+    lines = [[head + suffix for head, names in zip(table.head, parts, strict=True) for suffix in names.values()]]
+    lines += [
+        [getattr(cell, name) for cell, names in zip(row, parts, strict=True) for name in names] for row in table.rows
+    ]
+    writer.writerows([harmless(value) for value in line] for line in lines)
     return text.getvalue()
 
 

@@ -146,8 +146,9 @@ def latency(run: Recorded) -> Table:
         rows.append(cells)
     head = ["method", "tokens", "n", "TTFT", "sooner", "TPOT", "faster a token", "E2E", "faster in all"]
     note = (
-        f"Medians over the samples of a length; ratios are the time of {BASELINE} over the method's on the same sample "
-        f"with 95 % intervals. Lengths no task asked for are rounded to a power of two. {_LEADS}"
+        f"Medians over the samples of a task, geometric means over the tasks of a length; ratios are the time of "
+        f"{BASELINE} over the method's on the same sample with 95 % intervals. Lengths no task asked for are rounded "
+        f"to a power of two. {_LEADS}"
     )
     return Table("latency", "Latency by prompt length", note, head, _in_order(run, rows))
 

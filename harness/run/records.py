@@ -14,6 +14,9 @@ from harness.run.loaded import Cell
 from harness.run.samples import Prompt
 from harness.storage.record import Record
 
+EXCERPT = 2000
+"""Characters of a prompt that a record holds: enough to see what was asked, and little beside a long prompt."""
+
 UNTIMED: dict[str, Any] = dict.fromkeys(
     (
         "ttft_s", "tpot_s", "token_s", "e2e_s", "parts_s", "peak_memory_bytes", "kv_bytes", "kv_bytes_host",
@@ -38,10 +41,19 @@ def identity(cell: Cell, prompt: Prompt, late: int | None = None) -> dict[str, A
         "prompt_tokens_cut": prompt.cut,
         "context_tokens": len(request.prompt) - late,
         "question": "after" if request.question_after else "prompt",
+        "prompt_text": None if sample.ids else excerpt(sample.prompt),
+        "question_text": excerpt(sample.question) if sample.question else None,
         "metric": cell.task.metric,
         "answers": list(sample.answers),
         "extra": dict(sample.extra),
     }
+
+
+def excerpt(text: str, most: int = EXCERPT) -> str:
+    """The text, or its two ends and how many characters are left out between them."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} \u2026 [{len(text) - most} characters] \u2026 {text[len(text) - most // 2 :]}"
 
 
 def counts(method: Method, measured: Measured) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from harness.statistics.estimators import SPEED_ALPHA, Effect, Floats, pairs, pairs_needed, score_effect, speed_effect
+from harness.statistics.estimators import SPEED_ALPHA, Effect, Floats, pairs, score_effect, speed_effect
 from harness.statistics.paired import MARGIN_RATIO, Verdict, verdict
+from harness.statistics.power import pairs_needed
 
 REPEATS = 100
 PAIRS = 100
@@ -168,20 +169,25 @@ def speed_coverage(number: int, noise: float, interrupted: float, repeats: int =
     return sum(effect.low <= 0 <= effect.high for effect in effects) / repeats
 
 
-def score_coverage(number: int, lost: float, won: float, repeats: int = 2000, seed: int = 0) -> float:
-    """Share of 95 % intervals of `number` right-or-wrong samples that hold the true difference.
+def score_coverage(
+    number: int, lost: float, won: float, sizes: Sequence[float] = (1.0,), repeats: int = 2000, seed: int = 0
+) -> float:
+    """Share of 95 % intervals of `number` samples that hold the true difference.
 
     Args:
         number: samples.
-        lost: share that the reference answers and the method does not.
-        won: share that the method answers and the reference does not.
+        lost: share of which the method's score is lower than the reference's.
+        won: share of which it is higher.
+        sizes: by how much, each as often as the others; 1 alone is right or wrong.
         repeats: simulated runs.
         seed: of the samples.
     """
     generator = np.random.default_rng([seed, number])
     draws = generator.choice([-1.0, 1.0, 0.0], (repeats, number), p=[lost, won, 1 - lost - won])
+    draws *= generator.choice(sizes, draws.shape)
     effects = [score_effect([pairs(draw, label=str(index))]) for index, draw in enumerate(draws)]
-    return sum(effect.low - 1e-9 <= won - lost <= effect.high + 1e-9 for effect in effects) / repeats
+    truth = (won - lost) * float(np.mean(sizes))
+    return sum(effect.low - 1e-9 <= truth <= effect.high + 1e-9 for effect in effects) / repeats
 
 
 def _bench(
@@ -230,6 +236,13 @@ def _matrices(size: int = 64) -> Workload:
 # Noise of a run and share of interrupted runs.
 _MACHINES = {"quiet": (0.01, 0.0), "usual": (0.05, 0.03), "busy": (0.1, 0.1)}
 _ANSWERS = {"2 % lost, 2 % won": (0.02, 0.02), "5 % lost": (0.05, 0.0), "20 % lost, 10 % won": (0.2, 0.1)}
+# By how much graded answers change: anything alike, and mostly little.
+EVEN, SKEWED = tuple(np.linspace(0.05, 1, 20).tolist()), (0.1, 0.1, 0.1, 0.1, 1.0)
+_GRADED = {
+    "10 % worse": (0.1, 0.0, EVEN),
+    "30 % worse": (0.3, 0.0, EVEN),
+    "10 % worse, mostly little": (0.1, 0.0, SKEWED),
+}
 
 
 def _coverage_report() -> Iterator[str]:
@@ -241,6 +254,8 @@ def _coverage_report() -> Iterator[str]:
     yield _row("scores, samples", sizes)
     for name, (lost, won) in _ANSWERS.items():
         yield _row(name, [f"{score_coverage(size, lost, won):.1%}" for size in sizes])
+    for name, graded in _GRADED.items():
+        yield _row(name, [f"{score_coverage(size, *graded):.1%}" for size in sizes])
 
 
 def _row(name: str, cells: Iterable[object]) -> str:

@@ -21,6 +21,7 @@ def noise_floor(
     twin: str = TWIN,
     confidence: float = 1 - ALPHA,
     seed: int = 0,
+    by: str = "task",
 ) -> pd.DataFrame:
     """Compares two cells of the same method, so that whatever is found is noise.
 
@@ -33,6 +34,7 @@ def noise_floor(
         reference, twin: labels of the two cells.
         confidence: of the intervals.
         seed: of resampling.
+        by: see `harness.statistics.paired.compare`.
 
     Returns:
         `COLUMNS`, one row a task and `all`; empty where the run has no such cells. Ratios are reference over twin with
@@ -41,7 +43,7 @@ def noise_floor(
         that the mean can have moved by chance alone.
     """
     cells = records[records["method"].isin([reference, twin])]
-    found = compare(cells, reference, confidence, seed)
+    found = compare(cells, reference, confidence, seed, by)
     table = found[["task", "n"]].copy()
     flips = _flips(cells, reference, twin)
     table["score_flips"] = [sum(flips.values()) if task not in flips else flips[task] for task in found["task"]]

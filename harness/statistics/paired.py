@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from harness.errors import InputError
 from harness.statistics.estimators import (
     ALPHA,
+    FEWEST,
     SPEED_ALPHA,
     Effect,
     Floats,
@@ -29,12 +30,11 @@ from harness.statistics.estimators import (
     holm,
     pairs,
     score_effect,
-    score_mde,
     score_p,
     speed_effect,
-    speed_mde,
     trimmed_mean,
 )
+from harness.statistics.power import score_mde, speed_mde
 
 REFERENCE = "full"
 ALL = "all"
@@ -54,7 +54,11 @@ Verdict = Literal["better", "worse", "no difference", "within noise", "undecided
 
 
 def compare(
-    records: pd.DataFrame, reference: str = REFERENCE, confidence: float = 1 - ALPHA, seed: int = 0
+    records: pd.DataFrame,
+    reference: str = REFERENCE,
+    confidence: float = 1 - ALPHA,
+    seed: int = 0,
+    by: str = "task",
 ) -> pd.DataFrame:
     """Every other method against the reference, on the samples that both answered.
 
@@ -66,6 +70,8 @@ def compare(
         reference: label of the method to compare with.
         confidence: of the intervals.
         seed: of resampling; equal records and seeds give equal numbers, whatever other methods the run has.
+        by: another column of the records: a row, its value called `task`, is then over the tasks that have the value,
+            each counting the same as in `all` (those without a measure not at all), and there is no row `all`.
 
     Returns:
         `COLUMNS`, one row a task and method, `all` last; empty where the run lacks the reference. Scores in points of
@@ -73,16 +79,15 @@ def compare(
         `*_n` pairs with both values. `*_p_holm` is adjusted over the methods x tasks of its measure (over the methods
         for `all`); a label `REFERENCE#...` is the reference once more and not part of that. `*_mde` is the smallest
         true effect that has 80 % power at the level of Holm's first step: infinite where nothing could be found.
-        Intervals and p of fewer than 2 units are NaN.
+        Of fewer than `FEWEST` units there are estimates alone: intervals and p are NaN.
 
     Raises:
         InputError: a method has a sample of a task twice.
     """
-    panels = _panels(records)
     methods = [str(label) for label in dict.fromkeys(records["method"])]
     cells = [
-        _cell(method, task, group, reference, confidence, seed)
-        for task, group in _groups(panels, set(methods))
+        _cell(method, task, group, reference, confidence, seed, whole=by == "task")
+        for task, group in _groups(records, by)
         for method in methods
         if method != reference and reference in methods and _has(group, {method, reference})
     ]
@@ -169,7 +174,7 @@ def verdicts(
     return table
 
 
-def leaders(records: pd.DataFrame, measure: str, seed: int = 0) -> set[tuple[str, str]]:
+def leaders(records: pd.DataFrame, measure: str, seed: int = 0, by: str = "task") -> set[tuple[str, str]]:
     """The methods of each task that no other is shown to beat, where the run can tell any two apart at all.
 
     The method with the best estimate is tested against each other one, paired, with Holm's adjustment over those
@@ -181,12 +186,12 @@ def leaders(records: pd.DataFrame, measure: str, seed: int = 0) -> set[tuple[str
         records: one row a record, without A/A twins.
         measure: "score", "ttft", "tpot" or "e2e".
         seed: of sign flips.
+        by: see `compare`.
 
     Returns:
         (task, method), of task `all` too.
     """
-    groups = _groups(_panels(records), set(records["method"]))
-    return {(task, method) for task, group in groups for method in _lead(group, measure, seed)}
+    return {(task, method) for task, group in _groups(records, by) for method in _lead(group, measure, seed)}
 
 
 @dataclass(frozen=True)
@@ -256,24 +261,44 @@ def _clusters(records: pd.DataFrame) -> list[str]:
     return [f"context {c}" if c is not None else "sample " + s for c, s in zip(shared, samples, strict=True)]
 
 
-def _groups(panels: Sequence[_Panel], methods: set[str]) -> Iterator[tuple[str, list[_Panel]]]:
-    """Each task, then those together that all methods have records of."""
+def _groups(records: pd.DataFrame, by: str) -> Iterator[tuple[str, list[_Panel]]]:
+    """Each task, then those together that all methods have records of; or those of each value of another column."""
+    if by != "task":
+        for value, part in records.groupby(by, sort=False):
+            yield str(value), _of_all_methods(_panels(part))
+        return
+    panels = _panels(records)
     for panel in panels:
         yield panel.task, [panel]
     if panels:
-        yield ALL, [panel for panel in panels if methods <= set(panel.methods)]
+        yield ALL, _of_all_methods(panels)
+
+
+def _of_all_methods(panels: Sequence[_Panel]) -> list[_Panel]:
+    methods = {method for panel in panels for method in panel.methods}
+    return [panel for panel in panels if methods <= set(panel.methods)]
 
 
 def _has(group: Sequence[_Panel], methods: set[str]) -> bool:
     return all(methods <= set(panel.methods) for panel in group)
 
 
-def _cell(method: str, task: str, group: list[_Panel], reference: str, confidence: float, seed: int) -> _Cell:
-    tasks = {name: [panel.pairs(name, method, reference) for panel in group] for name in MEASURES}
+def _cell(
+    method: str, task: str, group: list[_Panel], reference: str, confidence: float, seed: int, *, whole: bool
+) -> _Cell:
+    """`whole`: what one of the tasks has no values of, all together have no effect of."""
+    found = {name: [panel.pairs(name, method, reference) for panel in group] for name in MEASURES}
+    tasks = {name: [task for task in panels if whole or len(task.values)] for name, panels in found.items()}
     effects = {name: speed_effect(tasks[name], confidence) for name in SPEEDS}
     effects["score"] = score_effect(tasks["score"], confidence, seed)
+    effects = {name: _of_enough(effect) for name, effect in effects.items()}
     shared = [panel.shared(method, reference) for panel in group]
     return _Cell(method, task, sum(map(len, shared)), sum(len(np.unique(units)) for units in shared), effects)
+
+
+def _of_enough(effect: Effect) -> Effect:
+    """The effect; of too few units its estimate alone."""
+    return effect if effect.units >= FEWEST else Effect(effect.n, effect.units, effect.estimate)
 
 
 def _rows(cells: Sequence[_Cell], reference: str) -> list[dict[str, Any]]:
@@ -313,7 +338,8 @@ def _word(name: str, row: dict[Hashable, Any], margin: float, floor: float) -> V
 def _lead(group: Sequence[_Panel], measure: str, seed: int) -> set[str]:
     methods = [name for name in (group[0].methods if group else []) if _measured(group, measure, name)]
     group = [_complete(panel, measure, methods) for panel in group]
-    if len(methods) < 2 or any(len(panel.units) < 2 for panel in group):
+    counts = [len(np.unique(panel.units)) for panel in group]
+    if len(methods) < 2 or min(counts) < 2 or sum(counts) < FEWEST:
         return set()
     means = [np.mean([_centre(panel, measure, name) for panel in group]) for name in methods]
     best = methods[int(np.argmax(means))]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import InputError
+from harness.storage.cells import harmless_frame
 from harness.storage.store import load
 
 
@@ -16,7 +17,7 @@ def export(run: Path, *, parquet: Path | None = None, csv: Path | None = None) -
     """Writes all records of a run into one file.
 
     Columns are those of `harness.load`. Dictionaries become JSON text, since their keys differ from task to task; in
-    CSV lists do too.
+    CSV lists do too, and text that a spreadsheet would compute stands behind an apostrophe (`harness.storage.cells`).
 
     Args:
         run: the run's folder.
@@ -38,7 +39,8 @@ def export(run: Path, *, parquet: Path | None = None, csv: Path | None = None) -
         if parquet is not None:
             _as_text(frame, dict).to_parquet(parquet, index=False, engine="pyarrow")
         else:
-            _as_text(frame, dict, list).to_csv(target, index=False)
+            # Only what is in the terminator is quoted: without \r an answer could begin a line of its own.
+            harmless_frame(_as_text(frame, dict, list)).to_csv(target, index=False, lineterminator="\r\n")
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install pyarrow, or use --csv") from None
     except OSError as error:

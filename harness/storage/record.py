@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 OUT_OF_MEMORY = "out_of_memory"
 """Name of the fact, in a record's `extra`, that the device could not hold a request, and what it asked for."""
 FAILED = "failed"
@@ -16,86 +16,145 @@ FAILED = "failed"
 NOT_SCORED = "not_scored"
 """Name of the fact that the task has no score for an answer, and why."""
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Elapsed = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Operations = Annotated[int, Field(ge=0, lt=10**30)]
+MeanCount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+class Facts(BaseModel):
+    """What reports read of a record's `extra`; a task may add whatever it likes."""
+
+    model_config = ConfigDict(extra="allow")
+
+    needles: list[Range] | None = None
+    kept_spans: list[list[Range] | None] | None = None
+    kept_digest: str | None = None
+    kept_shares: list[list[Share] | None] | None = None
+    context_hash: str | None = None
+
+    @field_validator("kept_spans", "kept_shares")
+    @classmethod
+    def _begins(cls, layers: list[Any] | None) -> list[Any] | None:
+        if layers and layers[0] is None:
+            raise ValueError("the first layer cannot be like the one before")
+        return layers
+
 
 class Record(BaseModel):
-    """One line of `samples.jsonl`."""
+    """One line of `samples.jsonl`; what cannot have been measured is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: int = SCHEMA_VERSION
+    version: Literal[1] = SCHEMA_VERSION
     cell: str = Field(description="content hash of model x method x task x everything else that shapes an answer")
     method: str = Field(description="the method with its options, as asked for")
     task: str = Field(description="the task with its options, as asked for")
     sample: str = Field(description="the sample's id within its task")
     prompt_hash: str = Field(description="sha256 of the prompt's token ids")
-    prompt_tokens: int = Field(description="tokens of the prompt, chat template and special tokens included")
-    prompt_tokens_cut: int | None = Field(
+    prompt_tokens: Count = Field(description="tokens of the prompt, chat template and special tokens included")
+    prompt_tokens_cut: Count | None = Field(
         default=None, description="tokens cut out of the prompt's middle, so that it fits; null in older records"
     )
-    context_tokens: int = Field(
+    context_tokens: Count = Field(
         description="prompt tokens that the prefill brought in and that could be pruned; the rest is a question that "
-        "came after it"
+        "came after it",
     )
     question: str = Field(
         description='where the question was: "prompt" (in the pruned prompt, as LongBench has it) or "after" (only the '
         "context is prefilled and pruned, the question follows)"
     )
-    new_tokens: int = Field(description="tokens generated, the end token included if there was one")
+    prompt_text: str | None = Field(
+        default=None,
+        description="the prompt before any chat template, a long one without its middle; null where token ids were "
+        "asked, and in older records",
+    )
+    question_text: str | None = Field(
+        default=None, description="the prompt's ending that asks; null where the task does not tell it from the context"
+    )
+    new_tokens: Count = Field(description="tokens generated, the end token included if there was one")
     prediction: str | None = Field(description="the answer's text; null for random weights")
-    score: float | None = Field(description="0 (wrong) to 1 (right); null for random weights")
+    score: Share | None = Field(description="0 (wrong) to 1 (right); null for random weights")
     metric: str = Field(description="name of the score")
     answers: list[str] = Field(description="accepted answers")
-    ttft_s: float | None = Field(
+    ttft_s: Elapsed | None = Field(
         description="seconds from prompt token ids on the device to the first new token id on the host; tokenisation "
         "and chat template outside, device synchronised at both ends; null for a method that only simulates pruning"
     )
-    tpot_s: float | None = Field(
+    tpot_s: Seconds | None = Field(
         description="median seconds from one new token id on the host to the next, after the first; null below 2 tokens"
     )
-    token_s: list[float] | None = Field(description="seconds between consecutive new tokens; their median is tpot_s")
-    parts_s: dict[str, float] | None = Field(
+    token_s: list[Seconds] | None = Field(description="seconds between consecutive new tokens; their median is tpot_s")
+    parts_s: dict[str, Seconds] | None = Field(
         description="seconds of the parts of TTFT (project, score, select, gather, attention, feed forward, other), "
         "from device events; null unless asked for"
     )
-    e2e_s: float | None = Field(
+    e2e_s: Elapsed | None = Field(
         description="seconds from prompt token ids on the device to the last new token id on the host"
     )
-    peak_memory_bytes: int | None = Field(
+    peak_memory_bytes: Count | None = Field(
         description="highest memory during the request, weights included: the allocator's peak on CUDA, the process's "
         "highest resident set on a CPU; null where the platform cannot tell"
     )
-    kv_bytes: int | None = Field(description="bytes allocated on the device for keys and values when the request ended")
-    kv_bytes_host: int | None = Field(description="bytes of keys and values parked in host memory")
-    extra_bytes: int | None = Field(
+    kv_bytes: Count | None = Field(
+        description="bytes allocated on the device for keys and values when the request ended"
+    )
+    kv_bytes_host: Count | None = Field(description="bytes of keys and values parked in host memory")
+    extra_bytes: Count | None = Field(
         description="bytes of the method's own stores on the device (Aux Cache, page bounds)"
     )
     ledger: dict[str, Any] | None = Field(
         description="memory by purpose, measured in a pass of its own (measuring.ledger.Ledger); null unless asked for"
     )
-    prefill_flops: int | None = Field(description="floating-point operations of the prefill, for the rows it computed")
-    dense_flops: int | None = Field(description="the same with every prompt token in every layer")
-    decode_read_bytes: int | None = Field(
+    prefill_flops: Operations | None = Field(
+        description="floating-point operations of the prefill, for the rows it computed"
+    )
+    dense_flops: Operations | None = Field(description="the same with every prompt token in every layer")
+    decode_read_bytes: Count | None = Field(
         description="weights, keys, values and method data that the first decode step has to read"
     )
-    prefill_floor_s: float | None = Field(
+    prefill_floor_s: Seconds | None = Field(
         description="prefill_flops over the device's measured matrix-product rate, or the time to read the weights "
         "once if that is longer: no prefill is much faster"
     )
-    prefill_lasting_floor_s: float | None = Field(
+    prefill_lasting_floor_s: Seconds | None = Field(
         default=None, description="the same at the rate that the device keeps up for a second of nothing but products"
     )
-    decode_floor_s: float | None = Field(
+    decode_floor_s: Seconds | None = Field(
         description="decode_read_bytes over the device's measured copy rate: no decode step is much faster"
     )
     device_state: dict[str, Any] | None = Field(
         description="clocks, temperature, throttle reasons and foreign processes of the GPU right after the request"
     )
-    tokens_requested: list[int] = Field(description="prompt tokens a layer that the method's options ask for")
-    tokens_kept: Sequence[int | float] = Field(
-        description="prompt tokens a layer whose keys and values were there after the prefill, mean over KV heads"
+    tokens_requested: list[Count] = Field(description="prompt tokens a layer that the method's options ask for")
+    tokens_kept: Sequence[Count | MeanCount] = Field(
+        min_length=1,
+        description="prompt tokens a layer whose keys and values were there after the prefill, mean over KV heads",
     )
-    tokens_recomputed: int = Field(description="prompt tokens x layers computed during decode instead of the prefill")
+    tokens_recomputed: Count = Field(description="prompt tokens x layers computed during decode instead of the prefill")
     extra: dict[str, Any] = Field(default_factory=dict, description="the task's own facts (depth, length, classes)")
+
+    @field_validator("extra")
+    @classmethod
+    def _readable(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name, value in extra.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}")
+        Facts.model_validate(extra)
+        return extra
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not 0 < self.context_tokens <= self.prompt_tokens:
+            raise ValueError("context_tokens are none, or exceed prompt_tokens")
+        if len(self.tokens_requested) != len(self.tokens_kept):
+            raise ValueError("tokens_requested and tokens_kept have another number of layers")
+        if max(self.tokens_kept) > self.prompt_tokens:
+            raise ValueError("tokens_kept exceed prompt_tokens")
+        return self
 
     @property
     def failed(self) -> bool:

@@ -4,16 +4,15 @@
     results/<name>/samples.jsonl   one record a line, only ever appended to, on the disk before the next sample starts
 
 `kill -9` loses at most the sample in flight: the half-written line it leaves is dropped when the run is opened again.
+Whoever reads a run that has ended is told where records are not those that it ended with.
 A run that is kept for later may be packed, `gzip samples.jsonl`: it is read as it is, and unpacked if it goes on.
 """
 
 from __future__ import annotations
 
 import fcntl
-import gzip
 import json
 import os
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,13 +21,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from harness.errors import InputError
 from harness.storage.record import Record
+from harness.storage.samples import PACKED, SAMPLES, Samples, Seal, first_line, unpacked
 
 MANIFEST_VERSION = 1
-MANIFEST, SAMPLES, PACKED, LOCK = "manifest.json", "samples.jsonl", "samples.jsonl.gz", ".lock"
+MANIFEST, LOCK = "manifest.json", ".lock"
 
 _FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s")
 _INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
@@ -50,6 +50,7 @@ class Manifest(BaseModel):
     version: int = MANIFEST_VERSION
     status: Literal["running", "complete", "incomplete"] = "running"
     reasons: list[str] = Field(default_factory=list, description="why the run is incomplete")
+    records: Seal | None = Field(default=None, description="of the records, once the run has ended; null in older runs")
     started: str = Field(default="", description="UTC, ISO 8601, of the first session")
     updated: str = Field(default="", description="UTC, ISO 8601, of the last change to this file")
     environments: list[dict[str, Any]] = Field(
@@ -88,10 +89,10 @@ class RunStore:
         self.folder = Path(folder)
         self._lock, self._finished = _lock(self.folder), False
         try:
-            self.repaired = _drop_torn_line(self.folder / SAMPLES)
-            recorded = _read_samples(self.folder)
-            answered = [record for record in recorded if not record.failed]
-            self.manifest = _resumed(self.folder, manifest, anew=not recorded)
+            samples = Samples.read(self.folder)
+            self.manifest = _resumed(self.folder, manifest, anew=not samples.whole)
+            answered = [record for record in self._known(samples) if not record.failed]
+            self._whole, self.repaired = len(samples.whole), len(samples.rest)
             self.done = {(record.cell, record.sample) for record in answered}
             self._cells = {(record.method, record.task): record.cell for record in answered}
             self._environments = _joined(self.manifest.environments, environment)
@@ -143,12 +144,13 @@ class RunStore:
         return {label: fact[label] for label in fact if label in answered} if isinstance(fact, dict) else fact
 
     def finish(self, reasons: Sequence[str] = ()) -> None:
-        """Marks the run complete, or incomplete where there are reasons.
+        """Marks the run complete, or incomplete where there are reasons, and seals its records.
 
         Raises:
             InputError: the disk is full or gone.
         """
-        self._set(status="incomplete" if reasons else "complete", reasons=list(reasons))
+        status = "incomplete" if reasons else "complete"
+        self._set(status=status, reasons=list(reasons), records=Samples.read(self.folder).seal)
         self._finished = True
 
     def close(self) -> None:
@@ -174,11 +176,19 @@ class RunStore:
         """Whether the run ends as bad input before anything of it changed: then it is what it was."""
         return kind is not None and issubclass(kind, InputError) and self.manifest.status != "running"
 
+    def _known(self, samples: Samples) -> list[Record]:
+        """The records on disk. Those that are missing will be asked again; changed or added ones are refused."""
+        sealed = self.manifest.records
+        if sealed is not None and samples.seal.count >= sealed.count:
+            samples.check(sealed)
+        return samples.records(self.manifest.methods, self.manifest.tasks)
+
     def _begin(self) -> None:
-        """From here on the run changes."""
+        """From here on the run changes. A torn last line goes first."""
         _unpack(self.folder)
-        self._set(status="running", reasons=[], environments=self._environments)
+        self._set(status="running", reasons=[], records=None, environments=self._environments)
         self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.ftruncate(self._file, self._whole)
 
     def _write(self, line: bytes) -> None:
         """All of the line or nothing: a disk that fills up, and Ctrl-C, may leave a part of it."""
@@ -208,10 +218,13 @@ def load(run: Path | str) -> pd.DataFrame:
         `kept_fraction`. What was not measured is NaN or NA.
 
     Raises:
-        InputError: the folder is not a run, or a line of it is corrupt.
+        InputError: the folder is not a run, a line of it is corrupt, or records are not those that it ended with.
     """
-    load_manifest(run)
-    rows = [record.model_dump() | {"kept_fraction": record.kept_fraction} for record in _read_samples(Path(run))]
+    folder, manifest = Path(run), load_manifest(run)
+    samples = Samples.read(folder)
+    records = samples.records(manifest.methods, manifest.tasks)
+    samples.check(manifest.records)
+    rows = [record.model_dump() | {"kept_fraction": record.kept_fraction} for record in records]
     frame = pd.DataFrame(rows, columns=[*Record.model_fields, "kept_fraction"])
     return frame.astype(dict.fromkeys((*_FLOATS, "kept_fraction"), "float64") | dict.fromkeys(_INTS, "Int64"))
 
@@ -232,7 +245,7 @@ def load_manifest(run: Path | str) -> Manifest:
             raise InputError(f"{path} has version {version}; this harness reads version {MANIFEST_VERSION}")
         return Manifest.model_validate(values)
     except ValueError as error:
-        raise InputError(f"{path} is corrupt: {_first_line(error)}") from None
+        raise InputError(f"{path} is corrupt: {first_line(error)}") from None
 
 
 _ANOTHER = "choose another --output or delete the folder"
@@ -265,7 +278,7 @@ def _resumed(folder: Path, asked: Manifest, *, anew: bool) -> Manifest:
     if not (folder / MANIFEST).exists():
         return asked
     found = load_manifest(folder)
-    if anew:
+    if anew and not (found.records and found.records.count):
         return asked
     if found.run_hash != asked.run_hash:
         raise InputError(f"{folder} holds a different run; {_ANOTHER}")
@@ -279,69 +292,13 @@ def _joined(environments: list[dict[str, Any]], environment: dict[str, Any] | No
     return [*environments, environment]
 
 
-def _drop_torn_line(path: Path) -> int:
-    """Cuts off what follows the last newline and returns how many bytes that was."""
-    if not path.exists():
-        return 0
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return len(content) - whole
-
-
-def _read_samples(folder: Path) -> list[Record]:
-    """The records of all whole lines, of a request that failed the last try alone.
-
-    A line without its newline is still being written.
-    """
-    path = folder / (SAMPLES if (folder / SAMPLES).exists() else PACKED)
-    if not path.exists():
-        return []
-    *lines, _ = _content(path).split(b"\n")
-    records: dict[tuple[str, str, str], Record] = {}
-    for number, line in enumerate(lines, start=1):
-        record = _record(path, number, line)
-        tried = records.pop(key := (record.method, record.task, record.sample), None)
-        if tried is not None and not tried.failed:
-            raise InputError(f"{path} line {number} repeats a sample that an earlier line holds")
-        records[key] = record
-    return list(records.values())
-
-
-def _content(path: Path) -> bytes:
-    content = path.read_bytes()
-    if path.name != PACKED:
-        return content
-    try:
-        if not content:  # which would unpack to no record at all
-            raise EOFError
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error):
-        raise InputError(f"{path} is corrupt: it cannot be unpacked") from None
-
-
 def _unpack(folder: Path) -> None:
     """Makes a packed run one that can be appended to; killed in between, it is still whole."""
     packed = folder / PACKED
     if packed.exists():
         if not (folder / SAMPLES).exists():
-            _replace(folder / SAMPLES, _content(packed))
+            _replace(folder / SAMPLES, unpacked(packed))
         packed.unlink()
-
-
-def _record(path: Path, number: int, line: bytes) -> Record:
-    try:
-        return Record.model_validate_json(line)
-    except ValidationError as error:
-        raise InputError(f"{path} line {number} is corrupt: {_first_line(error)}") from None
-
-
-def _first_line(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return ": ".join([".".join(map(str, first["loc"])), first["msg"]]).removeprefix(": ")
-    return str(error).partition("\n")[0]
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -12,7 +12,6 @@ from pydantic import BeforeValidator
 from torch import Tensor
 
 from harness.engine.step import Heads
-from methods.common.evicting import best_first
 from methods.common.future import Move
 from methods.common.scores import head_attention
 
@@ -64,7 +63,7 @@ def full_heads(gates: Tensor, sparsity: float) -> list[list[bool]]:
     """
     count = gates.numel() - math.ceil(round((gates.numel() - 1) * sparsity, 6)) if sparsity < 1 else 0
     full = torch.zeros(gates.numel(), dtype=torch.bool)
-    full[best_first(gates.flatten())[:count].cpu()] = True
+    full[gates.flatten().sort(stable=True, descending=True).indices[:count].cpu()] = True
     chosen: list[list[bool]] = full.view_as(gates).tolist()
     return chosen
 

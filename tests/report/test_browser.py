@@ -157,6 +157,39 @@ def test_on_a_phone_only_tables_scroll_sideways(page: Path, tab: Browser, width:
     assert tab.js(f"{wide}.length") == 0
 
 
+def test_on_a_phone_no_heading_breaks_inside_a_word_and_wide_tables_say_that_they_scroll(
+    page: Path, tab: Browser
+) -> None:
+    tab.open(page, width=390, height=800)
+    broken = """[...document.querySelectorAll('th button, h1, h2')]
+        .flatMap((head) => [...head.childNodes]).flatMap((node) =>
+        [...node.textContent.matchAll(/[^\\s:\\/]+/g)].filter((word) => {
+            const range = document.createRange();
+            range.setStart(node, word.index);
+            range.setEnd(node, word.index + word[0].length);
+            return new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1;
+        }).map((word) => word[0]))"""
+    assert tab.js(broken) == []
+    hint = "getComputedStyle(document.querySelector('.first .scroll'), '::before').content"
+    assert "scrolls sideways" in tab.js(hint)
+    tab.open(page, width=1600)
+    assert tab.js(hint) == "none"
+
+
+def test_a_sample_shows_its_question_and_its_prompt_folded(tmp_path: Path, tab: Browser) -> None:
+    asked: dict[str, Any] = {"prompt_text": "Read <b>this</b>. What is it?", "question_text": "What is <i>it</i>?"}
+    folder = written(tmp_path / "run", [record("full", "t", 0, **asked), record("full", "t", 1)])
+    report([folder])
+    tab.open(folder / "report" / "index.html", "#sample=t%2F0")
+    assert tab.js("document.querySelector('#detail .question').textContent") == "question: What is <i>it</i>?"
+    fold = "document.querySelector('#detail details')"
+    assert (
+        tab.js(f"{fold}.open") is False and tab.js(f"{fold}.querySelector('pre').textContent") == asked["prompt_text"]
+    )
+    tab.open(folder / "report" / "index.html", "#sample=t%2F1")
+    assert tab.js(fold) is None and tab.js("document.querySelector('#detail .question')") is None
+
+
 def test_it_reads_on_a_dark_desk(page: Path, tab: Browser) -> None:
     tab.open(page, dark=True)
     assert tab.js("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"

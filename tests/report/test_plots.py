@@ -15,7 +15,15 @@ from matplotlib.collections import LineCollection
 from harness.report.build import figures, report
 from harness.report.curves import against_length, crossover
 from harness.report.density import density_map
-from harness.report.maps import dropped_at, kept_image, kept_spans, needle_kept, shares_near_needle, survival
+from harness.report.maps import (
+    dropped_at,
+    kept_image,
+    kept_spans,
+    needle_kept,
+    needle_map,
+    shares_near_needle,
+    survival,
+)
 from harness.report.plots import Point, style_of, with_interval
 from harness.report.recorded import read
 from tests.report.test_report import record, write
@@ -45,6 +53,22 @@ def test_another_process_draws_the_same_bytes_in_every_file(run: Path, tmp_path:
     assert process.returncode == 0
     assert {file.suffix for file in files} == {".png", ".svg", ".html", ".md", ".csv", ".tex"}
     assert not [file for file in files if (here / file).read_bytes() != (there / file).read_bytes()]
+
+
+def test_needles_of_suites_are_not_mixed(tmp_path: Path) -> None:
+    """The same lengths and depths in two suites, one found and one not: no mean of the two is drawn."""
+    found = needle_records(1)
+    found = [one for one in found if one.method == "full"]
+    lost = [
+        one.model_copy(update={"task": "retrieval/multikey:lengths=1024", "score": 0.0, "cell": "m"}) for one in found
+    ]
+    run = read(written(tmp_path / "run", [*found, *lost]))
+    figure = needle_map(run)
+    assert figure is not None
+    blocks = {place.get_suptitle(): place for place in figure.subfigs}
+    assert list(blocks) == ["needle: needles found, %", "retrieval/multikey: needles found, %"]
+    shown = [{text.get_text() for axes in place.axes for text in axes.texts} for place in blocks.values()]
+    assert shown == [{"100"}, {"0"}]
 
 
 def test_what_was_not_recorded_is_not_drawn(tmp_path: Path) -> None:

@@ -56,10 +56,7 @@ def math_noise(clock: random.Random) -> float:
 
 def written(folder: Path, records: list[Record], **changes: Any) -> Path:
     """A run of these records, its labels taken from them."""
-    methods, tasks = ([*dict.fromkeys(getattr(one, name) for one in records)] for name in ("method", "task"))
-    write(folder, [], **({"methods": methods, "tasks": tasks} | changes))
-    (folder / "samples.jsonl").write_text("".join(one.model_dump_json() + "\n" for one in records))
-    return folder
+    return write(folder, records, **({"methods": [], "tasks": []} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +140,54 @@ def test_latency_by_length(run: Path) -> None:
     assert slim[4].low is not None and slim[4].low < slim[4].value < (slim[4].high or 0)
 
 
+def test_latency_and_decision_agree_on_the_same_requests(tmp_path: Path) -> None:
+    """Two tasks of one length, one of them slower and longer; slim is soon, lazyllm as good as full attention again."""
+    clock, speed = random.Random(1), {"full": 1.0, "slim": 0.6, "lazyllm": 0.99, TWIN: 0.97}
+    records = [
+        record(method, task, n, **dict.fromkeys(("ttft_s", "tpot_s", "e2e_s"), base * part * math_noise(clock)))
+        for task, base, count in (("a", 1.0, 5), ("b", 9.0, 8))
+        for n, (method, part) in itertools.product(range(count), speed.items())
+    ]
+    found = read(written(tmp_path / "run", records))
+    for ours, theirs in zip(decision(found).rows, latency(found).rows, strict=True):
+        assert ours[0] == theirs[0]
+        for one, other in ((4, 3), (5, 4), (7, 5), (8, 6)):  # TTFT, sooner, TPOT, faster a token
+            assert (ours[one].text, ours[one].leads) == (theirs[other].text, theirs[other].leads)
+    assert [row[4].leads for row in latency(found).rows] == [False, True, False]
+
+
+def test_a_length_has_the_time_a_token_of_the_tasks_that_have_one(tmp_path: Path) -> None:
+    speed, one = {"full": 1.0, "slim": 0.5}, {"tpot_s": None}
+    clock = random.Random(3)
+    records = [
+        record(method, task, n, **({"tpot_s": part * math_noise(clock)} if task == "long" else one))
+        for task, n, (method, part) in itertools.product(("short", "long"), range(8), speed.items())
+    ]
+    full, slim = latency(read(written(tmp_path / "run", records))).rows
+    assert full[5].value == pytest.approx(1.0, rel=0.02) and slim[5].value == pytest.approx(0.5, rel=0.02)
+    assert slim[6].value == pytest.approx(2.0, rel=0.02) and slim[6].low is not None
+
+
+def test_what_is_within_noise_is_bold_in_no_table(tmp_path: Path) -> None:
+    speed = {"full": 1.0, "lazyllm": 0.99, "slow": 2.0, TWIN: 0.98}
+    clock = random.Random(2)
+    records = [
+        record(method, "needle", n, ttft_s=part * math_noise(clock)) for n, (method, part) in
+        itertools.product(range(20), speed.items())
+    ]  # fmt: skip
+    found = read(written(tmp_path / "run", records))
+    for table, column in ((decision(found), 5), (latency(found), 4)):
+        assert [row[column].leads for row in table.rows if row[0].text == "lazyllm"] == [False]
+
+
+def test_too_few_samples_have_no_verdict_and_no_interval_in_any_table(tmp_path: Path) -> None:
+    records = [record(method, "needle", n, ttft_s=s) for method, s in (("full", 1.0), ("slim", 0.1)) for n in range(2)]
+    folder = written(tmp_path / "run", records)
+    found, page = read(folder), render(folder)[2].read_text()
+    assert not any(cell.leads or cell.low is not None for one in tables(found) for row in one.rows for cell in row)
+    assert "undecided (too few samples)" in page and "**" not in page and "MDE " not in page.partition("times out")[2]
+
+
 def test_achieved_and_roofline(run: Path) -> None:
     rows = texts(achieved(read(run)))
     assert rows[1][:5] == ["slim:budgets=0.5", "needle", "75 %", "75 %", "50 %"]
@@ -192,6 +237,16 @@ def test_formats_agree_and_escape() -> None:
     assert latex.index("\\toprule") < latex.index("\\midrule") < latex.index("\\bottomrule")
 
 
+def test_csv_cells_are_no_formulas(tmp_path: Path) -> None:
+    row = [Cell("=x", "=x"), Cell("-1.5", -1.5, -2.0, -1.0), Cell("@y", "@y")]
+    table = Table("t", "T", "", ["method", "x", "-1+1"], [row])
+    lines = list(csv.reader(io.StringIO(to_csv(table))))
+    assert lines == [["method", "x", "x low", "x high", "'-1+1"], ["'=x", "-1.5", "-2.0", "-1.0", "'@y"]]
+    folder = written(tmp_path / "run", [record("=full", "@task", 0)])
+    summary, comparison, *_ = render(folder)
+    assert summary.read_text().splitlines()[1].startswith("'=full,'@task,1,") and comparison.is_file()
+
+
 def test_latex_escapes_everything_special() -> None:
     assert escaped("\\~^%") == "\\textbackslash{}\\textasciitilde{}\\textasciicircum{}\\%"
 
@@ -206,7 +261,10 @@ def test_family() -> None:
 
 def test_length_is_the_nominal_one_only_where_all_of_a_task_count_tokens(tmp_path: Path) -> None:
     def lengths_of(*pairs: tuple[int, Any]) -> list[int]:
-        rows = [record("full", "t", n, prompt_tokens=p, extra={"length": a}) for n, (p, a) in enumerate(pairs)]
+        rows = [
+            record("full", "t", n, prompt_tokens=p, context_tokens=p, tokens_kept=[p, p], extra={"length": a})
+            for n, (p, a) in enumerate(pairs)
+        ]
         return [int(one) for one in lengths(pd.DataFrame([one.model_dump() for one in rows]))]
 
     assert lengths_of((1020, 1024), (2040, 2048)) == [1024, 2048]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -18,9 +19,10 @@ from harness.reproduce.sliminfer.paper import LLAMA, QWEN, Setting, numbers, run
 from harness.reproduce.sliminfer.records import read
 from harness.reproduce.sliminfer.verdict import differences, judge
 from harness.storage.record import Record
-from harness.storage.store import Manifest, RunStore
+from harness.storage.store import Manifest
 from methods.common.schedule import requested_tokens
 from tests.command import run
+from tests.recorded import save
 
 CLAIM = Claim("speed", 2.53, "x")
 
@@ -105,19 +107,16 @@ def made_up(
     """A run in which slim is `speedup` times as fast as full attention, give or take half a percent."""
     slim = f"slim:{setting.label()}"
     manifest = Manifest(
-        run_hash="0", model="random:made-up", device=device, latency_only=True, methods=["full", slim], tasks=[]
-    )
-    with RunStore(folder, manifest) as store:
-        store.describe(dtype={"bf": "bfloat16"}.get(dtype, dtype), attention="sdpa")
-        for length in (8192, 16384, 24576, 32768):
-            for new in (1, 64):
-                for repeat in range(7):
-                    noise = 1 + 0.005 * math.sin(repeat + length)
-                    store.append(record_of(setting, "full", length, new, repeat, length / 10000, 0))
-                    seconds = length / 10000 / (speedup * noise)
-                    store.append(record_of(setting, slim, length, new, repeat, seconds, kv))
-        store.finish()
-    return folder
+        run_hash="0", model="random:made-up", device=device, latency_only=True, methods=["full", slim], tasks=[],
+        facts={"dtype": {"bf": "bfloat16"}.get(dtype, dtype), "attention": "sdpa"},
+    )  # fmt: skip
+    records = []
+    for length, new, repeat in itertools.product((8192, 16384, 24576, 32768), (1, 64), range(7)):
+        noise = 1 + 0.005 * math.sin(repeat + length)
+        seconds = length / 10000 / (speedup * noise)
+        records.append(record_of(setting, "full", length, new, repeat, length / 10000, 0))
+        records.append(record_of(setting, slim, length, new, repeat, seconds, kv))
+    return save(folder, manifest, records)
 
 
 def test_a_run_of_the_papers_shape_that_is_fast_and_small_enough_holds(tmp_path: Path) -> None:
@@ -241,9 +240,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_a_run_without_full_attention_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     manifest = Manifest(run_hash="0", model="m", device="cpu", methods=["full"], tasks=[])
-    with RunStore(folder, manifest) as store:
-        store.append(record_of(LLAMA, "full", 8192, 1, 0, 1.0, 0))
-        store.finish()
+    save(folder, manifest, [record_of(LLAMA, "full", 8192, 1, 0, 1.0, 0)])
     assert run("reproduce", "sliminfer", "--from", str(folder)) == 2
     assert "'slim'" in capsys.readouterr().err
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.storage.record import Record
-from harness.storage.store import SAMPLES, RunStore, load_manifest
+from harness.storage.samples import SAMPLES
+from harness.storage.store import RunStore, load_manifest
 from tests.command import run
 from tests.test_cli import random_model
 

@@ -14,7 +14,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from harness.storage.store import SAMPLES, load_manifest
+from harness.storage.samples import SAMPLES
+from harness.storage.store import load_manifest
 from tests.process import start
 from tests.test_cli import _has_records, random_model
 

@@ -13,6 +13,7 @@ from harness.errors import InputError
 from harness.models.load import load
 from harness.run.loglikelihood import encode_pair
 from harness.run.prompts import encode, longest_bare_prompt
+from harness.run.records import excerpt
 from tasks.base import Sample
 
 BOS = "<s>"
@@ -125,3 +126,9 @@ def test_a_token_across_the_border_does_not_swallow_the_choice() -> None:
     one = Sample("1", "Is it blue?", ("yes",), 1, chat=True)
     prompt, ids = encode_pair(one, "\nyes", tokenizer, None, 512)
     assert prompt == encode(one, tokenizer) and tokenizer.decode(ids) == "\nyes"
+
+
+def test_a_record_holds_both_ends_of_a_long_prompt() -> None:
+    assert excerpt("short") == "short"
+    text = excerpt("a" * 3000 + "b" * 3000, 100)
+    assert text == "a" * 50 + " \u2026 [5900 characters] \u2026 " + "b" * 50

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from harness.statistics.bench import (
+    EVEN,
     PAIRS,
+    SKEWED,
     main,
     run_bench,
     score_coverage,
@@ -36,10 +38,19 @@ def test_intervals_of_ratios_hold_the_truth(number: int, machine: tuple[float, f
     assert speed_coverage(number, *machine, repeats=1500) >= 0.95 - 3 * 0.0056
 
 
-@pytest.mark.parametrize("number", [5, 20, 100])
-@pytest.mark.parametrize("flips", [(0.02, 0.02), (0.05, 0.0), (0.2, 0.1)])
+@pytest.mark.parametrize("number", [6, 20, 100])
+@pytest.mark.parametrize("flips", [(0.02, 0.02), (0.05, 0.0), (0.14, 0.0), (0.2, 0.1)])
 def test_intervals_of_scores_hold_the_truth(number: int, flips: tuple[float, float]) -> None:
     assert score_coverage(number, *flips, repeats=500) >= 0.95 - 3 * 0.0098
+
+
+@pytest.mark.parametrize("number", [6, 20, 50])
+@pytest.mark.parametrize("sizes", [EVEN, SKEWED], ids=["even", "skewed"])
+@pytest.mark.parametrize("lost", [0.1, 0.3])
+def test_intervals_of_graded_scores_of_which_few_change_hold_the_truth(
+    number: int, sizes: tuple[float, ...], lost: float
+) -> None:
+    assert score_coverage(number, lost, 0.0, sizes, repeats=500) >= 0.95 - 3 * 0.0098
 
 
 def test_intervals_over_several_tasks_hold_the_truth() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 import harness
 from harness.errors import InputError
 from harness.measuring import roofline
+from harness.storage.cells import harmless_frame
 from harness.storage.export import export
 from harness.storage.record import Record
 from harness.storage.store import Manifest, RunStore
 from tests.command import run as command
+from tests.recorded import save
 
 
 def record(sample: str) -> Record:
@@ -57,6 +60,24 @@ def test_csv_holds_lists_as_json(run: Path, tmp_path: Path) -> None:
     assert list(found) == list(harness.load(run)) and list(found["sample"]) == ["0", "1"]
     assert json.loads(found["tokens_kept"][0]) == [100, 50] and found["prediction"][0] == "42\n\u2028ü"
     assert json.loads(found["answers"][0]) == ["42"] and json.loads(found["extra"][0]) == record("0").extra
+
+
+def test_csv_cells_are_no_formulas_and_numbers_stay_numbers(tmp_path: Path) -> None:
+    evil = ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", "=cmd|' /C calc'!A0"]
+    kind = [*evil, "-5", "+1.5e3", "a=b", "a\r=b", "", "'=1"]
+    records = [record(f"={n}").model_copy(update={"prediction": text}) for n, text in enumerate(kind)]
+    manifest = Manifest(run_hash="h", model="smollm2", device="cpu", methods=[], tasks=[])
+    folder = save(tmp_path / "run", manifest, records)
+    file = export(folder, csv=tmp_path / "records.csv")
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["prediction"] for row in rows] == ["'" + text for text in evil] + kind[len(evil) :]
+    assert {row["sample"][:2] for row in rows} == {"'="} and rows[0]["kept_fraction"] == "0.75"
+    assert list(harmless_frame(pd.DataFrame({"=a": [-1.5, None]})).to_csv(index=False).splitlines()) == [
+        "'=a",
+        "-1.5",
+        '""',
+    ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--csv", "a", "--parquet", "b"]])

@@ -3,11 +3,13 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +186,10 @@ def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_line_torn_at_any_byte_is_dropped(tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda file: None)
     names = [str(number) for number in range(kept + 1)]
-    write(tmp_path, *names)
+    store = RunStore(tmp_path, manifest())
+    for name in names:
+        store.append(record(name))
+    store.close()  # as a killed process leaves it
     samples = tmp_path / "samples.jsonl"
     lines = samples.read_bytes().splitlines(keepends=True)
     whole, torn = b"".join(lines[:-1]), lines[-1]
@@ -192,9 +197,10 @@ def test_a_line_torn_at_any_byte_is_dropped(tmp_path: Path, kept: int, monkeypat
         samples.write_bytes(whole + torn[:cut])
         # Every cut is repaired; reading, which takes most of the time, meets one in nine.
         assert cut % 9 or len(load(tmp_path)) == kept
-        with RunStore(tmp_path, manifest()) as store:
-            assert store.repaired == cut
-            assert store.done == {("c", name) for name in names[:kept]}
+        store = RunStore(tmp_path, manifest())
+        assert store.repaired == cut
+        assert store.done == {("c", name) for name in names[:kept]}
+        store.close()
         assert samples.read_bytes() == whole
 
 
@@ -215,6 +221,110 @@ def test_a_corrupt_line_is_refused_with_its_number(
             opened()
         assert "\n" not in str(caught.value)
     assert samples.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (lambda lines: lines[:2], "holds 2 whole records, and the run ended with 3"),
+        (lambda lines: [*lines[:2], lines[2][:-9]], "holds 2 whole records and a torn one, and the run ended with 3"),
+        (lambda lines: [], "holds 0 whole records, and the run ended with 3"),
+    ],
+    ids=["cut", "torn", "empty"],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_records_that_went_missing_after_the_end_are_told_and_asked_again(
+    tmp_path: Path, damage: Callable[[list[bytes]], list[bytes]], found: str, packed: bool
+) -> None:
+    write(tmp_path, "0", "1", "2")
+    plain = tmp_path / "samples.jsonl"
+    damaged = b"".join(damage(plain.read_bytes().splitlines(keepends=True)))
+    plain.write_bytes(damaged)
+    if packed:
+        (tmp_path / "samples.jsonl.gz").write_bytes(gzip.compress(damaged))
+        plain.unlink()
+    with pytest.raises(InputError, match=f"{found}; 'harness resume .*' asks those that are missing again"):
+        load(tmp_path)
+    with RunStore(tmp_path, manifest()) as store:
+        for sample in {"0", "1", "2"} - {sample for _, sample in store.done}:
+            store.append(record(sample))
+        store.finish()
+    assert sorted(load(tmp_path)["sample"]) == ["0", "1", "2"]
+
+
+def test_records_without_their_file_are_missing(tmp_path: Path) -> None:
+    write(tmp_path, "0")
+    (tmp_path / "samples.jsonl").unlink()
+    with pytest.raises(InputError, match="holds 0 whole records, and the run ended with 1"):
+        load(tmp_path)
+
+
+def test_records_that_were_changed_or_added_after_the_end_are_refused_by_readers_and_writers(tmp_path: Path) -> None:
+    write(tmp_path, "0", "1")
+    samples = tmp_path / "samples.jsonl"
+    before = samples.read_text(encoding="utf-8")
+    better = before.replace('"score":1.0', '"score":0.5', 1)
+    more = before + record("2").model_dump_json() + "\n"
+    for content in (better, more):
+        samples.write_text(content, encoding="utf-8")
+        for opened in (lambda: load(tmp_path), lambda: RunStore(tmp_path, manifest())):
+            with pytest.raises(InputError, match="changed or added since"):
+                opened()
+        assert samples.read_text(encoding="utf-8") == content
+
+
+def test_runs_of_older_versions_have_no_seal_and_are_read(tmp_path: Path) -> None:
+    write(tmp_path, "0", "1")
+    path = tmp_path / "manifest.json"
+    values = json.loads(path.read_text())
+    assert values.pop("records")["count"] == 2
+    path.write_text(json.dumps(values))
+    samples = tmp_path / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes().splitlines(keepends=True)[0])
+    assert len(load(tmp_path)) == 1
+
+
+IMPOSSIBLE = [
+    ({"version": 2}, "version"),
+    ({"ttft_s": math.nan}, "ttft_s"),
+    ({"ttft_s": math.inf}, "ttft_s"),
+    ({"e2e_s": -1.0}, "e2e_s"),
+    ({"tpot_s": -0.1}, "tpot_s"),
+    ({"token_s": [0.1, math.nan]}, "token_s.1"),
+    ({"parts_s": {"score": -1.0}}, "parts_s.score"),
+    ({"decode_floor_s": math.inf}, "decode_floor_s"),
+    ({"score": 1.5}, "score"),
+    ({"score": math.nan}, "score"),
+    ({"kv_bytes": 10**40}, "kv_bytes"),
+    ({"prefill_flops": 10**40}, "prefill_flops"),
+    ({"prompt_tokens": 10**40}, "prompt_tokens"),
+    ({"new_tokens": -1}, "new_tokens"),
+    ({"context_tokens": 0}, "context_tokens"),
+    ({"context_tokens": 101}, "context_tokens are none, or exceed prompt_tokens"),
+    ({"tokens_kept": []}, "tokens_kept"),
+    ({"tokens_kept": [100, math.nan]}, "tokens_kept"),
+    ({"tokens_kept": [101, 50]}, "tokens_kept exceed prompt_tokens"),
+    ({"tokens_requested": [100]}, "another number of layers"),
+    ({"extra": {"depth": math.inf}}, "depth is inf"),
+    ({"extra": {"needles": [[1, 2, 3]]}}, "needles"),
+    ({"extra": {"kept_spans": [None]}}, "the first layer"),
+    ({"extra": {"kept_shares": [[2.0]]}}, "kept_shares"),
+    ({"method": "slim"}, "the run has no method 'slim'"),
+    ({"task": "other"}, "the run has no task 'other'"),
+    ({"tokens_kept": [100], "tokens_requested": [100]}, "1 layers where other lines have 2"),
+]
+
+
+@pytest.mark.parametrize(("changes", "named"), IMPOSSIBLE, ids=[str(changes)[:40] for changes, _ in IMPOSSIBLE])
+def test_what_cannot_be_is_refused_with_its_line(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    write(tmp_path)
+    lines = [record("0").model_dump(), record("1").model_dump() | changes]
+    RunStore(tmp_path, manifest()).close()  # a run that goes on has no seal
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for opened in (lambda: load(tmp_path), lambda: RunStore(tmp_path, manifest())):
+        with pytest.raises(InputError, match=r"samples\.jsonl line 2 is corrupt") as caught:
+            opened()
+        assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_packed_run_is_read_as_it_is_and_unpacked_when_it_goes_on(tmp_path: Path) -> None:
