@@ -20,7 +20,7 @@ app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Makes what a file says the defaults of the command's options."""
-    from harness.run.config_file import read_config
+    from harness.runner.config_file import read_config
 
     if path is not None:
         flags = {flag: option.name for option in context.command.params for flag in option.opts}
@@ -81,8 +81,8 @@ def run_command(
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
     _load_methods(method_file)
     _load_tasks(task_file)
-    from harness.run.spec import RunSpec
-    from harness.run.terminal import draw_json, draw_tables, run, show
+    from harness.runner.spec import RunSpec
+    from harness.runner.terminal import draw_json, draw_tables, run, show
 
     given = {
         "model": model, "methods": methods, "tasks": tasks, "data_dir": data_dir, "limit": limit,
@@ -104,7 +104,7 @@ def resume_command(
     task_file: TaskFiles = None,
 ) -> None:
     """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
-    from harness.run.terminal import resume, show
+    from harness.runner.terminal import resume, show
 
     _load_methods(method_file)
     _load_tasks(task_file)
@@ -133,7 +133,7 @@ def methods_command(
     method_file: MethodFiles = None,
 ) -> None:
     """List the pruning methods, or one method's options and the values they can take."""
-    from harness.run.catalog import METHODS
+    from harness.runner.catalog import METHODS
 
     _load_methods(method_file)
     if name is None:
@@ -149,7 +149,7 @@ def conformance_command(
 ) -> None:
     """Check that a method keeps every promise of the interface; exit code 1 if it breaks one."""
     from harness.conformance.kit import conformance
-    from harness.run.catalog import parse_methods
+    from harness.runner.catalog import parse_methods
 
     _load_methods(method_file)
     specs = parse_methods(name)
@@ -168,7 +168,7 @@ def tasks_command(
 ) -> None:
     """List the tasks, or one task's options, the values they can take, and its members."""
     from harness.grammar import parse_item
-    from harness.run.catalog import TASKS
+    from harness.runner.catalog import TASKS
     from tasks.base import TaskContext
 
     _load_tasks(task_file)
@@ -201,7 +201,7 @@ def lm_eval_command(context: typer.Context) -> None:
     from tasks.lm_eval import require_lm_eval
 
     require_lm_eval()
-    from harness.run.lm_eval import command
+    from harness.runner.lm_eval import command
 
     command(context.args)
 
@@ -302,14 +302,14 @@ def env_command(
 
 
 def _load_tasks(files: Sequence[Path] | None) -> None:
-    from harness.run.catalog import TASKS
+    from harness.runner.catalog import TASKS
 
     for path in files or ():
         TASKS.load_file(path)
 
 
 def _load_methods(files: Sequence[Path] | None) -> None:
-    from harness.run.catalog import METHODS
+    from harness.runner.catalog import METHODS
 
     for path in files or ():
         METHODS.load_file(path)

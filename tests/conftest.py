@@ -44,7 +44,7 @@ def embedded_model_once() -> Iterator[None]:
 @pytest.fixture
 def forget_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods that a test loads from files are gone behind it."""
-    from harness.run.catalog import METHODS
+    from harness.runner.catalog import METHODS
 
     METHODS.names()
     monkeypatch.setattr(METHODS, "_classes", METHODS._classes.copy())

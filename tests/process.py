@@ -13,7 +13,7 @@ from tests.command import run
 
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["harness.run.terminal", "harness.run.loaded", "transformers.models.llama.modeling_llama"]
+    ["harness.runner.terminal", "harness.runner.loaded", "transformers.models.llama.modeling_llama"]
 )
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     {"harness.models", "methods"},
     {"harness.measuring"},
     {"harness.report", "harness.gates"},
-    {"harness.run", "harness.predict"},
+    {"harness.runner", "harness.predict"},
     {"harness.conformance", "harness.sweep", "harness.reproduce"},
     {"harness.cli", "harness"},
     {"harness.__main__"},
@@ -60,7 +60,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 
 def room(name: str) -> str:
-    """`harness.run` of `harness.run.order`; `methods` of all methods."""
+    """`harness.runner` of `harness.runner.order`; `methods` of all methods."""
     return ".".join(name.split(".")[:2]) if name.startswith("harness.") else name.split(".")[0]
 
 
@@ -104,9 +104,9 @@ def test_kernels_import_kernels_alone() -> None:
 
 def test_the_finders_find() -> None:
     tree = ast.parse(
-        "def f():\n    from harness.run import order\n    import tasks.base\n    from harness.errors import x"
+        "def f():\n    from harness.runner import order\n    import tasks.base\n    from harness.errors import x"
     )
-    assert imported(tree) == {"harness.run.order", "tasks.base", "harness.errors"}
+    assert imported(tree) == {"harness.runner.order", "tasks.base", "harness.errors"}
     assert climbs("harness.engine.step", "methods.full") and climbs("tasks.base", "harness.engine.step")
     assert not climbs("harness.cli", "tasks.base") and not climbs("methods.slim", "methods.common.scores")
     assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and not cycle({"a": {"b", "c"}, "b": {"c"}})

@@ -11,7 +11,7 @@ import pytest
 MODEL = {"torch", "transformers"}
 STEPS = {
     "LongBench's tasks": (
-        "tasks.longbench.task, harness.run.prompts",
+        "tasks.longbench.task, harness.runner.prompts",
         MODEL | {"pandas", "lm_eval", "datasets", "jieba", "rouge", "fuzzywuzzy"},
     ),
     "statistics": ("harness.statistics.bench, harness.statistics.noise", MODEL),

@@ -13,7 +13,7 @@ import harness
 from harness.engine.method import Method
 from harness.errors import InputError
 from harness.registry import Registry
-from harness.run.catalog import METHODS
+from harness.runner.catalog import METHODS
 from tests.command import run
 
 CODE = """

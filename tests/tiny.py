@@ -20,7 +20,7 @@ from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.models.load import FAMILIES
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 
 __all__ = [
     "END",

@@ -4,7 +4,7 @@ A method is run on tiny random models (every family, every layout of heads, fp32
 from outside (`harness.conformance.witness`). Each check is named, says in one line what it demands, and passes, fails
 with a reason, or is skipped with one. A check is a generator of problems: none is a pass, the first is the reason.
 
-    report = conformance(spec)        # a `MethodSpec`, as `harness.run.catalog.parse_methods` gives it
+    report = conformance(spec)        # a `MethodSpec`, as `harness.runner.catalog.parse_methods` gives it
     assert report.passed, str(report)
 """
 
@@ -26,8 +26,8 @@ from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.models.load import FAMILIES
-from harness.run.catalog import MethodSpec
-from harness.run.faults import told
+from harness.runner.catalog import MethodSpec
+from harness.runner.faults import told
 
 NEW_TOKENS = 4
 DECODING = tuple(zip(FAMILIES, cycle(HEADS), strict=False))

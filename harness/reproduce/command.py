@@ -47,7 +47,7 @@ def sliminfer_command(
     from harness.reproduce.claims import exit_code
     from harness.reproduce.sliminfer.page import write
     from harness.reproduce.sliminfer.records import read
-    from harness.run.terminal import show
+    from harness.runner.terminal import show
 
     if elsewhere is not None:
         return _predict(run, elsewhere)
@@ -64,7 +64,7 @@ def sliminfer_command(
 def _predict(run: Path | None, device: str) -> None:
     from harness.errors import InputError
     from harness.reproduce.sliminfer.elsewhere import predict_elsewhere
-    from harness.run.terminal import show
+    from harness.runner.terminal import show
 
     if run is None:
         raise InputError("--predict works out what a recorded run would take: name it with --from")
@@ -77,8 +77,8 @@ def _measure(
     """Runs, or resumes, the paper's table; returns its folder, and a line for each method that failed."""
     from harness.models.load import describe
     from harness.reproduce.sliminfer.paper import numbers, run_options, setting_for
-    from harness.run.spec import RunSpec
-    from harness.run.terminal import run
+    from harness.runner.spec import RunSpec
+    from harness.runner.terminal import run
 
     prompts, counts = numbers("--lengths", lengths, 16), numbers("--new-tokens", new_tokens, 1)
     options = run_options(setting_for(describe(model), prompts[-1]), prompts, counts, repeats, slim)
@@ -111,7 +111,7 @@ def diffusion_command(
     from harness.reproduce.diffusion.plan import arms_of, plan_probe
     from harness.reproduce.diffusion.worker import ProbeWorker
     from harness.reproduce.sliminfer.paper import numbers
-    from harness.run.terminal import run_plan, show
+    from harness.runner.terminal import run_plan, show
 
     if run is not None:
         return show(*write(run))

@@ -11,9 +11,9 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.grammar import parse_item
 from harness.models.load import describe
-from harness.run.catalog import TASKS, build_tasks, parse_methods
-from harness.run.plan import plan
-from harness.run.spec import RunSpec, WrongOption, folder_name, public_name
+from harness.runner.catalog import TASKS, build_tasks, parse_methods
+from harness.runner.plan import plan
+from harness.runner.spec import RunSpec, WrongOption, folder_name, public_name
 from harness.statistics.paired import REFERENCE
 from harness.sweep.grid_file import GridFile, MethodGrid
 from harness.yaml_file import Entry

@@ -48,7 +48,7 @@ def sweep_command(
 
 def _run(sweep: Sweep, folder: Path) -> None:
     """Every run in turn; whatever ends them, what is recorded by then gets its table and plots."""
-    from harness.run.terminal import run, show
+    from harness.runner.terminal import run, show
     from harness.sweep.pages import write
 
     failures: list[str] = []
@@ -63,7 +63,7 @@ def _run(sweep: Sweep, folder: Path) -> None:
 
 def _draw(sweep: Sweep, folder: Path) -> None:
     """The table and plots of records alone."""
-    from harness.run.terminal import show
+    from harness.runner.terminal import show
     from harness.sweep.pages import write
 
     paths = write(sweep, folder)

@@ -19,8 +19,8 @@ from harness.errors import InputError
 from harness.measuring.roofline import Ceilings, ceilings, dense_prefill_flops
 from harness.models.load import resolve_device, resolve_dtype
 from harness.models.random import ByteTokenizer
-from harness.run.plan import Plan, plan
-from harness.run.spec import public_name
+from harness.runner.plan import Plan, plan
+from harness.runner.spec import public_name
 from harness.storage.store import MANIFEST, load, load_manifest
 from harness.sweep.cells import SweepRun
 from tasks.base import Task

@@ -25,7 +25,7 @@ from itertools import product
 from pathlib import Path
 
 from harness.errors import InputError
-from harness.run.spec import RunSpec
+from harness.runner.spec import RunSpec
 from harness.yaml_file import Entry, Node, read_yaml, wrong
 
 RUN_AXES = ("model", "seed", "question", "dtype")

@@ -16,7 +16,7 @@ from harness.engine.request import Request
 from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
 from harness.options import OptionSet
-from harness.run.catalog import MethodSpec
+from harness.runner.catalog import MethodSpec
 
 
 class Sound(Method):

@@ -12,7 +12,7 @@ from harness.conformance.kit import CHECKS, DECODING, Subject, conformance
 from harness.conformance.tiny import MODELS
 from harness.engine.method import Method
 from harness.registry import Registry
-from harness.run.catalog import MethodSpec
+from harness.runner.catalog import MethodSpec
 from tasks.base import Sample, Task, TaskContext
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -8,7 +8,7 @@ import pytest
 
 from harness.conformance.kit import CHECKS, DECODING, Subject, run_check
 from harness.conformance.tiny import MODELS
-from harness.run.catalog import METHODS, parse_methods
+from harness.runner.catalog import METHODS, parse_methods
 
 VARIANTS = [
     "slim:budgets=128/200:layers=2/4",

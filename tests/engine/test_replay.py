@@ -19,7 +19,7 @@ from harness.engine.replay import recorded
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.request import Request
 from harness.errors import InputError
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from methods.h2o import H2O
 from tests.reference.interpreter import DEVICE, kernels
 

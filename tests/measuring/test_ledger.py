@@ -16,7 +16,7 @@ from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.engine.step import Heads, Step
 from harness.measuring.ledger import TOLERANCE, AllocatorPeak, Ledger, TensorMemory, ledger, model_bytes
-from harness.run.catalog import METHODS
+from harness.runner.catalog import METHODS
 from methods.full import Full
 from tests.tiny import VOCAB, build, random_ids, tiny_engine, tiny_model
 

@@ -13,7 +13,7 @@ from harness.conformance.tiny import random_ids, tiny_model, tiny_shape
 from harness.engine.engine import Engine
 from harness.engine.request import Request
 from harness.errors import InputError
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from methods.common.active_blocks import NONE, ActiveBlocks
 from methods.slim import Slim
 from tests.reference.interpreter import DEVICE, kernels

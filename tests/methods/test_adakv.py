@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.engine.request import Request
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from methods.adakv import AdaKV
 from tests.tiny import random_ids, tiny_engine
 

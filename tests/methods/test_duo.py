@@ -12,7 +12,7 @@ import harness
 from harness.engine.request import Request
 from harness.engine.step import Heads, Step
 from harness.errors import InputError
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from methods.common.gates import full_heads, reach
 from methods.duo import Duo
 from tests.command import run

@@ -9,7 +9,7 @@ from harness.engine.attention import Attention
 from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from methods.common.evicting import Evicting
 from methods.common.future import expected_logits, future_queries, turns
 from methods.common.scores import attention_sums, output_norms

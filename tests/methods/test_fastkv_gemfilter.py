@@ -10,7 +10,7 @@ from harness.engine.method import causal_pairs
 from harness.engine.request import Request
 from harness.engine.step import Heads
 from harness.errors import InputError
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from methods.fastkv import FastKV
 from tests.tiny import HEADS, LAYERS, build, random_ids, tiny_engine, tiny_shape
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from harness.engine.engine import Engine
 from harness.engine.request import Request
 from harness.errors import InputError
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from tests.methods.test_eviction import distinct_ids
 from tests.reference.cuts import zip_keeps, zip_table
 from tests.tiny import HEAD_DIM, HEADS, LAYERS, build, random_ids, tiny_engine, tiny_model, tiny_shape

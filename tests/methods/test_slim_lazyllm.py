@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.engine.method import Method
 from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from methods.slim import Slim
 from tests.tiny import FAMILIES, HEADS, build, generate, random_ids, tiny_engine, tiny_shape
 

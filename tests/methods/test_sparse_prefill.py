@@ -21,8 +21,8 @@ from harness.errors import InputError
 from harness.models import smollm2
 from harness.models.load import load
 from harness.options import budget_tokens
-from harness.run.catalog import build_tasks, parse_methods
-from harness.run.spec import RunSpec, cell_hash
+from harness.runner.catalog import build_tasks, parse_methods
+from harness.runner.spec import RunSpec, cell_hash
 from methods.common.sparse_prefill import SparsePrefill
 from tasks.base import TaskContext
 from tests.reference import sparse

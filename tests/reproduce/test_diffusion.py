@@ -19,7 +19,7 @@ from harness.reproduce.diffusion.sentences import verdict
 from harness.reproduce.diffusion.task import DiffusionNeedle
 from harness.reproduce.diffusion.verdict import Found
 from harness.reproduce.diffusion.worker import PromptReader, rate
-from harness.run.catalog import METHODS
+from harness.runner.catalog import METHODS
 from tasks.base import TaskContext
 from tests.command import run
 from tests.tiny import build, random_ids, tiny_engine

@@ -12,7 +12,7 @@ import torch
 from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.registry import _import_file
-from harness.run.catalog import METHODS, TASKS
+from harness.runner.catalog import METHODS, TASKS
 from harness.storage import source
 
 
@@ -64,7 +64,7 @@ def test_editing_what_all_methods_build_on_changes_every_hash(copied: Path, file
     assert not set(before) & set(hashes(*METHODS.names()))
 
 
-@pytest.mark.parametrize("file", ["report/render.py", "storage/store.py", "run/execute.py", "cli.py"])
+@pytest.mark.parametrize("file", ["report/render.py", "storage/store.py", "runner/execute.py", "cli.py"])
 def test_reports_and_storage_are_no_part_of_an_answer(copied: Path, file: str) -> None:
     kinds: list[type] = [*map(METHODS.get, METHODS.names()), TASKS.get("needle"), TASKS.get("longbench")]
     before = [source.source_hash(kind) for kind in kinds]

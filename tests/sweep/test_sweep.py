@@ -10,7 +10,7 @@ import pytest
 
 import harness
 from harness.errors import InputError
-from harness.run.plan import plan
+from harness.runner.plan import plan
 from harness.sweep.cells import check, multiply
 from harness.sweep.grid_file import read_grid
 from harness.sweep.pages import write as draw
@@ -124,7 +124,7 @@ def test_a_point_on_an_axis_is_of_the_methods_with_that_value(tmp_path: Path) ->
 def test_an_unfinished_sweep_shows_what_there_is(tmp_path: Path) -> None:
     grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
     sweep = multiply(read_grid(grid))
-    from harness.run.terminal import run as run_spec
+    from harness.runner.terminal import run as run_spec
 
     assert draw(sweep, folder) == []
     run_spec(sweep.runs[0].spec, folder / sweep.runs[0].folder)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.run.catalog import build_tasks
+from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext
 from tasks.jsonl import METRICS
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.run.catalog import TASKS, build_tasks
+from harness.runner.catalog import TASKS, build_tasks
 from tasks.base import Sample, Task, TaskContext
 from tasks.longbench.prompts import CATEGORIES, E_MEMBERS, ENGLISH_16, MEMBERS
 from tasks.longbench.task import LongBench

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.models.load import load
-from harness.run.catalog import build_tasks
+from harness.runner.catalog import build_tasks
 from tasks.base import TaskContext, Tokenizer
 from tasks.needle import Needle
 

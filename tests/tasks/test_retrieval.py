@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.models.load import load
-from harness.run.catalog import build_tasks
+from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext, Tokenizer
 from tasks.common.haystack import TokenMap, speeches
 from tasks.retrieval.code import MODULES, functions, source

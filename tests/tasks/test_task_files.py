@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.registry import Registry
-from harness.run.catalog import TASKS
+from harness.runner.catalog import TASKS
 from tasks.base import Task
 from tests.checkpoint import save_checkpoint
 from tests.command import run

@@ -10,9 +10,9 @@ from harness.grammar import parse_item
 from harness.models.load import describe, resolve_device
 from harness.reproduce.diffusion.probe import Probe
 from harness.reproduce.diffusion.task import DiffusionNeedle
-from harness.run.catalog import MethodSpec, parse_methods
-from harness.run.plan import Plan
-from harness.run.spec import RunSpec
+from harness.runner.catalog import MethodSpec, parse_methods
+from harness.runner.plan import Plan
+from harness.runner.spec import RunSpec
 from harness.statistics.paired import REFERENCE
 from tasks.base import TaskContext
 

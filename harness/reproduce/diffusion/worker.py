@@ -1,7 +1,7 @@
 """The worker behind `harness reproduce diffusion`: it rates the known answer behind every probed prompt.
 
 Nothing is generated: the answer's tokens come in one by one behind the pruned prompt
-(`harness.run.loglikelihood`). One pass gives the log-probability of each of its tokens and whether greedy decoding
+(`harness.runner.loglikelihood`). One pass gives the log-probability of each of its tokens and whether greedy decoding
 would have written them, which is its accuracy. White space ahead of the number belongs to the prompt, so that the
 prefill's last row, and no decode step, predicts the number's first token. Nothing is timed: the probe only takes away.
 """
@@ -22,13 +22,13 @@ from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.models.load import LoadedModel
 from harness.reproduce.diffusion.probe import Places, Probe
-from harness.run.execute import Job
-from harness.run.loaded import Cell, load_run
-from harness.run.loglikelihood import encode_pair
-from harness.run.plan import CellSpec, Plan
-from harness.run.prompts import encode_with_question
-from harness.run.records import UNTIMED, identity
-from harness.run.samples import Prompt, hash_of
+from harness.runner.execute import Job
+from harness.runner.loaded import Cell, load_run
+from harness.runner.loglikelihood import encode_pair
+from harness.runner.plan import CellSpec, Plan
+from harness.runner.prompts import encode_with_question
+from harness.runner.records import UNTIMED, identity
+from harness.runner.samples import Prompt, hash_of
 from harness.storage.record import Record
 from tasks.base import Sample
 
@@ -37,7 +37,7 @@ Read = tuple[Tensor, int]
 
 
 class ProbeWorker:
-    """A `harness.run.execute.Worker` that rates the known answer behind every probed prompt."""
+    """A `harness.runner.execute.Worker` that rates the known answer behind every probed prompt."""
 
     def __init__(self, plan: Plan) -> None:
         """Loads the model.

@@ -92,7 +92,7 @@ def setting_for(shape: ModelShape, longest: int) -> Setting:
 def run_options(
     setting: Setting, lengths: Sequence[int], new_tokens: Sequence[int], repeats: int, slim: str = ""
 ) -> dict[str, Any]:
-    """Methods and tasks of the paper's table, as `harness.run.spec.RunSpec` takes them.
+    """Methods and tasks of the paper's table, as `harness.runner.spec.RunSpec` takes them.
 
     Args:
         setting: schedule.

@@ -15,7 +15,7 @@ from harness.errors import InputError
 from harness.measuring.roofline import dense_prefill_flops
 from harness.reproduce.claims import Measured
 from harness.reproduce.sliminfer.paper import SETTINGS, Setting
-from harness.run.catalog import MethodSpec, parse_methods
+from harness.runner.catalog import MethodSpec, parse_methods
 from harness.statistics.noise import TWIN
 from harness.statistics.paired import REFERENCE, compare
 from harness.storage.store import Manifest, load, load_manifest

@@ -19,7 +19,7 @@ from harness.engine.engine import Engine
 from harness.errors import InputError
 from harness.grammar import parse_items, parse_sums, sum_without_paths, without_paths
 from harness.measuring.provenance import source_hash
-from harness.run.catalog import MethodSpec
+from harness.runner.catalog import MethodSpec
 from tasks.base import Task
 
 

@@ -12,8 +12,8 @@ from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.models import smollm2
 from harness.models.load import load
-from harness.run.catalog import parse_methods
-from harness.run.overhead import bare_ttft, overhead, own_cost
+from harness.runner.catalog import parse_methods
+from harness.runner.overhead import bare_ttft, overhead, own_cost
 
 
 def built(engine: Engine, text: str = "full") -> Method:

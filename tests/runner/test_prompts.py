@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from harness.errors import InputError
 from harness.models.load import load
-from harness.run.loglikelihood import encode_pair
-from harness.run.prompts import encode, longest_bare_prompt
-from harness.run.records import excerpt
+from harness.runner.loglikelihood import encode_pair
+from harness.runner.prompts import encode, longest_bare_prompt
+from harness.runner.records import excerpt
 from tasks.base import Sample
 
 BOS = "<s>"

@@ -15,13 +15,13 @@ from harness.measuring.clock import Measured, measure
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.ledger import ledger
 from harness.measuring.roofline import Ceilings
-from harness.run.faults import comes_from, told
-from harness.run.grades import Graded, grade
-from harness.run.loaded import Cell, LoadedRun
-from harness.run.loglikelihood import rate_choices
-from harness.run.records import UNTIMED, counts, identity, times, unanswered
-from harness.run.samples import Prompt
-from harness.run.stops import StopTexts
+from harness.runner.faults import comes_from, told
+from harness.runner.grades import Graded, grade
+from harness.runner.loaded import Cell, LoadedRun
+from harness.runner.loglikelihood import rate_choices
+from harness.runner.records import UNTIMED, counts, identity, times, unanswered
+from harness.runner.samples import Prompt
+from harness.runner.stops import StopTexts
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY, Record
 
 

@@ -12,9 +12,9 @@ from harness.engine.engine import Engine, build_engine
 from harness.engine.method import Method
 from harness.measuring.provenance import source_hash
 from harness.models.load import LoadedModel, load
-from harness.run.catalog import MethodSpec
-from harness.run.plan import CellSpec, Plan
-from harness.run.spec import RunSpec, cell_hash
+from harness.runner.catalog import MethodSpec
+from harness.runner.plan import CellSpec, Plan
+from harness.runner.spec import RunSpec, cell_hash
 from tasks.base import Task
 
 

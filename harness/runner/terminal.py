@@ -17,11 +17,11 @@ from rich.console import Console
 from harness.errors import InputError
 from harness.report.json_summary import json_summary
 from harness.report.render import render
-from harness.run.execute import Worker, execute
-from harness.run.plan import Plan, plan
-from harness.run.progress import Progress
-from harness.run.spec import RunSpec, WrongOption
-from harness.run.worker import MethodWorker
+from harness.runner.execute import Worker, execute
+from harness.runner.plan import Plan, plan
+from harness.runner.progress import Progress
+from harness.runner.spec import RunSpec, WrongOption
+from harness.runner.worker import MethodWorker
 from harness.storage.store import load_manifest
 
 INTERRUPTED = 130

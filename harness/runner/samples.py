@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.models.load import LoadedModel
-from harness.run.faults import blamed
-from harness.run.loglikelihood import encode_choices
-from harness.run.prompts import encode_with_question, longest_bare_prompt
-from harness.run.spec import RunSpec
+from harness.runner.faults import blamed
+from harness.runner.loglikelihood import encode_choices
+from harness.runner.prompts import encode_with_question, longest_bare_prompt
+from harness.runner.spec import RunSpec
 from tasks.base import Sample, Task
 
 _SAMPLE = TypeAdapter(Sample)

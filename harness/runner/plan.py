@@ -2,7 +2,7 @@
 
 A run is cells, each one method on one task. A cell is described by values alone: whoever is sent them, another process
 or another machine, plans the same run and makes the same cell of it. What a cell becomes beside a loaded model is in
-`harness.run.loaded`.
+`harness.runner.loaded`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from harness.engine.fused import check_engine
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.models.load import describe, limit_memory, resolve_device
-from harness.run.catalog import MethodSpec, build_tasks, parse_methods
-from harness.run.faults import blamed
-from harness.run.spec import RunSpec, public_name
+from harness.runner.catalog import MethodSpec, build_tasks, parse_methods
+from harness.runner.faults import blamed
+from harness.runner.spec import RunSpec, public_name
 from harness.statistics.noise import TWIN
 from harness.storage.store import Manifest
 from tasks.base import Task, TaskContext

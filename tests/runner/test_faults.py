@@ -10,8 +10,8 @@ import torch
 
 import harness
 from harness.conformance.kit import Subject, run_check
-from harness.run.catalog import METHODS, TASKS, parse_methods
-from harness.run.faults import told
+from harness.runner.catalog import METHODS, TASKS, parse_methods
+from harness.runner.faults import told
 from harness.storage.store import load_manifest
 from tests.checkpoint import save_checkpoint
 from tests.command import run

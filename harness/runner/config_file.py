@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.run.spec import RunSpec, WrongOption
+from harness.runner.spec import RunSpec, WrongOption
 from harness.yaml_file import Node, read_yaml, wrong
 
 Value = str | list[str]

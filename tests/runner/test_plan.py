@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.run.loaded import load_run
-from harness.run.plan import CellSpec, plan
-from harness.run.spec import RunSpec, WrongOption
-from harness.run.worker import MethodWorker
+from harness.runner.loaded import load_run
+from harness.runner.plan import CellSpec, plan
+from harness.runner.spec import RunSpec, WrongOption
+from harness.runner.worker import MethodWorker
 from harness.storage.record import Record
 from tests.test_cli import random_model
 

@@ -15,7 +15,7 @@ from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.measuring.clock import Measured, measure
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from tests.command import run
 from tests.test_cli import random_model
 
@@ -28,7 +28,7 @@ def test_a_request_without_room_is_recorded_and_the_run_goes_on(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. More words.")
         return measure(engine, method, request, **options)
 
-    monkeypatch.setattr("harness.run.request.measure", scarce)
+    monkeypatch.setattr("harness.runner.request.measure", scarce)
     folder = tmp_path / "run"
     speed = [
         "--model",
@@ -90,7 +90,7 @@ def test_in_a_run_no_other_method_holds_keys_from_the_first_request_on(
         return measure(engine, method, request, **options)
 
     monkeypatch.setattr(Engine, "stream", noted)
-    monkeypatch.setattr("harness.run.request.measure", weighed)
+    monkeypatch.setattr("harness.runner.request.measure", weighed)
     tasks = ["--tasks", "speed:lengths=96:new_tokens=3:repeats=2", "--methods", "full,slim,lazyllm"]
     assert run("run", "--model", random_model(tmp_path), *tasks, "--output", str(tmp_path / "run")) == 0
     assert len(methods) == 3 and held == [0] * 6

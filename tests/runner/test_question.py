@@ -9,11 +9,11 @@ import pytest
 import harness
 from harness.engine.request import Request
 from harness.models.load import load
-from harness.run.catalog import build_tasks
-from harness.run.prompts import encode, encode_with_question
+from harness.runner.catalog import build_tasks
+from harness.runner.prompts import encode, encode_with_question
 from tasks.base import Sample, TaskContext
 from tests.command import run
-from tests.run.test_prompts import make as letters
+from tests.runner.test_prompts import make as letters
 from tests.test_cli import random_model
 from tests.tiny import END, build, random_ids, tiny_engine
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from numbers import Real
 from typing import NamedTuple
 
-from harness.run.faults import told
+from harness.runner.faults import told
 from tasks.base import Task
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from harness.run.order import order
+from harness.runner.order import order
 
 
 def cycle(count: int) -> list[list[int]]:

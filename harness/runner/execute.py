@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.measuring.provenance import environment
-from harness.run.failures import Failures
-from harness.run.plan import CellSpec, Plan
-from harness.run.progress import Progress
+from harness.runner.failures import Failures
+from harness.runner.plan import CellSpec, Plan
+from harness.runner.progress import Progress
 from harness.storage.record import Record
 from harness.storage.store import RunStore
 

@@ -1,7 +1,7 @@
 """What measuring costs: the same requests under `measure` and under a bare clock.
 
-    python -m harness.run.overhead                                             # embedded model, 512 tokens, 40 pairs
-    python -m harness.run.overhead --model random:llama-3.1-8b --tokens 32768 --device cuda --method slim
+    python -m harness.runner.overhead                                             # embedded model, 512 tokens, 40 pairs
+    python -m harness.runner.overhead --model random:llama-3.1-8b --tokens 32768 --device cuda --method slim
 
 Two readings, because each has what the other lacks:
 
@@ -31,7 +31,7 @@ from harness.engine.generation import Generation, Work
 from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.measuring.clock import measure, synchronize
-from harness.run.catalog import parse_methods
+from harness.runner.catalog import parse_methods
 from harness.statistics.estimators import pairs, speed_effect
 
 PAIRS = 40

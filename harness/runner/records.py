@@ -10,8 +10,8 @@ from harness.engine.method import Method
 from harness.engine.shape import ModelShape
 from harness.measuring.clock import Measured
 from harness.measuring.roofline import Ceilings, dense_prefill_flops, fractions, prefill_flops
-from harness.run.loaded import Cell
-from harness.run.samples import Prompt
+from harness.runner.loaded import Cell
+from harness.runner.samples import Prompt
 from harness.storage.record import Record
 
 EXCERPT = 2000

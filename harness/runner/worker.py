@@ -1,6 +1,6 @@
 """The worker behind `harness run`: every method answers the same samples in turn, warmed up, timed and scored.
 
-The order of methods changes with every sample (`harness.run.order`).
+The order of methods changes with every sample (`harness.runner.order`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from harness.engine.engine import Engine
 from harness.engine.request import Request
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.roofline import ceilings
-from harness.run.execute import Job
-from harness.run.loaded import Cell, load_run
-from harness.run.order import order
-from harness.run.plan import CellSpec, Plan
-from harness.run.request import Bench, release, run_request
-from harness.run.samples import Prompt, read_prompts
+from harness.runner.execute import Job
+from harness.runner.loaded import Cell, load_run
+from harness.runner.order import order
+from harness.runner.plan import CellSpec, Plan
+from harness.runner.request import Bench, release, run_request
+from harness.runner.samples import Prompt, read_prompts
 from harness.storage.record import Record
 
 
 class MethodWorker:
-    """A `harness.run.execute.Worker` that measures requests under methods."""
+    """A `harness.runner.execute.Worker` that measures requests under methods."""
 
     def __init__(self, plan: Plan) -> None:
         """Loads the model.

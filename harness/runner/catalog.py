@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.grammar import Item, parse_items, parse_sums, sum_without_paths, without_paths
 from harness.options import OptionSet
 from harness.registry import Registry
-from harness.run.faults import Fault, blamed, told
+from harness.runner.faults import Fault, blamed, told
 from methods.common.sparse_prefill import SparsePrefill
 from tasks.base import Task, TaskContext
 

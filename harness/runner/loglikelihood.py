@@ -24,7 +24,7 @@ from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError
-from harness.run.prompts import encode, encode_answer, longest_bare_prompt
+from harness.runner.prompts import encode, encode_answer, longest_bare_prompt
 from tasks.base import LogLikelihood, Sample
 
 Pair = tuple[list[int], list[int]]

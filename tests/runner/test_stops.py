@@ -10,7 +10,7 @@ from harness.conformance.tiny import random_ids, tiny_engine
 from harness.engine.request import Request
 from harness.measuring.clock import measure
 from harness.models.load import load
-from harness.run.stops import StopTexts
+from harness.runner.stops import StopTexts
 from tests.tiny import build, generate
 
 

@@ -27,12 +27,12 @@ from harness.errors import InputError
 from harness.measuring.provenance import source_hash
 from harness.models.load import LoadedModel, load
 from harness.options import OptionSet
-from harness.run.catalog import parse_methods
-from harness.run.faults import blamed
-from harness.run.loglikelihood import rate_choices
-from harness.run.prompts import encode, longest_bare_prompt
-from harness.run.spec import content_hash
-from harness.run.stops import StopTexts
+from harness.runner.catalog import parse_methods
+from harness.runner.faults import blamed
+from harness.runner.loglikelihood import rate_choices
+from harness.runner.prompts import encode, longest_bare_prompt
+from harness.runner.spec import content_hash
+from harness.runner.stops import StopTexts
 from tasks.base import Sample
 from tasks.lm_eval import cut_at, new_tokens, render_chat, stop_texts
 

@@ -18,8 +18,8 @@ from harness.engine.method import Method
 from harness.engine.step import Step
 from harness.errors import InputError
 from harness.models.load import LoadedModel, load
-from harness.run.catalog import build_tasks
-from harness.run.loglikelihood import encode_pair, loglikelihoods, rate_choices
+from harness.runner.catalog import build_tasks
+from harness.runner.loglikelihood import encode_pair, loglikelihoods, rate_choices
 from tasks.base import LogLikelihood, Sample, Task, TaskContext
 from tasks.lm_eval import cut_at, new_tokens, stop_texts
 from tests.checkpoint import save_checkpoint
@@ -131,7 +131,7 @@ def theirs(folder: Path, name: str, model: Any, limit: int | None = None, keep: 
 
 
 def harness_model(**arguments: Any) -> Any:
-    return importlib.import_module("harness.run.lm_eval").HarnessLM(**arguments)
+    return importlib.import_module("harness.runner.lm_eval").HarnessLM(**arguments)
 
 
 def test_a_generation_task_gives_the_same_from_both_sides(folder: Path, model: str, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_a_missing_lm_eval_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_lm_evals_command_line_gets_our_model_unless_another_is_named() -> None:
-    with_model = importlib.import_module("harness.run.lm_eval")._with_model
+    with_model = importlib.import_module("harness.runner.lm_eval")._with_model
     assert with_model(["--tasks", "a"]) == ["run", "--model", "harness", "--tasks", "a"]
     assert with_model(["run", "--tasks", "a"]) == ["run", "--model", "harness", "--tasks", "a"]
     for untouched in (["ls", "tasks"], ["--model", "hf", "--tasks", "a"], ["run", "--help"], []):
@@ -296,7 +296,7 @@ def test_kept_answers_are_those_of_one_model_method_and_setting(
     for other in ({"method": SLIM}, {"dtype": "bfloat16"}, {"max_length": 64}):
         with pytest.raises(InputError, match="--use_cache: the file holds answers of another"):
             theirs(folder, "tiny_mc", harness_model(**same | other), keep=kept)
-    monkeypatch.setattr("harness.run.lm_eval.rate_choices", None)  # nothing is asked again
+    monkeypatch.setattr("harness.runner.lm_eval.rate_choices", None)  # nothing is asked again
     again = theirs(folder, "tiny_mc", harness_model(**same), keep=kept)
     assert [one["filtered_resps"] for one in again] == [one["filtered_resps"] for one in first]
 
