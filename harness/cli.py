@@ -79,9 +79,7 @@ def run_command(
     ] = None,
 ) -> None:
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
-    _load_methods(method_file)
-    _load_tasks(task_file)
-    from harness.runner.spec import RunSpec
+    from harness.api import prepare
     from harness.runner.terminal import draw_json, draw_tables, run, show
 
     given = {
@@ -90,8 +88,8 @@ def run_command(
         "memory_limit": memory_limit, "seed": seed, "question": question, "parts": parts, "ledger": ledger,
         "noise_floor": noise_floor,
     }  # fmt: skip
-    spec = RunSpec.read(given)
-    show(*run(spec, output or spec.default_folder(), draw_json if as_json else draw_tables))
+    spec, folder = prepare(given, output, method_file or (), task_file or ())
+    show(*run(spec, folder, draw_json if as_json else draw_tables))
 
 
 @app.command("resume")

@@ -22,6 +22,7 @@ FLOORS = (
     {"harness.report", "harness.gates"},
     {"harness.runner", "harness.predict"},
     {"harness.conformance", "harness.sweep", "harness.reproduce"},
+    {"harness.api"},
     {"harness.cli", "harness"},
     {"harness.__main__"},
 )

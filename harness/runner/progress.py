@@ -40,7 +40,9 @@ class Progress:
         def advance(record: Record) -> None:
             nonlocal done
             done += 1
-            print(f"{label} {done}/{total} {record.method}: {_outcome(record)}", file=self._console.file, flush=True)
+            line = f"{label} {done}/{total} {record.method}: {_outcome(record)}"
+            if not self._console.quiet:
+                print(line, file=self._console.file, flush=True)
 
         return advance
 
