@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ def run(
     Returns:
         One row a record (`harness.load`).
 
+    Warns:
+        UserWarning: of each method that failed on a task, by its own fault; its requests have no answers.
+
     Raises:
         InputError: what the command would refuse, before a model loads wherever that can be told.
     """
@@ -61,7 +65,8 @@ def run(
     given = {"methods": _joined(methods), "tasks": _joined(tasks), "model": model, **options}
     spec, folder = prepare(given, output, _paths(method_file), _paths(task_file))
     console = Console(stderr=True, quiet=not progress)
-    execute(plan(spec), folder, Progress(console), MethodWorker)
+    for failure in execute(plan(spec), folder, Progress(console), MethodWorker):
+        warnings.warn(failure, stacklevel=2)
     render(folder)
     records = load(folder)
     records.attrs["folder"] = str(folder)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from harness.report.summary import COLUMNS, summarise
 from harness.report.table import plain
-from harness.storage.record import OUT_OF_MEMORY
+from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY
 from harness.storage.store import load, load_manifest
+
+_FAULTS = {OUT_OF_MEMORY, FAILED, NOT_SCORED}
 
 
 def json_summary(folder: Path) -> str:
@@ -20,7 +22,7 @@ def json_summary(folder: Path) -> str:
         InputError: the folder is not a run, or is corrupt.
     """
     manifest, records = load_manifest(folder), load(folder)
-    failed = records.assign(failed=[OUT_OF_MEMORY in extra for extra in records["extra"]])
+    failed = records.assign(failed=[not _FAULTS.isdisjoint(extra) for extra in records["extra"]])
     counts = failed.groupby(["method", "task"])["failed"].sum().to_dict()
     rows = [
         {name: plain(row[name]) for name in COLUMNS} | {"failed": int(counts[row["method"], row["task"]])}

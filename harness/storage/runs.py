@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.errors import InputError
-from harness.storage.store import MANIFEST, PACKED, SAMPLES, Manifest, load_manifest
+from harness.storage.samples import PACKED, SAMPLES
+from harness.storage.store import MANIFEST, Manifest, load_manifest
 
 
 class PastRun(NamedTuple):
