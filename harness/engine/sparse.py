@@ -33,7 +33,8 @@ class Choice:
 
     @classmethod
     def on_grid(cls, chosen: Tensor, size: int) -> Choice:
-        """From a map of square blocks, [heads, row_blocks, key_blocks] bool."""
+        """From a map of square blocks, [heads, row_blocks, key_blocks] bool; those ahead of the rows do not count."""
+        chosen = chosen.tril()
         index = torch.arange(chosen.shape[2], dtype=torch.int32, device=chosen.device) * size
         return cls(size, size, *listed(index.expand(chosen.shape), chosen))
 

@@ -56,7 +56,7 @@ class MethodSpec:
             raise
         except Exception as error:  # whatever a third party's code raises
             return Unmade(model, told(self.kind, error))
-        method.sparse = self.sparse and self.sparse.build(model)
+        method.sparse = None if self.sparse is None else self.sparse.build(model)
         return method
 
 

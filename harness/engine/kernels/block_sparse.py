@@ -20,12 +20,12 @@ from torch import Tensor
 
 from harness.engine.kernels.online_softmax import begin
 
-# Keys a program reads at a time, and how.
+# How programs are launched, by rows a block and keys they read at a time.
 _LAUNCH = {
-    64: {"TILE": 64, "num_warps": 4, "num_stages": 3},
-    128: {"TILE": 64, "num_warps": 8, "num_stages": 3},
+    (64, 64): {"num_warps": 4, "num_stages": 3},
+    (128, 64): {"num_warps": 8, "num_stages": 3},
+    (128, 128): {"num_warps": 8, "num_stages": 3},
 }
-"""By rows a block."""
 
 
 def block_sparse_attention(
@@ -57,14 +57,14 @@ def block_sparse_attention(
     assert q.stride()[1:] == (dim, 1) and k.stride()[1:] == v.stride()[1:] == (dim, 1)
     out, pairs = q.new_empty((n, heads * dim)), torch.empty_like(counts, memory_format=torch.contiguous_format)
     keys, key_counts = (blocks, counts) if singles is None or single_counts is None else (singles, single_counts)
-    row_blocks, group = counts.shape[1], heads // k.shape[1]
+    row_blocks, group, tile = counts.shape[1], heads // k.shape[1], rows if width % rows == 0 else 64
     _attend[(row_blocks * group, k.shape[1])](
         q, k, v, out, pairs, blocks, counts, keys, key_counts, n, row_blocks,
         q.stride(0), k.stride(0), v.stride(0),
         blocks.stride(0), blocks.stride(1), counts.stride(0),
         keys.stride(0), keys.stride(1), key_counts.stride(0),
         GROUP=group, DIM=dim, ROWS=rows, WIDTH=width, SINGLES=keys is not blocks, SCALE=dim**-0.5 * math.log2(math.e),
-        **_LAUNCH[rows],
+        TILE=tile, **_LAUNCH[rows, tile],
     )  # fmt: skip
     return out, pairs
 

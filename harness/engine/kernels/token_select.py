@@ -16,7 +16,7 @@ from torch import Tensor
 from harness.engine.kernels.radix import search, sortable, store_chosen
 
 
-def best_tokens(scores: Tensor, counts: Tensor, most: int, *, block: int = 8192, warps: int = 16) -> Tensor:
+def best_tokens(scores: Tensor, counts: Tensor, most: int, *, block: int = 16384, warps: int = 16) -> Tensor:
     """Lists the best tokens.
 
     Args:
