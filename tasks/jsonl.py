@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from harness.errors import InputError
 from harness.grammar import Item
 from harness.options import OptionSet
-from tasks.base import Sample, Task, TaskContext, Tokenizer
+from tasks.base import DataNote, Sample, Task, TaskContext, Tokenizer
 from tasks.longbench.data import local_rows
 from tasks.longbench.scores import code_sim, qa_f1, rouge_l
 
@@ -81,6 +81,8 @@ class Jsonl(Task):
 
     name: ClassVar[str] = "jsonl"
     summary: ClassVar[str] = "your own file: a JSON object with prompt, answers and metric on every line"
+    metric = "by line"
+    data: ClassVar[DataNote] = DataNote("your file", "any", "your own")
 
     class Options(OptionSet):
         """Where the lines are and what they leave open."""
