@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from harness.errors import InputError
 from harness.grammar import Item
 from harness.options import OptionSet
 from tasks.base import DataNote, Sample, Task, TaskContext, Tokenizer
-from tasks.longbench.data import local_rows
+from tasks.common.records import checked, local_rows
 from tasks.longbench.scores import code_sim, qa_f1, rouge_l
 
 Metric = Literal["exact_match", "contains", "qa_f1", "rouge_l", "code_sim"]
@@ -172,8 +172,4 @@ def _read_row(place: str, row: dict[str, Any]) -> Row:
     for key in row.keys() - Row.model_fields.keys():
         if near := difflib.get_close_matches(key, Row.model_fields, n=1, cutoff=0.8):
             raise InputError(f"{place}: field {key!r}: did you mean {near[0]!r}?")
-    try:
-        return Row.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{place}: field {str(first['loc'][0])!r}: {first['msg']}") from None
+    return checked(Row, place, row)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import logging
 import re
 import string
@@ -23,6 +22,7 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from harness.errors import InputError, unknown
+from tasks.common.records import read_object
 from tasks.longbench.prompts import E_MEMBERS, MEMBERS, base_name
 
 Fuzz = Literal["difflib", "levenshtein"]
@@ -460,24 +460,3 @@ def _read_prediction(line: bytes, place: str) -> Prediction:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def read_object(line: bytes, place: str) -> dict[str, Any]:
-    """One line of JSONL.
-
-    Args:
-        line: raw bytes.
-        place: file and line number, for the message.
-
-    Raises:
-        InputError: not UTF-8, not JSON (cut off, for instance), or not an object.
-    """
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: not UTF-8 (byte {error.start} of the line)") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not valid JSON, or cut off: {error}") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object, found {type(row).__name__}")
-    return row

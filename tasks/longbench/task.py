@@ -14,7 +14,8 @@ from harness.errors import InputError, unknown
 from harness.grammar import Item, parse_item
 from harness.options import OptionSet
 from tasks.base import DataNote, Sample, Task, TaskContext, Tokenizer
-from tasks.longbench.data import THREE_WAYS, Record, find_folder, hub_rows, local_rows, read_records
+from tasks.common.records import local_rows
+from tasks.longbench.data import THREE_WAYS, Record, find_folder, hub_rows, read_records
 from tasks.longbench.prompts import CATEGORIES, E_MEMBERS, ENGLISH_16, MEMBERS, base_name, fill, template
 from tasks.longbench.scores import Fuzz, bucket, require, score_file, score_prediction
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from tasks.common.means import found_means
-from tasks.longbench.data import local_rows
+from tasks.common.records import local_rows
 from tasks.ruler.members import MEMBERS, find
 from tasks.ruler.scores import score
 
