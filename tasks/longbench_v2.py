@@ -195,7 +195,7 @@ def _grade(place: str, row: Mapping[str, Any]) -> bool:
         raise InputError(f"{place}: field 'answer' must be A, B, C or D")
     if "response" not in row and "pred" not in row or not (given is None or isinstance(given, str)):
         raise InputError(f"{place}: field 'response' or 'pred' must be a text or null")
-    return answer == (extract_answer(given or "") if "response" in row else given)
+    return bool(answer == (extract_answer(given or "") if "response" in row else given))
 
 
 def _find(folder: Path | None) -> Path:

@@ -102,7 +102,8 @@ _CHINESE_RANGES = (
     (0x3014, 0x301F), (0x3030, 0x3030), (0x303E, 0x303F), (0xFE4F, 0xFE4F), (0xFF01, 0xFF0D), (0xFF0F, 0xFF0F),
     (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF64),
 )  # fmt: skip
-_PUNCTUATION = _ASCII_PUNCTUATION.union(chr(code) for low, high in _CHINESE_RANGES for code in range(low, high + 1))
+PUNCTUATION = _ASCII_PUNCTUATION.union(chr(code) for low, high in _CHINESE_RANGES for code in range(low, high + 1))
+"""What Chinese texts are compared without."""
 
 
 def qa_f1(prediction: str, answer: str) -> float:
@@ -135,7 +136,7 @@ def _words(text: str) -> list[str]:
 
 def _chinese_words(text: str) -> list[str]:
     # Cut first, clean later, as the official code does: punctuation separates words.
-    words = ("".join(letter for letter in word.lower() if letter not in _PUNCTUATION) for word in _cut(text))
+    words = ("".join(letter for letter in word.lower() if letter not in PUNCTUATION) for word in _cut(text))
     return [bare for bare in ("".join(word.split()) for word in words) if bare]
 
 
