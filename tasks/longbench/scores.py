@@ -108,7 +108,7 @@ PUNCTUATION = _ASCII_PUNCTUATION.union(chr(code) for low, high in _CHINESE_RANGE
 
 def qa_f1(prediction: str, answer: str) -> float:
     """F1 of the words' overlap, after SQuAD's normalisation: case, ASCII punctuation and articles do not count."""
-    return token_f1(_words(prediction), _words(answer))
+    return token_f1(folded(prediction).split(), folded(answer).split())
 
 
 def qa_f1_zh(prediction: str, answer: str) -> float:
@@ -129,9 +129,10 @@ def token_f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _words(text: str) -> list[str]:
+def folded(text: str) -> str:
+    """Without case, punctuation, articles and repeated white space, as SQuAD compares."""
     bare = "".join(letter for letter in text.lower() if letter not in _ASCII_PUNCTUATION)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def _chinese_words(text: str) -> list[str]:

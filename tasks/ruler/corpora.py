@@ -201,7 +201,7 @@ def find_corpus(layout: type[Squad] | type[HotpotQA], folder: Path | None) -> Pa
     found = next((path for name in FILES[layout] if folder and (path := folder / name).is_file()), None)
     if found is None:
         where = f"{folder} holds" if folder else "there is"
-        raise NoFile(f"{where} no {' or '.join(FILES[layout])}: no package ships it, give its folder with --data-dir")
+        raise NoFile(f"{where} no {' or '.join(FILES[layout])}; give its folder with --data-dir")
     return found
 
 

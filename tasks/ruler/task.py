@@ -171,9 +171,11 @@ def _plural(options: dict[str, str]) -> dict[str, str]:
 def _available(folder: Path | None) -> list[str]:
     """Members that need no file of the user's, or have it; says which have none."""
     missing = {name: reason for name, maker in MEMBERS.items() if (reason := _missing(maker, folder))}
-    for name, reason in missing.items():
-        warnings.warn(f"ruler/{name} is left out: {reason}", stacklevel=4)
-    return [name for name in MEMBERS if name not in missing]
+    found = [name for name in MEMBERS if name not in missing]
+    if missing:
+        why = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        warnings.warn(f"ruler: {len(found)} of {len(MEMBERS)} tasks; {why}", stacklevel=3)
+    return found
 
 
 def _missing(maker: Maker, folder: Path | None) -> str:
