@@ -145,8 +145,8 @@ class Ruler(Task):
         draft = self._maker.draft(ask, size, random.Random(seed))
         text = wrap(draft.text, cast("ChatTokenizer", ask.tokenizer)) + draft.prefix
         tokens = TokenMap(ask.tokenizer, text)
-        starts = [(text.index(needle), len(needle)) for needle in draft.needles]
-        return Counted(draft, size, tokens.count, [list(tokens.span(start, start + size)) for start, size in starts])
+        found = [(at, at + len(needle)) for needle in draft.needles if (at := text.find(needle)) >= 0]
+        return Counted(draft, size, tokens.count, [list(tokens.span(*place)) for place in found])
 
     def _sample(self, made: Counted, length: int, number: int) -> Sample:
         return Sample(
