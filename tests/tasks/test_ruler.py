@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import random
 import re
 import time
 import warnings
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from harness.run.catalog import build_tasks
 from harness.run.prompts import encode
 from tasks.base import Sample, Task, TaskContext
 from tasks.common.means import found_means
+from tasks.ruler import needles, questions, tracking, words
 from tasks.ruler.corpora import all_words, dictionary, essay_words
 from tasks.ruler.draft import Counted, Draft, fill
 from tasks.ruler.members import MEMBERS
@@ -129,6 +132,34 @@ def test_the_search_ends_at_the_largest_size_that_fits(per_unit: float, fixed: i
 
 
 # --- the thirteen ---------------------------------------------------------------------------------------------------
+
+
+def constant(module: str, name: str) -> Any:
+    """A constant of lm-eval's own copy of RULER, which is not imported: it would load data."""
+    spec = find_spec("lm_eval")
+    assert spec is not None and spec.submodule_search_locations
+    path = Path(spec.submodule_search_locations[0]) / "tasks" / "ruler" / f"{module}.py"
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"{path} has no {name}")
+
+
+def test_wordings_are_those_that_lm_eval_has_too() -> None:
+    several = {"kind": "{type_needle_v}", "query": "{query}", **needles.SEVERAL}
+    opening, question = needles.OPENING.format(**several), needles.QUESTION.format(**several)
+    assert opening + "{context}" + question == constant("niah_utils", "TEMPLATE")
+    slots = {"value": "{query}", "count": "{num_v}"}
+    for module, opening, question, prefix in (
+        ("vt_utils", tracking.OPENING, tracking.QUESTION.format(**slots), tracking.PREFIX.format(**slots)),
+        ("cwe_utils", words.LIST, words.LIST_QUESTION, words.LIST_PREFIX),
+        ("fwe_utils", words.CODE, words.CODE_QUESTION, words.CODE_PREFIX),
+        ("qa_utils", questions.OPENING, questions.ENDING.format(question="{query}"), questions.PREFIX.strip()),
+    ):
+        config = constant(module, "CONFIG")
+        config = config.get("variable_tracking", config)
+        assert [opening + "{context}" + question, prefix] == [config["template"], config["answer_prefix"]]
+    assert {maker.new_tokens for maker in MEMBERS.values()} == {128, 30, 120, 50, 32}
 
 
 def test_one_value_is_asked_for_in_the_singular(tokenizer: Any) -> None:
