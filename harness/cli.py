@@ -52,7 +52,7 @@ def run_command(
     model: Annotated[
         str, typer.Option(help="smollm2, a hub id, a folder, a .gguf file, random:llama-3.1-8b, random:CONFIG.json")
     ] = "smollm2",
-    data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of data sets")] = None,
     limit: Annotated[int | None, typer.Option(help="samples a task, at most")] = None,
     max_length: Annotated[int | None, typer.Option(help="prompt tokens; longer prompts lose their middle")] = None,
     output: Annotated[
@@ -98,7 +98,7 @@ def run_command(
 def resume_command(
     folder: Annotated[Path, typer.Argument(help="results folder of a run that stopped, or is to be extended")],
     samples: Annotated[int | None, typer.Option(help="samples a task, if not as many as before")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of data sets")] = None,
     model: Annotated[str | None, typer.Option(help="where the model lies; paths are not recorded")] = None,
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
