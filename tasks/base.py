@@ -63,6 +63,7 @@ class Sample:
         answers: accepted answers; the score is the best over them.
         max_new_tokens: where generation stops at the latest.
         chat: wrap the prompt in the model's chat template, if it has one.
+        prefix: the first words of the answer, behind the template, which the model goes on from; never cut.
         stop: texts that end generation once the answer holds one; the answer keeps it.
         stop_tokens: texts whose last token ends generation as an end-of-sequence token does; where the same characters
             come in another token, it goes on.
@@ -80,6 +81,7 @@ class Sample:
     answers: tuple[str, ...]
     max_new_tokens: int
     chat: bool = False
+    prefix: str = ""
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[str, ...] = ()
     min_new_tokens: int = 0
@@ -89,6 +91,20 @@ class Sample:
     choices: tuple[str, ...] = ()
     choice_prompts: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DataNote(NamedTuple):
+    """What one has to know of a task's data, for `harness tasks`.
+
+    Attributes:
+        source: where it comes from: generated, a package, a folder of the user's, the hub.
+        languages: of the texts.
+        licence: of the data; the user answers for keeping to it.
+    """
+
+    source: str = "generated, offline"
+    languages: str = "English"
+    licence: str = "not said"
 
 
 class Task:
@@ -102,10 +118,12 @@ class Task:
         options: validated options.
         context: what the run says to all tasks.
         metric: name of the score ("exact match", "qa_f1"), shown in reports.
+        data: what `harness tasks` says of the data.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    data: ClassVar[DataNote] = DataNote()
     metric: str = "score"
 
     class Options(OptionSet):
@@ -147,6 +165,19 @@ class Task:
             InputError: the group has no such member, where that can be told without data.
         """
         return cls
+
+    @classmethod
+    def score_predictions(cls, path: Path, item: Item) -> dict[str, float]:
+        """Scores of published prediction files, as the benchmark's own script prints them: name -> 0 to 100.
+
+        Args:
+            path: file or folder.
+            item: the task, its member and options.
+
+        Raises:
+            InputError: the task has no layout of such files, or they are bad; file, line and field are named.
+        """
+        raise InputError(f"task {cls.name!r} has no published layout of prediction files")
 
     def longest_prompt(self) -> int | None:
         """Most prompt tokens this task will ask for, where it decides that itself; checked against the model early."""

@@ -9,13 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from harness.errors import InputError
 from harness.grammar import Item
 from harness.options import OptionSet
-from tasks.base import Sample, Task, TaskContext, Tokenizer
-from tasks.longbench.data import local_rows
+from tasks.base import DataNote, Sample, Task, TaskContext, Tokenizer
+from tasks.common.records import checked, local_rows
 from tasks.longbench.scores import code_sim, qa_f1, rouge_l
 
 Metric = Literal["exact_match", "contains", "qa_f1", "rouge_l", "code_sim"]
@@ -87,6 +87,8 @@ class Jsonl(Task):
 
     name: ClassVar[str] = "jsonl"
     summary: ClassVar[str] = "your own file: a JSON object with prompt, answers and metric on every line"
+    metric = "by line"
+    data: ClassVar[DataNote] = DataNote("your file", "any", "your own")
 
     class Options(OptionSet):
         """Where the lines are and what they leave open."""
@@ -176,10 +178,4 @@ def _read_row(place: str, row: dict[str, Any]) -> Row:
     for key in row.keys() - Row.model_fields.keys():
         if near := difflib.get_close_matches(key, Row.model_fields, n=1, cutoff=0.8):
             raise InputError(f"{place}: field {key!r}: did you mean {near[0]!r}?")
-    try:
-        return Row.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(
-            f"{place}: field {str(first['loc'][0])!r}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+    return checked(Row, place, row)

@@ -25,7 +25,7 @@ from pydantic import Field
 from harness.errors import InputError, unknown
 from harness.grammar import Item
 from harness.options import OptionSet
-from tasks.base import LogLikelihood, Sample, Task, TaskContext, Tokenizer
+from tasks.base import DataNote, LogLikelihood, Sample, Task, TaskContext, Tokenizer
 
 FEWSHOT_SEED = 1234
 """lm-eval's default for drawing few-shot examples."""
@@ -47,6 +47,8 @@ class LmEval(Task):
 
     name: ClassVar[str] = "lm_eval"
     summary: ClassVar[str] = "any generation, log-likelihood or multiple-choice task of the installed lm-eval"
+    metric = "lm-eval's"
+    data: ClassVar[DataNote] = DataNote("lm-eval, which mostly takes the hub", "by task", "by task")
 
     class Options(OptionSet):
         """What lm-eval's own command line would be told."""

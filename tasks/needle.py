@@ -14,8 +14,8 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.options import OptionSet
-from tasks.base import Sample, Task, Tokenizer
-from tasks.common.haystack import hide
+from tasks.base import DataNote, Sample, Task, Tokenizer
+from tasks.common.haystack import SPEECHES, hide
 
 PLACES = (
     "Alder Creek", "Bishop's Gate", "Copper Hill", "Dunmore", "Eastwater", "Fallow Bridge", "Granite Pass", "Holloway",
@@ -30,6 +30,7 @@ class Needle(Task):
     name = "needle"
     summary = "a number hidden in presidential speeches, at controlled depth and length; exact match"
     metric = "exact_match"
+    data = DataNote(licence=SPEECHES)
 
     class Options(OptionSet):
         """Lengths in tokens of the model at hand, depths from 0 to 1."""

@@ -12,7 +12,8 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.options import OptionSet
-from tasks.base import Sample, Task, Tokenizer
+from tasks.base import DataNote, Sample, Task, Tokenizer
+from tasks.common.haystack import SPEECHES
 from tasks.common.texts import running_text
 
 
@@ -22,6 +23,7 @@ class Speed(Task):
     name = "speed"
     summary = "latency at fixed prompt lengths and numbers of new tokens; nothing is scored"
     metric = "none"
+    data = DataNote(licence=SPEECHES)
 
     class Options(OptionSet):
         """Lengths, new tokens, repeats."""

@@ -171,6 +171,14 @@ def test_what_there_is_is_listed_with_a_line_each(what: str, capsys: pytest.Capt
     assert {"full", "slim", "lazyllm", "needle", "longbench"} & {line.split()[0] for line in lines}
 
 
+def test_a_task_says_where_its_data_comes_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("tasks") == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("longbench "))
+    assert "--data-dir, LONGBENCH_DIR or the hub" in line and "English, Chinese, code" in line and "MIT" in line
+    assert run("tasks", "ruler/vt") == 0
+    assert "data: generated, offline (extra ruler)" in capsys.readouterr().out
+
+
 OPTIONS = [
     (["methods", "slim"], "budgets", "tokens (8192) or a share (0.5), joined by /", "0.75/0.375/0.25"),
     (["methods", "slim"], "layers", "integer, joined by /", "by itself"),

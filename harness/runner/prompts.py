@@ -8,26 +8,13 @@ both ends survive, and the chat template goes around what is left. Wrapped promp
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import Any, Protocol
 
 from harness.errors import InputError
 from tasks.base import Sample, Tokenizer
-
-# Llama 3.2's template prints today's date unless it is told one: the same prompt would differ tomorrow. This is the
-# date that Llama 3.1's and 3.2's templates fall back to; other templates ignore it.
-_DATE = "26 Jul 2024"
+from tasks.common.chat import ChatTokenizer, tokenise, wrap
 
 # Stands for what the user says, to see what a template writes around it; no text has it.
 _MARK = "\ufdd0"
-
-
-class ChatTokenizer(Tokenizer, Protocol):
-    """A Hugging Face tokenizer as `encode` uses it."""
-
-    bos_token: str | None
-
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
-        """Wraps messages in the model's template; `tokenize=False` answers with text."""
 
 
 def encode(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None = None) -> list[int]:
@@ -51,7 +38,7 @@ def encode(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None = No
     Raises:
         InputError: `max_length` leaves nothing of the prompt, or the chat template fails.
     """
-    return _tokenise(_text(sample, tokenizer, max_length), tokenizer)
+    return tokenise(_text(sample, tokenizer, max_length), tokenizer)
 
 
 def encode_with_question(
@@ -64,10 +51,10 @@ def encode_with_question(
     if sample.ids:
         return list(sample.ids), 0
     text = _text(sample, tokenizer, max_length)
-    ids, border = _tokenise(text, tokenizer), _border(text, sample, tokenizer)
+    ids, border = tokenise(text, tokenizer), _border(text, sample, tokenizer)
     if border is None:
         return ids, 0
-    context = _tokenise(text[:border], tokenizer)
+    context = tokenise(text[:border], tokenizer)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, ids, strict=False)))
     return ids, len(ids) - shared
 
@@ -79,7 +66,7 @@ def encode_answer(sample: Sample, answer: str, tokenizer: ChatTokenizer) -> list
     span the border, the answer is tokenised alone: it is written behind tokens that are there.
     """
     text = _text(sample, tokenizer, None)
-    prompt, whole = _tokenise(text, tokenizer), _tokenise(text + answer, tokenizer)
+    prompt, whole = tokenise(text, tokenizer), tokenise(text + answer, tokenizer)
     if whole[: len(prompt)] == prompt:
         return whole[len(prompt) :]
     return tokenizer.encode(answer, add_special_tokens=False)
@@ -107,7 +94,7 @@ def longest_bare_prompt(sample: Sample, tokenizer: ChatTokenizer, room: int) -> 
 def _text(sample: Sample, tokenizer: ChatTokenizer, max_length: int | None) -> str:
     ids = tokenizer.encode(sample.prompt, add_special_tokens=True)
     text = sample.prompt if fits(ids, max_length) else cut_middle(ids, tokenizer, max_length or 0)
-    return _wrap(text, tokenizer) if sample.chat and tokenizer.chat_template else text
+    return (wrap(text, tokenizer) if sample.chat else text) + sample.prefix
 
 
 def _border(text: str, sample: Sample, tokenizer: ChatTokenizer) -> int | None:
@@ -115,12 +102,11 @@ def _border(text: str, sample: Sample, tokenizer: ChatTokenizer) -> int | None:
 
     Templates trim what they wrap, so white space at its ends does not count; nor does a question without a context.
     """
-    start, end = 0, len(text)
-    if sample.chat and tokenizer.chat_template:
-        before, _, behind = _wrap(_MARK, tokenizer).partition(_MARK)
-        if not (text.startswith(before) and text.endswith(behind)):
-            return None
-        start, end = len(before), len(text) - len(behind)
+    before, _, behind = (wrap(_MARK, tokenizer) if sample.chat else _MARK).partition(_MARK)
+    behind += sample.prefix
+    if not (text.startswith(before) and text.endswith(behind)):
+        return None
+    start, end = len(before), len(text) - len(behind)
     said, question = text[start:end].rstrip(), sample.question.rstrip()
     if not question or not said.endswith(question) or not said.removesuffix(question).strip():
         return None
@@ -143,19 +129,3 @@ def cut_middle(ids: list[int], tokenizer: Tokenizer, max_length: int) -> str:
         raise InputError(f"max_length {max_length} leaves nothing of the prompt; it must be at least 2")
     head, tail = ids[:half], ids[-half:]
     return tokenizer.decode(head, skip_special_tokens=True) + tokenizer.decode(tail, skip_special_tokens=True)
-
-
-def _wrap(text: str, tokenizer: ChatTokenizer) -> str:
-    """The text as a user's only message, followed by the opening of the answer."""
-    conversation = [{"role": "user", "content": text}]
-    options = {"tokenize": False, "add_generation_prompt": True, "date_string": _DATE}
-    try:
-        return str(tokenizer.apply_chat_template(conversation, **options))
-    except Exception as error:
-        raise InputError(f"the model's chat template fails: {type(error).__name__}: {error}") from error
-
-
-def _tokenise(text: str, tokenizer: ChatTokenizer) -> list[int]:
-    bos = getattr(tokenizer, "bos_token", None)
-    has_bos = bool(bos) and text.startswith(str(bos))
-    return tokenizer.encode(text, add_special_tokens=not has_bos)

@@ -23,7 +23,7 @@ def sweep_command(
     output: Annotated[
         Path | None, typer.Option(*OUTPUT, help="folder of the runs; results/NAME if none is named")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="folder of LongBench's jsonl files")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of data sets")] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="draw what this folder has recorded of the grid; runs nothing")
     ] = None,

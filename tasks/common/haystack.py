@@ -12,6 +12,10 @@ from typing import Any, cast
 
 from harness.errors import InputError
 from tasks.base import Tokenizer
+from tasks.common.chat import has_bos, tokenise
+
+SPEECHES = "speeches of US presidents, public domain"
+"""Licence of the texts."""
 
 Span = tuple[int, int]
 """First and last-plus-one place, in characters or in tokens."""
@@ -92,8 +96,9 @@ class TokenMap:
     def __init__(self, tokenizer: Tokenizer, text: str) -> None:
         """Tokenises `text` once; a tokenizer without an offset map is asked again for every span."""
         self._tokenizer, self._text = tokenizer, text
-        self._map: Any = tokenizer(text) if getattr(tokenizer, "is_fast", False) and callable(tokenizer) else None
-        self.count = len(tokenizer.encode(text) if self._map is None else self._map["input_ids"])
+        fast: Any = tokenizer if getattr(tokenizer, "is_fast", False) and callable(tokenizer) else None
+        self._map: Any = fast and fast(text, add_special_tokens=not has_bos(text, tokenizer))
+        self.count = len(tokenise(text, tokenizer) if self._map is None else self._map["input_ids"])
 
     def span(self, start: int, end: int) -> Span:
         """Tokens that hold the characters `start` to `end`, which must not be white space at either end."""
@@ -101,9 +106,9 @@ class TokenMap:
             first, last = self._map.char_to_token(start), self._map.char_to_token(end - 1)
             if first is not None and last is not None:
                 return int(first), int(last) + 1
-        encode, text = self._tokenizer.encode, self._text
         # The space before the first word belongs to its token almost everywhere.
-        return len(encode(text[:start].rstrip(" "))), len(encode(text[:end]))
+        before, whole = self._text[:start].rstrip(" "), self._text[:end]
+        return len(tokenise(before, self._tokenizer)), len(tokenise(whole, self._tokenizer))
 
 
 # --- hiding ---------------------------------------------------------------------------------------------------------

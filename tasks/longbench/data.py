@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from harness.errors import InputError
+from tasks.common.records import Row, checked, require_datasets
 from tasks.longbench.prompts import E_MEMBERS, MEMBERS, base_name, instructions, takes_input
-from tasks.longbench.scores import paragraph_number, read_object
+from tasks.longbench.scores import paragraph_number
 
 HUB = "Xnhyacinth/LongBench"
 """The hub's parquet mirror, the data set that lm-eval uses; the original needs a loading script that `datasets` 4 and
@@ -29,9 +29,6 @@ THREE_WAYS = (
     "give the folder of LongBench's .jsonl files (an unzipped data.zip) with --data-dir or in LONGBENCH_DIR, "
     "or read the hub's mirror through `datasets` with the option source=hub"
 )
-
-Row = tuple[str, Mapping[str, Any]]
-"""Where a record stands (file and line), and its fields."""
 
 
 def _read_classes(value: Any) -> Any:
@@ -107,25 +104,6 @@ def find_folder(data_dir: Path | None) -> Path:
     raise InputError(f"no LongBench data in {given}: {THREE_WAYS}")
 
 
-def local_rows(path: Path) -> Iterator[Row]:
-    """Rows of an official JSONL file, one line at a time.
-
-    Raises:
-        InputError: the file cannot be read or is empty, or a line is not UTF-8 or not JSON.
-    """
-    empty = True
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    empty = False
-                    yield f"{path}:{number}", read_object(line, f"{path}:{number}")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    if empty:
-        raise InputError(f"{path} holds no records")
-
-
 def hub_rows(name: str) -> Iterator[Row]:
     """Rows of the hub's mirror, streamed, under the official field names.
 
@@ -148,18 +126,6 @@ def hub_rows(name: str) -> Iterator[Row]:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise InputError(f"{HUB}/{name} cannot be read ({type(error).__name__}: {reason}); {THREE_WAYS}") from error
-
-
-def require_datasets() -> Any:
-    """The module `datasets`.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module("datasets")
-    except ImportError:
-        raise InputError("source=hub needs the package datasets: pip install 'harness[longbench]'") from None
 
 
 def read_records(rows: Iterable[Row], name: str) -> Iterator[Record]:
@@ -199,12 +165,7 @@ def _official_fields(row: Mapping[str, Any], name: str, number: int) -> dict[str
 
 
 def _read_record(place: str, row: Mapping[str, Any], name: str) -> Record:
-    try:
-        record = Record.model_validate(row)
-    except ValidationError as error:
-        first = error.errors()[0]
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{place}: field {str(first['loc'][0])!r}: {message}") from None
+    record = checked(Record, place, row)
     _check_task(place, record, name)
     _check_fields(place, record, name)
     _check_instruction(place, record, name)

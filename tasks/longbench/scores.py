@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import logging
 import re
 import string
@@ -23,9 +22,8 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from harness.errors import InputError, unknown
+from tasks.common.records import read_object
 from tasks.longbench.prompts import E_MEMBERS, MEMBERS, base_name
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Fuzz = Literal["difflib", "levenshtein"]
 """What `fuzzywuzzy.fuzz.ratio` runs on: difflib as the official requirements install it, or python-Levenshtein."""
@@ -104,12 +102,13 @@ _CHINESE_RANGES = (
     (0x3014, 0x301F), (0x3030, 0x3030), (0x303E, 0x303F), (0xFE4F, 0xFE4F), (0xFF01, 0xFF0D), (0xFF0F, 0xFF0F),
     (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF64),
 )  # fmt: skip
-_PUNCTUATION = _ASCII_PUNCTUATION.union(chr(code) for low, high in _CHINESE_RANGES for code in range(low, high + 1))
+PUNCTUATION = _ASCII_PUNCTUATION.union(chr(code) for low, high in _CHINESE_RANGES for code in range(low, high + 1))
+"""What Chinese texts are compared without."""
 
 
 def qa_f1(prediction: str, answer: str) -> float:
     """F1 of the words' overlap, after SQuAD's normalisation: case, ASCII punctuation and articles do not count."""
-    return token_f1(_words(prediction), _words(answer))
+    return token_f1(folded(prediction).split(), folded(answer).split())
 
 
 def qa_f1_zh(prediction: str, answer: str) -> float:
@@ -130,14 +129,15 @@ def token_f1(prediction: Sequence[str], answer: Sequence[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _words(text: str) -> list[str]:
+def folded(text: str) -> str:
+    """Without case, punctuation, articles and repeated white space, as SQuAD compares."""
     bare = "".join(letter for letter in text.lower() if letter not in _ASCII_PUNCTUATION)
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def _chinese_words(text: str) -> list[str]:
     # Cut first, clean later, as the official code does: punctuation separates words.
-    words = ("".join(letter for letter in word.lower() if letter not in _PUNCTUATION) for word in _cut(text))
+    words = ("".join(letter for letter in word.lower() if letter not in PUNCTUATION) for word in _cut(text))
     return [bare for bare in ("".join(word.split()) for word in words) if bare]
 
 
@@ -462,27 +462,3 @@ def _read_prediction(line: bytes, place: str) -> Prediction:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def read_object(line: bytes, place: str) -> dict[str, Any]:
-    """One line of JSONL.
-
-    Args:
-        line: raw bytes.
-        place: file and line number, for the message.
-
-    Raises:
-        InputError: not UTF-8, not JSON (cut off, for instance), not an object, or with halves of surrogate pairs.
-    """
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place}: not UTF-8 (byte {error.start} of the line)") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not valid JSON, or cut off: {error}") from None
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object, found {type(row).__name__}")
-    for key, value in row.items():
-        if _SURROGATE.search(json.dumps([key, value], ensure_ascii=False)):
-            raise InputError(f"{place}: field {key!a} holds half of a surrogate pair, which is no text")
-    return row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -12,10 +13,11 @@ from pydantic import Field
 from harness.errors import InputError, unknown
 from harness.grammar import Item, parse_item
 from harness.options import OptionSet
-from tasks.base import Sample, Task, TaskContext, Tokenizer
-from tasks.longbench.data import THREE_WAYS, Record, find_folder, hub_rows, local_rows, read_records
+from tasks.base import DataNote, Sample, Task, TaskContext, Tokenizer
+from tasks.common.records import local_rows
+from tasks.longbench.data import THREE_WAYS, Record, find_folder, hub_rows, read_records
 from tasks.longbench.prompts import CATEGORIES, E_MEMBERS, ENGLISH_16, MEMBERS, base_name, fill, template
-from tasks.longbench.scores import Fuzz, bucket, require, score_prediction
+from tasks.longbench.scores import Fuzz, bucket, require, score_file, score_prediction
 
 
 class LongBench(Task):
@@ -31,6 +33,10 @@ class LongBench(Task):
 
     name: ClassVar[str] = "longbench"
     summary: ClassVar[str] = "LongBench v1: 21 tasks on long texts, official prompts and scorers"
+    metric = "by member"
+    data: ClassVar[DataNote] = DataNote(
+        "--data-dir, LONGBENCH_DIR or the hub", "English, Chinese, code", "MIT (LongBench), and its sources' own"
+    )
     everything: ClassVar[tuple[str, ...]] = tuple(MEMBERS)
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         **{kind: tuple(name for name in MEMBERS if MEMBERS[name].category == kind) for kind in CATEGORIES},
@@ -102,6 +108,12 @@ class LongBench(Task):
             raise unknown(f"member of {cls.name}", member, [*cls.groups, *cls._singles()])
         return (member,)
 
+    @classmethod
+    def score_predictions(cls, path: Path, item: Item) -> dict[str, float]:
+        """One file of one task; raises as `score_file`."""
+        options = cls.Options.read(f"task {cls.name}", item.options)
+        return {item.member or "": score_file(path, item.member or "", options.fuzz)}
+
     def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
         """Samples in the file's order; reads no further than `context.limit`.
 
@@ -160,6 +172,7 @@ class LongBenchE(LongBench):
 
     name: ClassVar[str] = "longbench-e"
     summary: ClassVar[str] = "LongBench-E: 13 LongBench tasks in three buckets of length"
+    data: ClassVar[DataNote] = LongBench.data._replace(languages="English, code")
     everything: ClassVar[tuple[str, ...]] = E_MEMBERS
     groups: ClassVar[dict[str, tuple[str, ...]]] = {
         kind: tuple(name for name in E_MEMBERS if MEMBERS[base_name(name)].category == kind) for kind in CATEGORIES

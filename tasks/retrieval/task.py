@@ -8,7 +8,8 @@ from typing import ClassVar
 from harness.errors import unknown
 from harness.grammar import Item
 from harness.options import OptionSet
-from tasks.base import Task, TaskContext
+from tasks.base import DataNote, Task, TaskContext
+from tasks.common.haystack import SPEECHES
 from tasks.retrieval.code import CodeCompletion
 from tasks.retrieval.needles import MultiKey, MultiQuery, MultiValue, Tracking
 from tasks.retrieval.passages import PassageCount, PassageRetrieval
@@ -29,6 +30,8 @@ class Retrieval(Task):
 
     name: ClassVar[str] = "retrieval"
     summary: ClassVar[str] = "nine generated suites: needles, tracking, counting, passages, code; any length, seeded"
+    metric = "by member"
+    data: ClassVar[DataNote] = DataNote(languages="English, Python", licence=f"{SPEECHES}; Python's library, PSF")
 
     class Options(DeepSuite.Options):
         """What the whole group understands; depths go to the members that have them."""

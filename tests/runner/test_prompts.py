@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,13 @@ def test_a_short_prompt_is_only_tokenised() -> None:
     tokenizer = make()
     assert encode(sample("abcd"), tokenizer) == encode(sample("abcd"), tokenizer, 5) == tokenizer.encode("abcd")
     assert text(encode(sample("abcd", chat=True), tokenizer), tokenizer) == "<s>abcd"  # no template, no wrap
+
+
+def test_an_answers_first_words_stand_behind_the_template_and_are_never_cut() -> None:
+    asked, plain = replace(sample("abcdefgh", chat=True), prefix=" So:"), make(PLAIN)
+    assert text(encode(asked, plain), plain) == "<s>[user]abcdefgh[a] So:"
+    assert text(encode(asked, plain, 5), plain) == "<s>[user]agh[a] So:"
+    assert text(encode(asked, make()), plain) == "<s>abcdefgh So:"
 
 
 @pytest.mark.parametrize("template", [None, PLAIN])

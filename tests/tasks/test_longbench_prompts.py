@@ -9,8 +9,8 @@ import pytest
 
 from harness.errors import InputError
 from tasks.base import TaskContext
+from tasks.common.records import local_rows
 from tasks.longbench import prompts
-from tasks.longbench.data import local_rows
 from tasks.longbench.prompts import CATEGORIES, E_MEMBERS, ENGLISH_16, MEMBERS, base_name, fill, template
 from tasks.longbench.task import LongBench
 from tests.longbench_paths import DATA, LENGTHS, NO_DATA, PROMPTS, official

@@ -210,7 +210,7 @@ def test_every_mark_of_punctuation_is_the_same(lm_eval_metrics: ModuleType) -> N
         code
         for code in range(0x10000)
         if not 0xD800 <= code <= 0xDFFF
-        and (chr(code) in scores._PUNCTUATION) != (lm_eval_metrics.normalize_zh_answer(f"{chr(code)}x") == "x")
+        and (chr(code) in scores.PUNCTUATION) != (lm_eval_metrics.normalize_zh_answer(f"{chr(code)}x") == "x")
         and chr(code).strip()
     ]
     assert not different

@@ -87,7 +87,7 @@ def test_members_and_their_options_are_shown(capsys: pytest.CaptureFixture[str])
     assert run("tasks", "retrieval") == 0 and run("tasks", "retrieval/multikey") == 0
     printed = capsys.readouterr().out
     assert "multikey" in printed and "keys" in printed
-    assert run("tasks", "jsonl") == 0 and "(required)" in capsys.readouterr().out
+    assert run("tasks", "jsonl") == 0 and "required" in capsys.readouterr().out
     assert run("tasks", "retrieval/multikeys") == 2 and "did you mean 'multikey'" in capsys.readouterr().err
 
 
