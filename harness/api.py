@@ -1,4 +1,4 @@
-"""`harness.run`: the command `harness run`, for Python."""
+"""`harness.runner`: the command `harness run`, for Python."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def score_command(
 ) -> None:
     """Score a prediction file as its benchmark's own script does: 0 to 100."""
     from harness.grammar import Item, parse_item
-    from harness.run.catalog import TASKS
+    from harness.runner.catalog import TASKS
 
     item = parse_item(task)
     if item.name not in TASKS.names():

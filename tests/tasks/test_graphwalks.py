@@ -7,10 +7,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from harness.run.catalog import build_tasks
 
 from harness.errors import InputError
 from harness.models.load import load
+from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext
 from tasks.graphwalks import final_answer, node, parents, random_edges, search, set_f1
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from harness.run.catalog import build_tasks
 
 from harness.errors import InputError
+from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext, Tokenizer
 
 NO_TOKENIZER = cast("Tokenizer", None)

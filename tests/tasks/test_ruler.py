@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.run.catalog import build_tasks
-from harness.run.prompts import encode
 
 from harness.errors import InputError
 from harness.models.load import load
+from harness.runner.catalog import build_tasks
+from harness.runner.prompts import encode
 from tasks.base import Sample, Task, TaskContext
 from tasks.common.means import found_means
 from tasks.ruler import needles, questions, tracking, words
