@@ -1,4 +1,4 @@
-"""`harness.runner`: the command `harness run`, for Python."""
+"""`harness.run`: the command `harness run`, for Python."""
 
 from __future__ import annotations
 

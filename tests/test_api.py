@@ -1,4 +1,4 @@
-"""`harness.runner`, as a notebook uses it."""
+"""`harness.run`, as a notebook uses it."""
 
 from __future__ import annotations
 
