@@ -42,7 +42,7 @@ def parse_sums(text: str) -> list[list[Item]]:
         InputError: as `parse_items`.
     """
     sums = [[parse_item(part.strip()) for part in one.split("+")] for one in text.split(",")]
-    _distinct([sum_without_paths(one) for one in sums])
+    _distinct(["+".join(map(str, one)) for one in sums])
     return sums
 
 

@@ -178,10 +178,10 @@ class RunStore:
 
     def _known(self, samples: Samples) -> list[Record]:
         """The records on disk. Those that are missing will be asked again; changed or added ones are refused."""
-        sealed = self.manifest.records
+        records, sealed = samples.records(self.manifest.methods, self.manifest.tasks), self.manifest.records
         if sealed is not None and samples.seal.count >= sealed.count:
             samples.check(sealed)
-        return samples.records(self.manifest.methods, self.manifest.tasks)
+        return records
 
     def _begin(self) -> None:
         """From here on the run changes. A torn last line goes first."""

@@ -87,7 +87,7 @@ def test_a_base_class_in_another_file_counts(copied: Path) -> None:
 
 PLUGIN = """
 def choose():
-    from methods.common.scores import token_attention
+    from methods.common.capacity import capacity
 
 class Mine:
     def f(self): ...
@@ -102,7 +102,7 @@ def plugin(folder: Path, text: str = PLUGIN) -> Any:
 
 def test_a_single_file_plugin_is_followed_and_its_place_does_not_count(tmp_path: Path) -> None:
     here, there = plugin(tmp_path / "here"), plugin(tmp_path / "there")
-    assert sorted(source.source_files(here)) == ["methods.common.scores", "mine"]
+    assert sorted(source.source_files(here)) == ["methods.common.capacity", "mine"]
     assert source.source_hash(here) == source.source_hash(there)
     assert source.source_hash(here) != source.source_hash(plugin(tmp_path / "edited", PLUGIN + "\n"))
 
