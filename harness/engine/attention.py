@@ -148,6 +148,7 @@ class Flash3Attention(Flash2Attention):
 
     kernel = "fa3"
     module = "fa3_fwd_interface"
+    windowed = Attention.windowed  # the package is built without windows
 
 
 KERNELS: dict[str, type[Attention]] = {

@@ -17,6 +17,8 @@ from methods.common.scores import attention_sums
 class Summing(Evicting):
     """Where it evicts in decode, every query adds to the sums, and sums go with their tokens."""
 
+    takes_sparse = False  # the sums are those of dense attention
+
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         """As `Method`."""
         super().__init__(options, model)
