@@ -113,7 +113,8 @@ def test_paths_are_not_recorded(tmp_path: Path) -> None:
     (tmp_path / "of-this-machine").mkdir()
     model = random_model(tmp_path / "of-this-machine")
     assert run("run", "--methods", "full", "--model", model, *SMALL, "--output", str(tmp_path / "run")) == 0
-    assert all("of-this-machine" not in (tmp_path / "run" / name).read_text() for name in ("manifest.json", "samples.jsonl"))
+    files = [(tmp_path / "run" / name).read_text() for name in ("manifest.json", "samples.jsonl")]
+    assert all("of-this-machine" not in text for text in files)
 
 
 def test_random_weights_are_marked_latency_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
