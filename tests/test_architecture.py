@@ -17,7 +17,7 @@ FLOORS = (
     {"harness.options", "harness.grammar", "harness.registry", "harness.yaml_file"},
     {"harness.option_help"},
     {"harness.statistics", "harness.storage", "harness.engine", "tasks"},
-    {"harness.models", "methods"},
+    {"harness.models", "methods", "harness.rows", "harness.shape"},
     {"harness.measuring"},
     {"harness.report", "harness.gates"},
     {"harness.runner", "harness.predict"},

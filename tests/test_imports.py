@@ -40,3 +40,11 @@ def loaded() -> dict[str, set[str]]:
 @pytest.mark.parametrize("step", STEPS)
 def test_imports_stay_light(step: str, loaded: dict[str, set[str]]) -> None:
     assert loaded[step] == set()
+
+
+def test_methods_of_earlier_versions_find_what_they_import() -> None:
+    from harness.engine import shape, step
+    from harness.rows import Heads, Rows, Step
+    from harness.shape import ModelShape
+
+    assert (Heads, Rows, Step, ModelShape) == (step.Heads, step.Rows, step.Step, shape.ModelShape)
