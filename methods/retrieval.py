@@ -24,17 +24,16 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.engine.cache import LayerCache
-from harness.engine.method import Method, ModelContext
+from harness.engine.method import Method
 from harness.engine.replay.replay import Replay
-from harness.engine.step import Heads, Rows, Step
+from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, budget_tokens, window_tokens
-from methods.common.host_store import HostStore
-from methods.common.leaving import Leaving
+from methods.common.offloading import Offloading
 from methods.common.scores import head_dots
 from methods.common.sinks import both_ends
 
 
-class Retrieval(Method):
+class Retrieval(Offloading):
     """Keeps everything, the middle of it on the host, where it is searched."""
 
     name = "retrieval"
@@ -50,11 +49,9 @@ class Retrieval(Method):
 
     options: Options
 
-    def __init__(self, options: OptionSet, model: ModelContext) -> None:
-        """As `Method`."""
-        super().__init__(options, model)
-        self._stores = {layer: HostStore("async") for layer in range(model.shape.layers)}
-        self._leaving = Leaving(self._stores)
+    def host_layers(self) -> range:
+        """All."""
+        return range(self.model.shape.layers)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Says which tokens are to be searched, if any."""
@@ -63,9 +60,8 @@ class Retrieval(Method):
         self._far = slice(self.options.sinks, max(self.options.sinks, prompt_len - recent))
         self._count = min(budget_tokens(self.options.topk, prompt_len), self._far.stop - self._far.start)
         self._near = [LayerCache(cache.spare, cache.most) for cache in self.cache]
-        self._leaving.begin()
         if not self._count:
-            for store in self._stores.values():
+            for store in self.stores.values():
                 store.release()
 
     def end(self) -> None:
@@ -77,21 +73,13 @@ class Retrieval(Method):
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Dense in the prefill, which sends keys and values to the host; then searches for every token."""
         if not self._count:
-            return super().attend(layer, heads, step)
+            return Method.attend(self, layer, heads, step)
         if step.phase == "decode":
             return torch.cat([self._decode(layer, row) for row in heads.single()])
-        self._leaving.settle(self.cache, but=1)
         out = super().attend(layer, heads, step)
         index = both_ends(heads.positions, self._far.start, len(heads) - self._far.stop)
         self._near[layer].append(heads.k[index], heads.v[index], heads.positions[index])
-        self._leaving.send(layer, self.cache[layer])
         return out
-
-    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
-        """Changes no row; at the end of the prefill the last keys and values leave the device."""
-        if step.phase == "prefill" and layer == len(self.cache) - 1:
-            self._leaving.settle(self.cache, but=0)
-        return rows
 
     def _decode(self, layer: int, row: Heads) -> Tensor:
         near, far = self._near[layer], self.cache[layer]
@@ -110,11 +98,7 @@ class Retrieval(Method):
 
     def kv_bytes(self) -> int:
         """Bytes of both ends and of new tokens."""
-        return sum(near.nbytes for near in self._near) if self._count else super().kv_bytes()
-
-    def kv_bytes_host(self) -> int:
-        """Bytes of what is searched, and of its copy of both ends."""
-        return sum(store.nbytes for store in self._stores.values())
+        return sum(near.nbytes for near in self._near) if self._count else Method.kv_bytes(self)
 
     def decode_bytes(self) -> int:
         """What is on the device, all keys that are searched and the values that are found, wherever they lie."""
@@ -128,10 +112,6 @@ class Retrieval(Method):
     def _found_bytes(self) -> int:
         values = self.cache[0].values
         return len(self.cache) * self._count * self.model.shape.heads * values.shape[2] * values.element_size()
-
-    def extra_bytes(self) -> int:
-        """Host memory kept for longer prompts, where that is the device's."""
-        return sum(store.spare_nbytes for store in self._stores.values())
 
     def notes(self) -> dict[str, Any]:
         """Bytes of keys that every step searches."""
