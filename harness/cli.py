@@ -234,11 +234,14 @@ def report_command(
     output: Annotated[
         Path | None, typer.Option(*OUTPUT, help="folder to write to; RUN/report if none is named")
     ] = None,
+    slo: Annotated[str | None, typer.Option(help="also count the requests within ttft=2s,tpot=50ms,e2e=5s")] = None,
 ) -> None:
     """Write the tables, the plots and one HTML page of recorded runs."""
     from harness.report.build import report
+    from harness.report.goodput import parse_slo
 
-    for path in report(runs, output):
+    limits = [] if slo is None else parse_slo(slo)
+    for path in report(runs, output, limits):
         _say(f"wrote {path}")
 
 
@@ -262,6 +265,8 @@ def check_command(
         str, typer.Option(help="points a score may fall: mean:2pt in each task, median:2pt over a method's tasks")
     ] = "mean:2pt",
     speed: Annotated[str, typer.Option(help="how much longer beside full attention a method may take")] = "ratio:5%",
+    energy: Annotated[str | None, typer.Option(help="also bound joules beside full attention: ratio:10%")] = None,
+    tail: Annotated[str | None, typer.Option(help="also bound p90 and p99 of a request's gaps: ratio:20%")] = None,
     same_device: Annotated[bool, typer.Option(help="also compare seconds; on the same kind of machine alone")] = False,
     undecided: Annotated[str, typer.Option(help="fail or pass where samples are missing or too few to tell")] = "fail",
     json_file: Annotated[str | None, typer.Option("--json", help="file to write, or - for standard output")] = None,
@@ -273,7 +278,7 @@ def check_command(
     from harness.gates.output import as_json, write_outputs
     from harness.gates.tolerance import parse_tolerance, parse_undecided
 
-    tolerance, choice = parse_tolerance(accuracy, speed, same_device), parse_undecided(undecided)
+    tolerance, choice = parse_tolerance(accuracy, speed, same_device, energy, tail), parse_undecided(undecided)
     report = check(read_baseline(baseline), digest_run(run), tolerance)
     to_stdout = json_file == "-"
     write_outputs(report, choice, Path(json_file) if json_file and not to_stdout else None, junit)

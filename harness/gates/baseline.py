@@ -23,9 +23,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import InputError
+from harness.gates.costs import TAILS, costs_of
 from harness.statistics.estimators import pairs, speed_effect
 from harness.statistics.noise import TWIN, noise_floor
-from harness.statistics.paired import MEASURES, REFERENCE, SPEEDS
+from harness.statistics.paired import COSTS, MEASURES, REFERENCE, SPEEDS
 from harness.storage.kept_digest import kept_digest
 from harness.storage.store import Manifest, load, load_manifest
 
@@ -55,7 +56,9 @@ class SampleDigest(_Strict):
     kept: int = Field(description="prompt tokens x layers whose keys and values were kept")
     kept_hash: str = Field(description="hash of the number kept in each layer")
     tokens: str | None = Field(default=None, description="which were kept, by layer (harness.storage.kept_digest)")
-    ratio: Times = Field(default_factory=dict, description="time of full over that of the method, by ttft, tpot, e2e")
+    ratio: Times = Field(
+        default_factory=dict, description="cost of full over that of the method, by name (gates.costs)"
+    )
     seconds: Times = Field(default_factory=dict, description="of full alone; a method's are these over its ratios")
 
 
@@ -164,7 +167,7 @@ def digest(records: pd.DataFrame, manifest: Manifest, name: str = "") -> Baselin
     if records.duplicated(["method", "task", "sample"]).any():
         raise InputError("a method has answered a sample of a task twice")
     rows = [row for row in records.to_dict("records") if row["method"] != TWIN]
-    clocks = {(row["task"], row["sample"]): _seconds(row) for row in rows if row["method"] == REFERENCE}
+    costs = {(row["task"], row["sample"]): costs_of(row) for row in rows if row["method"] == REFERENCE}
     cells: dict[str, dict[str, list[Row]]] = {}
     for row in sorted(rows, key=lambda row: (row["method"], row["task"], row["sample"])):
         cells.setdefault(row["method"], {}).setdefault(row["task"], []).append(row)
@@ -172,7 +175,7 @@ def digest(records: pd.DataFrame, manifest: Manifest, name: str = "") -> Baselin
         name=name,
         provenance=_provenance(manifest),
         noise_floor=_floors(records),
-        cells={method: {task: _cell(group, clocks) for task, group in of.items()} for method, of in cells.items()},
+        cells={method: {task: _cell(group, costs) for task, group in of.items()} for method, of in cells.items()},
     )
 
 
@@ -188,8 +191,8 @@ def units(samples: list[SampleDigest]) -> list[int]:
     return [codes.setdefault(name, len(codes)) for name in names]
 
 
-def _cell(rows: list[Row], clocks: dict[tuple[str, str], Times]) -> CellDigest:
-    samples = {row["sample"]: _sample(row, clocks.get((row["task"], row["sample"]), {})) for row in rows}
+def _cell(rows: list[Row], costs: dict[tuple[str, str], Times]) -> CellDigest:
+    samples = {row["sample"]: _sample(row, costs.get((row["task"], row["sample"]), {})) for row in rows}
     scores = [sample.score for sample in samples.values() if sample.score is not None]
     return CellDigest(
         n=len(samples),
@@ -200,9 +203,9 @@ def _cell(rows: list[Row], clocks: dict[tuple[str, str], Times]) -> CellDigest:
     )
 
 
-def _sample(row: Row, clock: Times) -> SampleDigest:
-    own, is_reference = _seconds(row), row["method"] == REFERENCE
-    ratio = {} if is_reference else {name: _short(clock[name] / own[name]) for name in own if name in clock}
+def _sample(row: Row, full: Times) -> SampleDigest:
+    own, is_reference = costs_of(row), row["method"] == REFERENCE
+    ratio = {} if is_reference else {name: _short(full[name] / own[name]) for name in own if name in full}
     extra = row["extra"] if isinstance(row["extra"], dict) else {}
     context = extra.get("context_hash")
     return SampleDigest(
@@ -214,17 +217,12 @@ def _sample(row: Row, clock: Times) -> SampleDigest:
         kept_hash=_hash(list(row["tokens_kept"])),
         tokens=kept_digest(extra),
         ratio=ratio,
-        seconds={name: _short(value) for name, value in own.items()} if is_reference else {},
+        seconds={name: _short(own[name]) for name in SPEEDS if name in own} if is_reference else {},
     )
 
 
 def _hash(value: str | list[int]) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def _seconds(row: Row) -> Times:
-    clocks = {name: row[f"{name}_s"] for name in SPEEDS}
-    return {name: float(value) for name, value in clocks.items() if not pd.isna(value) and value > 0}
 
 
 def _short(value: float) -> float:
@@ -238,7 +236,7 @@ def _mean_kept(kept: list[list[int]]) -> list[float]:
 
 def _summaries(samples: list[SampleDigest]) -> dict[str, RatioSummary]:
     found = {}
-    for name in SPEEDS:
+    for name in (*COSTS, *TAILS):
         logs = [math.log(sample.ratio[name]) if name in sample.ratio else math.nan for sample in samples]
         effect = speed_effect([pairs(logs, units(samples))])
         if effect.n:

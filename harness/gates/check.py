@@ -6,10 +6,11 @@ Exact gates come first, since they say *what* changed (`harness.gates.exact`). T
 and the speed of each method beside full attention **in the same process**, so that a slower machine raises no alarm.
 
 A bound is violated where the estimate lies beyond it, its interval excludes 0 and p is at most the level. Levels (5 %
-for scores, 1 % for each of TTFT, TPOT and E2E) hold for a whole check: they are divided by the number of gates of that
-kind. A gate passes where its interval lies within the bound, or where there are enough samples to have found a change
-as large as the bound. Otherwise it is undecided and says how many samples it needs; so is what the run lacks, and every
-gate of fewer than `FEWEST` pairs. What is undecided has not passed: it fails a check that is not told to let it pass.
+for scores, 1 % for each kind of time, for joules and for each tail) hold for a whole check: they are divided by the
+number of gates of that kind. A gate passes where its interval lies within the bound, or where there are enough samples
+to have found a change as large as the bound. Otherwise it is undecided and says how many samples it needs; so is what
+the run lacks, and every gate of fewer than `FEWEST` pairs. What is undecided has not passed: it fails a check that is
+not told to let it pass.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 from harness.errors import InputError
 from harness.gates.baseline import Baseline, SampleDigest
+from harness.gates.costs import TAILS
 from harness.gates.effects import Both, Moved, as_seconds, median_of, moved_score, moved_speed, reversed_seconds
 from harness.gates.exact import exact_results, exactness_notes
 from harness.gates.result import GateResult, Outcome
@@ -86,7 +88,7 @@ def check(base: Baseline, now: Baseline, tolerance: Tolerance | None = None) -> 
         *_missing(base, now, cells),
         *exact_results(base, now, cells),
         *_score_results(cells, tolerance, base, now),
-        *_speed_results(cells, tolerance, base, now),
+        *_cost_results(cells, tolerance, base, now),
     ]
     runs = str(base.provenance.get("run")), str(now.provenance.get("run"))
     return Report(base.name, *runs, results, _notes(base, now, cells))
@@ -184,17 +186,26 @@ def _score_result(group: Sequence[Both], scale: _Scale) -> Iterator[GateResult]:
     yield _result("score", group[0].method, task, outcome, text, (base, now, low, high, bound), moved)
 
 
-def _speed_results(cells: Sequence[Both], tolerance: Tolerance, base: Baseline, now: Baseline) -> list[GateResult]:
+def _cost_results(cells: Sequence[Both], tolerance: Tolerance, base: Baseline, now: Baseline) -> Iterator[GateResult]:
+    """Times always, seconds of full attention on the same device alone, joules and tails where they are asked for."""
     methods = [both for both in cells if both.method != REFERENCE]
     full = [both for both in cells if both.method == REFERENCE] if tolerance.same_device else []
     alpha = SPEED_ALPHA / max(1, len(methods) + len(full))
-    found: list[GateResult] = []
     for both in (*methods, *full):
-        for name in SPEEDS:
-            floor = math.log(_floor(name, both.task, base, now, 1.0))
-            scale = _Scale(math.log1p(tolerance.percent / 100), alpha, floor)
-            found += _speed_result(both, name, scale)
-    return found
+        yield from _gates(both, SPEEDS, tolerance.percent, alpha, base, now)
+    for kind, names, percent in (("energy", ("energy",), tolerance.energy), ("tail", tuple(TAILS), tolerance.tail)):
+        for both in methods if percent is not None else ():
+            found = list(_gates(both, names, percent, SPEED_ALPHA / len(methods), base, now))
+            nothing = GateResult(kind, both.method, both.task, "undecided", f"{kind}: neither run has any to compare")
+            yield from found or [nothing]
+
+
+def _gates(
+    both: Both, names: Sequence[str], percent: float, alpha: float, base: Baseline, now: Baseline
+) -> Iterator[GateResult]:
+    for name in names:
+        floor = math.log(_floor(name, both.task, base, now, 1.0))
+        yield from _cost_result(both, name, _Scale(math.log1p(percent / 100), alpha, floor))
 
 
 def _floor(name: str, task: str, base: Baseline, now: Baseline, none: float) -> float:
@@ -203,7 +214,7 @@ def _floor(name: str, task: str, base: Baseline, now: Baseline, none: float) -> 
     return max(none, *(row.get(name, none) for row in rows))
 
 
-def _speed_result(both: Both, name: str, scale: _Scale) -> Iterator[GateResult]:
+def _cost_result(both: Both, name: str, scale: _Scale) -> Iterator[GateResult]:
     def ratio(sample: SampleDigest) -> float | None:
         return sample.ratio.get(name)
 
@@ -214,7 +225,7 @@ def _speed_result(both: Both, name: str, scale: _Scale) -> Iterator[GateResult]:
     moved = as_seconds(moved) if absolute else moved
     outcome = _decide(moved, scale)
     change, low, high, bound = (math.exp(value) for value in (*moved.effect[2:5], -scale.bound))
-    unit = "seconds" if absolute else "speed-up over full"
+    unit = "seconds" if absolute else "speed-up over full" if name in SPEEDS else "of full over its own"
     text = (
         f"{name} {unit} {moved.base:.4g} -> {moved.now:.4g}, change x{change:.3f} "
         f"({_interval(scale, 'x{:.3f}', low, high)}, bound x{bound:.3f}){_reason(moved, outcome, scale)}"

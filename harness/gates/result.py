@@ -13,7 +13,8 @@ class GateResult:
     """What one gate found.
 
     Attributes:
-        gate: "missing", "prompt", "kept set", "answers", "scorer", "score", "ttft", "tpot", "e2e", "full ttft", ...
+        gate: "missing", "prompt", "kept set", "answers", "scorer", "score", "ttft", "tpot", "e2e", "full ttft", ...,
+            "energy", "itl_p90", "itl_p99"; "tail" where no answer is long enough for one.
         text: what was found, in words and numbers.
         baseline, now: score in points, speed-up over full, or seconds; for "kept set" tokens x layers.
         low, high: interval of the change: points, or a factor (above 1 is faster).

@@ -67,6 +67,11 @@ class GpuMonitor:
             "foreign_processes": _ask(lambda: _foreign(nvml.nvmlDeviceGetComputeRunningProcesses(handle))),
         }
 
+    def energy_j(self) -> float | None:
+        """Joules that the GPU used since its driver was loaded; None where it does not count (before Volta, MIG)."""
+        nvml, handle = self._nvml, self._handle
+        return None if nvml is None else _ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
+
     def close(self) -> None:
         """Lets go of NVML; may be called twice."""
         nvml, self._nvml = self._nvml, None

@@ -13,6 +13,7 @@ from harness.errors import InputError
 from harness.report.curves import against_length, parts, survivors
 from harness.report.density import density_map
 from harness.report.figures import save
+from harness.report.goodput import Limit
 from harness.report.html import page
 from harness.report.maps import needle_map, survival_map
 from harness.report.overview import Reported, overview, overview_markdown
@@ -24,11 +25,16 @@ from harness.statistics.paired import ALL
 from harness.storage.store import MANIFEST
 
 
-def report(runs: Sequence[Path | str], out: Path | str | None = None) -> list[Path]:
+def report(runs: Sequence[Path | str], out: Path | str | None = None, slo: Sequence[Limit] = ()) -> list[Path]:
     """Writes the report of each run: into RUN/report, or into `out`.
 
     Several runs get a folder each in `out`, and `index.html` and `index.md` over all of them there. A folder that is no
     run but holds some stands for these.
+
+    Args:
+        runs: their folders.
+        out: where to write.
+        slo: limits for a table of goodput.
 
     Returns:
         The files written.
@@ -38,31 +44,31 @@ def report(runs: Sequence[Path | str], out: Path | str | None = None) -> list[Pa
     """
     found = _named(runs)
     if out is None:
-        return [path for _, folder in found for path in _one(folder, folder / "report")[1]]
+        return [path for _, folder in found for path in _one(folder, folder / "report", slo)[1]]
     if [folder for _, folder in found] == [Path(one) for one in runs[:1]]:
-        return _one(found[0][1], Path(out))[1]
+        return _one(found[0][1], Path(out), slo)[1]
     if len(dict(found)) < len(found):
         raise InputError("two runs have the same folder name; report them one at a time, each with its own --output")
-    return _together(found, Path(out))
+    return _together(found, Path(out), slo)
 
 
-def _together(found: Sequence[tuple[str, Path]], out: Path) -> list[Path]:
+def _together(found: Sequence[tuple[str, Path]], out: Path, slo: Sequence[Limit]) -> list[Path]:
     """A folder for each run, and the pages over all of them."""
     paths: list[Path] = []
     reported = []
     for name, folder in found:
-        run, written, images = _one(folder, out / name)
+        run, written, images = _one(folder, out / name, slo)
         paths += written
         reported.append(Reported(name, run, images))
     texts = {"index.html": overview(reported), "index.md": overview_markdown(reported)}
     return paths + [_write(out / name, text) for name, text in texts.items()]
 
 
-def _one(folder: Path, out: Path) -> tuple[Recorded, list[Path], dict[str, bytes]]:
+def _one(folder: Path, out: Path, slo: Sequence[Limit]) -> tuple[Recorded, list[Path], dict[str, bytes]]:
     """Reads one run and writes its report."""
     with _uncollected():
         run = read(folder)
-        return run, *build(run, out)
+        return run, *build(run, out, slo)
 
 
 @contextmanager
@@ -77,7 +83,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def build(run: Recorded, folder: Path) -> tuple[list[Path], dict[str, bytes]]:
+def build(run: Recorded, folder: Path, slo: Sequence[Limit] = ()) -> tuple[list[Path], dict[str, bytes]]:
     """Writes the report of one run into `folder`.
 
     Returns:
@@ -88,7 +94,7 @@ def build(run: Recorded, folder: Path) -> tuple[list[Path], dict[str, bytes]]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = tables(run)
+        found = tables(run, slo)
         paths = [path for table in found for path in write_table(table, folder)]
         paths += [path for name, figure in figures(run) for path in save(figure, folder, name)]
         images = {path.stem: path.read_bytes() for path in paths if path.suffix == ".svg"}

@@ -14,7 +14,7 @@ import pandas as pd
 
 from harness.report import formats
 from harness.statistics.noise import TWIN
-from harness.statistics.paired import ALL, SPEEDS, compare, verdicts
+from harness.statistics.paired import ALL, COSTS, compare, costs, verdicts
 from harness.storage.store import Manifest, load, load_manifest
 
 _KEYS = ["method", "task", "sample"]
@@ -183,11 +183,11 @@ def _effects(pairs: pd.DataFrame, timed: bool) -> pd.DataFrame:
 
 
 def _side(pairs: pd.DataFrame, side: str, timed: bool) -> pd.DataFrame:
-    columns = ["score", *(f"{name}_s" for name in SPEEDS), "extra"]
+    columns = ["score", *COSTS.values(), "extra"]
     frame = pd.DataFrame({name: pairs.get(f"{name}_{side}") for name in columns}, index=pairs.index)
     frame["task"], frame["sample"] = pairs["method"] + _BETWEEN + pairs["task"], pairs["sample"]
     frame["method"] = side
-    return frame if timed else frame.assign(**{f"{name}_s": float("nan") for name in SPEEDS})
+    return frame if timed else frame.assign(**dict.fromkeys(COSTS.values(), float("nan")))
 
 
 def _flips(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -198,10 +198,10 @@ def _flips(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _effects_table(found: RunComparison) -> str:
-    speeds = [] if found.refused else list(SPEEDS)
-    head = ["method", "task", "pairs", "lost", "gained", "score, points", "accuracy", *map(str.upper, speeds)]
+    speeds = [] if found.refused else costs(found.effects)
+    head = ["method", "task", "pairs", "lost", "gained", "score, points", "accuracy", *map(formats.cost, speeds)]
     rows = [_effect_row({str(key): row[key] for key in row}, speeds) for row in found.effects.to_dict("records")]
-    note = "B minus A in points, time of A over time of B (above 1x: B is faster), with 95 % intervals."
+    note = "B minus A in points, time and joules of A over those of B (above 1x: B needs less), with 95 % intervals."
     return f"{note}\n\n{_table(head, rows)}"
 
 

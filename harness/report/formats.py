@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.statistics.paired import SPEEDS
 from harness.storage.store import Manifest
 
 NOTHING = "-"
@@ -18,6 +19,20 @@ def seconds(value: Any) -> str:
     if pd.isna(value):
         return NOTHING
     return f"{_digits(value * 1000)} ms" if value < 0.9995 else f"{_digits(value)} s"
+
+
+def joules(value: Any) -> str:
+    """`312 J`, `1.25 kJ`, `840 mJ`: three digits."""
+    if pd.isna(value):
+        return NOTHING
+    if value < 0.9995:
+        return f"{_digits(value * 1000)} mJ"
+    return f"{_digits(value)} J" if value < 999.5 else f"{_digits(value / 1000)} kJ"
+
+
+def cost(name: str) -> str:
+    """Heading of a cost of `harness.statistics.paired`: `TTFT`, `energy`."""
+    return name.upper() if name in SPEEDS else name
 
 
 def size(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -11,8 +12,9 @@ import pandas as pd
 from harness.report import formats
 from harness.report.means import MeanScores, mean_scores
 from harness.report.summary import BASELINE, overall
+from harness.report.table import Table, to_markdown
 from harness.statistics.noise import TWIN
-from harness.statistics.paired import ALL, MARGIN_POINTS, MARGIN_RATIO, SPEEDS
+from harness.statistics.paired import ALL, COSTS, MARGIN_POINTS, MARGIN_RATIO, costs
 from harness.storage.store import Manifest
 
 # Measures of which the table marks the best.
@@ -35,6 +37,11 @@ class Comparison:
     rows: pd.DataFrame
     floors: pd.DataFrame
     leaders: Mapping[str, set[tuple[str, str]]]
+
+    @cached_property
+    def effects(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(task, method) -> its row."""
+        return {(str(row["task"]), str(row["method"])): row for row in _records(self.rows)}
 
 
 _MEANING = (
@@ -67,6 +74,7 @@ def markdown(
     comparison: Comparison,
     title: str = "Results",
     warnings: Sequence[str] = (),
+    tables: Sequence[Table] = (),
 ) -> str:
     """The whole page: circumstances, one row for each task and method, one row a method over all tasks.
 
@@ -76,6 +84,7 @@ def markdown(
         comparison: of the same records.
         title: the heading.
         warnings: what to know before reading the table, a paragraph each.
+        tables: what else there is.
     """
     parts = [f"# {title}", *_circumstances(manifest), *warnings, _explanation(manifest, summary, comparison)]
     if summary.empty:
@@ -87,6 +96,7 @@ def markdown(
         parts += [] if manifest.latency_only else _named(mean_scores(summary[summary["method"] != TWIN]))
     if not comparison.rows.empty:
         parts += _compared(manifest, comparison)
+    parts += [to_markdown(table).strip() for table in tables if table.rows]
     return _join(parts)
 
 
@@ -164,14 +174,14 @@ def _compared(manifest: Manifest, comparison: Comparison) -> Iterable[str]:
     several = comparison.rows["task"].nunique() > 2
     rows = comparison.rows if several else comparison.rows[comparison.rows["task"] != ALL]
     scores = [] if manifest.latency_only else _SCORE_EFFECTS
-    columns = [_TASK, _METHOD, ("pairs", True, lambda row: str(row["n"])), *scores, *map(_speed_verdict, SPEEDS)]
+    columns = [_TASK, _METHOD, ("pairs", True, lambda row: str(row["n"])), *scores, *map(_cost_verdict, costs(rows))]
     yield _table(_records(rows), columns)
 
 
 def _noise(whole: _Row) -> str:
     """In words, what two runs of the same method differ by."""
     speeds = [
-        f"{name.upper()} {formats.excess(whole[f'{name}_floor'])}" for name in SPEEDS if whole[f"{name}_floor"] > 1
+        f"{formats.cost(name)} {formats.excess(whole[f'{name}_floor'])}" for name in COSTS if whole[f"{name}_floor"] > 1
     ]
     return (
         f"Noise floor, over all tasks: `{TWIN}` is `{BASELINE}` once more; {whole['score_flips']} of {whole['n']} "
@@ -209,13 +219,13 @@ def _speedup(row: _Row, measure: str) -> str:
     return _bold(row, measure, text) + ends
 
 
-def _speed_verdict(measure: str) -> _Column:
+def _cost_verdict(measure: str) -> _Column:
     def write(row: _Row) -> str:
         if pd.isna(row[f"{measure}_ratio"]):
             return formats.NOTHING
         return formats.called(row[f"{measure}_verdict"], row[f"{measure}_mde"], formats.excess)
 
-    return measure.upper(), False, write
+    return formats.cost(measure), False, write
 
 
 def _score_verdict(row: _Row) -> str:

@@ -87,7 +87,7 @@ class Recorded:
     @cached_property
     def effects(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(task, method) -> row of the comparison; task `all` too."""
-        return _indexed(self.comparison)
+        return self.comparison.effects
 
     @cached_property
     def comparison_by_length(self) -> Comparison:
@@ -99,7 +99,7 @@ class Recorded:
     @cached_property
     def effects_by_length(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(length as text, method) -> row of the comparison by length."""
-        return _indexed(self.comparison_by_length)
+        return self.comparison_by_length.effects
 
     @cached_property
     def by_length(self) -> pd.DataFrame:
@@ -126,6 +126,11 @@ class Recorded:
     def scored(self) -> bool:
         """Whether answers mean something."""
         return not self.manifest.latency_only and bool(self.records["score"].notna().any())
+
+    @property
+    def counted(self) -> bool:
+        """Whether a GPU counted joules."""
+        return bool(self.records["energy_j"].notna().any())
 
 
 _BYTES = ["peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes"]
@@ -171,8 +176,3 @@ def lengths(records: pd.DataFrame) -> NDArray[np.int64]:
 def family(task: str) -> str:
     """A task's label up to its member or options."""
     return task.partition("/")[0].partition(":")[0]
-
-
-def _indexed(comparison: Comparison) -> dict[tuple[str, str], dict[str, Any]]:
-    rows = comparison.rows.to_dict("records")
-    return {(str(row["task"]), str(row["method"])): {str(key): row[key] for key in row} for row in rows}

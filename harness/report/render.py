@@ -8,9 +8,11 @@ import pandas as pd
 
 from harness.report import markdown, plots
 from harness.report.caveats import caveats
+from harness.report.energy import energy
 from harness.report.markdown import MARKED, Comparison
 from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
+from harness.report.tails import tails
 from harness.statistics.noise import TWIN, noise_floor
 from harness.statistics.paired import compare, leaders, verdicts
 from harness.storage.cells import harmless_frame
@@ -36,7 +38,8 @@ def render(run: Path | str) -> list[Path]:
     harmless_frame(summary).to_csv(csv, index=False, lineterminator="\n")
     harmless_frame(comparison.rows).to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
     warnings = [f"**{caveat.title}**{caveat.text}" for caveat in caveats(records)]
-    page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, warnings)
+    more = [tails(summary), energy(summary, comparison, records)]
+    page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, warnings, more)
     table.write_text(page, encoding="utf-8")
     drawn = plots.accuracy_ttft(manifest, summary, plot)
     means = _write_means(summary, folder / "means.csv")

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 
 from harness.statistics.paired import ALL, REFERENCE, speedups
+from harness.statistics.percentiles import PERCENTS, percentile, pooled
 
 BASELINE = REFERENCE
+TTFT_TAILS = [f"ttft_p{percent}_s" for percent in PERCENTS]
+ITL_TAILS = [f"itl_p{percent}_s" for percent in PERCENTS]
 COLUMNS = [
     *("method", "task", "n", "score", "ttft_s", "ttft_speedup", "tpot_s", "e2e_s", "e2e_speedup"),
     *("peak_memory_bytes", "kv_bytes", "kept_fraction"),
+    *("tpot_mean_s", "energy_n", "energy_j", "energy_per_token_j", "energy_ratio"),
+    *("ttft_n", *TTFT_TAILS, "itl_n", *ITL_TAILS),
 ]
 
-_DECIMALS = {"score": 2, "ttft_s": 6, "ttft_speedup": 4, "tpot_s": 6, "e2e_s": 6, "e2e_speedup": 4, "kept_fraction": 4}
-_SECONDS = ["ttft_s", "tpot_s", "e2e_s"]
+_DECIMALS = {"score": 2, "kept_fraction": 4, "energy_j": 3, "energy_per_token_j": 4}
+_DECIMALS |= dict.fromkeys(("ttft_speedup", "e2e_speedup", "energy_ratio"), 4)
+_DECIMALS |= dict.fromkeys(("ttft_s", "tpot_s", "tpot_mean_s", "e2e_s", *TTFT_TAILS, *ITL_TAILS), 6)
+_COSTS = ["ttft_s", "tpot_s", "tpot_mean_s", "e2e_s", "energy_j", "energy_per_token_j"]
 _BYTES = ["peak_memory_bytes", "kv_bytes"]
-_TIMES = ["ttft_s", "ttft_speedup", "tpot_s", "e2e_s", "e2e_speedup"]
+_RATIOS = ["ttft_speedup", "e2e_speedup", "energy_ratio"]
+_WHOLE = [name for name in COLUMNS[3:] if not name.endswith("_n") and name not in (*TTFT_TAILS, *ITL_TAILS)]
 
 
 def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequence[str] = ()) -> pd.DataFrame:
@@ -30,14 +40,19 @@ def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequenc
         tasks: likewise.
 
     Returns:
-        `COLUMNS`: `n` answered requests, mean `score` in percent, medians of seconds and bytes, mean `kept_fraction`. A
-        speed-up is the baseline's time divided by the method's on the same sample, averaged over samples as
-        `harness.statistics.paired.compare` does it. What was not measured, and speed-ups in a run without the baseline,
-        is NaN or NA.
+        `COLUMNS`: `n` answered requests, mean `score` in percent, medians of seconds, joules and bytes, mean
+        `kept_fraction`. A speed-up (`energy_ratio` likewise) is the baseline's time divided by the method's on the same
+        sample, averaged over samples as `harness.statistics.paired.compare` does it. `tpot_mean_s` is the median of the
+        requests' means. Percentiles are over `ttft_n` requests, and over the `itl_n` gaps between tokens (inter-token
+        latency) of all requests together; NaN of too few (`harness.statistics.percentiles`). What was not measured, and
+        ratios in a run without the baseline, is NaN or NA.
     """
     groups = records.groupby(["method", "task"], sort=False)
-    table = groups[[*_SECONDS, *_BYTES]].median()
-    table = table.join(speedups(records)[["ttft", "e2e"]].add_suffix("_speedup"))
+    table = groups[[*_COSTS, *_BYTES]].median()
+    ratios = speedups(records)[["ttft", "e2e", "energy"]]
+    table[_RATIOS] = ratios.reindex(table.index).to_numpy()
+    table["energy_n"] = groups["energy_j"].count()
+    table = table.join(_tails(groups))
     table["n"] = groups["kept_fraction"].count()  # which a request without an answer lacks
     table["score"] = groups["score"].mean() * 100
     table["kept_fraction"] = groups["kept_fraction"].mean()
@@ -50,16 +65,16 @@ def overall(summary: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The columns of `summary` with `tasks` (how many) for `task` and `n`: mean score and kept fraction, geometric
-        means of seconds and speed-ups, largest peak memory, mean bytes of keys and values. What one of the tasks does
-        not have, the whole does not have.
+        means of seconds, joules and ratios, largest peak memory, mean bytes of keys and values. What one of the tasks
+        does not have, the whole does not have; percentiles are of one task alone.
     """
     groups = shared(summary).groupby("method", sort=False)
     table = groups[["score", "kept_fraction"]].agg(_mean)
-    table[_TIMES] = groups[_TIMES].agg(_geometric_mean)
+    table[[*_COSTS, *_RATIOS]] = groups[[*_COSTS, *_RATIOS]].agg(_geometric_mean)
     table["peak_memory_bytes"] = groups["peak_memory_bytes"].agg(lambda values: values.max(skipna=False))
     table["kv_bytes"] = groups["kv_bytes"].agg(_mean).astype("Float64").round().astype("Int64")
     table.insert(0, "tasks", groups.size())
-    return table.reset_index()[["method", "tasks", *COLUMNS[3:]]]
+    return table.reset_index()[["method", "tasks", *_WHOLE]]
 
 
 def shared(summary: pd.DataFrame) -> pd.DataFrame:
@@ -75,6 +90,17 @@ def ordered(table: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -
         known = [label for label in dict.fromkeys([*labels, *table[column]]) if (column, label) != ("task", ALL)]
         ranks[column] = table[column].map({label: rank for rank, label in enumerate([*known, ALL])})
     return table.loc[ranks.sort_values(["task", "method"], kind="stable").index].reset_index(drop=True)
+
+
+def _tails(groups: DataFrameGroupBy[Any, Any]) -> pd.DataFrame:
+    """Percentiles of TTFT and of the gaps between tokens, and how many there are of each."""
+    values = {"ttft": groups["ttft_s"].agg(list), "itl": groups["token_s"].agg(lambda gaps: pooled(list(gaps)))}
+    table = pd.DataFrame(index=values["ttft"].index)
+    for name, found in values.items():
+        table[f"{name}_n"] = [int(np.isfinite(cell).sum()) for cell in found]
+        for percent in PERCENTS:
+            table[f"{name}_p{percent}_s"] = [percentile(cell, percent) for cell in found]
+    return table
 
 
 def _mean(values: pd.Series[float]) -> float:

@@ -10,10 +10,14 @@ import pandas as pd
 
 from harness.report import formats
 from harness.report.density import mean_density
+from harness.report.effects import ratio, verdict
+from harness.report.energy import energy
+from harness.report.goodput import Limit, goodput
 from harness.report.means import MeanScores
 from harness.report.recorded import Recorded, family
 from harness.report.summary import BASELINE, overall
 from harness.report.table import Cell, Table, label, number
+from harness.report.tails import tails
 from harness.statistics.paired import ALL, leaders
 
 _LEADS = "Bold: the best and all that the paired tests do not tell from it; nothing where they tell no two apart."
@@ -21,18 +25,22 @@ _LEDGER = ("weights", "activation_peak", "kv_after_prefill", "kv_steady", "kv_ho
 _COLUMNS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
 
 
-def tables(run: Recorded) -> list[Table]:
-    """All tables that the run has numbers for, the one to decide by first."""
+def tables(run: Recorded, slo: Sequence[Limit] = ()) -> list[Table]:
+    """All tables that the run has numbers for, the one to decide by first; goodput where there are limits."""
     found = [decision(run)]
     found += [accuracy(run)] if run.scored else []
-    found += [latency(run), memory(run), achieved(run), roofline(run)]
+    found += [latency(run), tails(run.summary), energy(run.summary, run.comparison, run.records)]
+    found += [memory(run), achieved(run), roofline(run)]
+    found += [goodput(run, slo)] if slo else []
     return [table for table in found if table.rows]
 
 
 def decision(run: Recorded) -> Table:
     """One row a method over all tasks: what it costs in accuracy and gives in time and memory, and how sure that is."""
     score_head = ["score %", "against full, points", "accuracy"] if run.scored else []
-    head = ["method", *score_head, "TTFT", "sooner", "TTFT verdict", "TPOT", "faster a token", "peak memory", "kept"]
+    energy_head = ["energy", "less energy"] if run.counted else []
+    head = ["method", *score_head, "TTFT", "sooner", "TTFT verdict", "TPOT", "faster a token"]
+    head += [*energy_head, "peak memory", "kept"]
     rows = [_decision_row(run, row) for row in run.whole.to_dict("records") if row["method"] in run.methods]
     note = (
         f"Over the tasks that all methods have. Differences and ratios are paired by sample against {BASELINE}, with "
@@ -46,9 +54,11 @@ def _decision_row(run: Recorded, row: dict[Any, Any]) -> list[Cell]:
     effect = run.effects.get((ALL, method), {})
     cells = [label(method), *(_score_cells(run, row, effect) if run.scored else [])]
     first = (ALL, method) in run.comparison.leaders["ttft"]
-    cells += [number(row["ttft_s"], formats.seconds(row["ttft_s"]), leads=first), _ratio(effect, "ttft", first)]
-    cells += [_verdict(effect, "ttft"), number(row["tpot_s"], formats.seconds(row["tpot_s"]))]
-    cells += [_ratio(effect, "tpot", False)]
+    cells += [number(row["ttft_s"], formats.seconds(row["ttft_s"]), leads=first), ratio(effect, "ttft", first)]
+    cells += [verdict(effect, "ttft"), number(row["tpot_s"], formats.seconds(row["tpot_s"]))]
+    cells += [ratio(effect, "tpot", False)]
+    if run.counted:
+        cells += [number(row["energy_j"], formats.joules(row["energy_j"])), ratio(effect, "energy", False)]
     peak, kept = row["peak_memory_bytes"], row["kept_fraction"]
     return [*cells, number(peak, formats.size(peak)), number(kept, formats.percent(kept))]
 
@@ -61,22 +71,8 @@ def _score_cells(run: Recorded, row: dict[Any, Any], effect: dict[str, Any]) -> 
     return [
         number(score, formats.score(score), leads=leads),
         number(ends[0], text, ends[1], ends[2]),
-        _verdict(effect, "score"),
+        verdict(effect, "score"),
     ]
-
-
-def _ratio(effect: dict[str, Any], measure: str, leads: bool) -> Cell:
-    ratio, low, high = (effect.get(f"{measure}_{name}", math.nan) for name in ("ratio", "low", "high"))
-    return number(ratio, formats.times(ratio) + formats.interval(low, high), low, high, leads)
-
-
-def _verdict(effect: dict[str, Any], measure: str) -> Cell:
-    name = "difference" if measure == "score" else "ratio"
-    if not effect or pd.isna(effect[f"{measure}_{name}"]):
-        return Cell(formats.NOTHING)
-    write = formats.score if measure == "score" else formats.excess
-    word = effect[f"{measure}_verdict"]
-    return Cell(formats.called(word, effect[f"{measure}_mde"], write), word)
 
 
 def accuracy(run: Recorded) -> Table:
@@ -142,7 +138,7 @@ def latency(run: Recorded) -> Table:
         for name in ("ttft", "tpot", "e2e"):
             seconds = row[f"{name}_s"]
             cells.append(number(seconds, formats.seconds(seconds), leads=lead.get(name, False)))
-            cells.append(_ratio(effect, name, lead.get(name, False)))
+            cells.append(ratio(effect, name, lead.get(name, False)))
         rows.append(cells)
     head = ["method", "tokens", "n", "TTFT", "sooner", "TPOT", "faster a token", "E2E", "faster in all"]
     note = (
@@ -197,7 +193,7 @@ def achieved(run: Recorded) -> Table:
     for task, method, row in _each(means):
         again, sooner = row["tokens_recomputed"], run.effects.get((task, method), {})
         cells = [number(row[name], formats.percent(row[name])) for name in shares.values()]
-        rows.append([label(method), label(task), *cells, number(again, f"{again:.0f}"), _ratio(sooner, "ttft", False)])
+        rows.append([label(method), label(task), *cells, number(again, f"{again:.0f}"), ratio(sooner, "ttft", False)])
     note = (
         "Shares of prompt tokens x layers whose keys and values the options ask to keep and that were there after the "
         "prefill; FLOPs of the prefill that a dense one would have needed more; what decode computed. "

@@ -12,6 +12,7 @@ from harness.engine import promises
 from harness.engine.method import Method
 from harness.errors import InputError
 from harness.measuring.clock import Measured, measure
+from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.ledger import ledger
 from harness.measuring.roofline import Ceilings
@@ -32,6 +33,12 @@ class Bench:
     run: LoadedRun
     ceilings: Ceilings
     monitor: GpuMonitor | None
+    meter: EnergyMeter
+
+    def device_state(self) -> dict[str, Any] | None:
+        """The GPU now, and at rest; None where nothing is known of one."""
+        state = self.monitor.sample() if self.monitor is not None else None
+        return None if state is None else state | self.meter.facts()
 
 
 def run_request(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
@@ -75,13 +82,17 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     run, method = bench.run, cell.method
     sample = prompt.sample
     ended = StopTexts(sample.stop, run.model.tokenizer, sample.min_new_tokens) if sample.stop else None
+    before = bench.meter.read()
     measured = measure(run.engine, method, prompt.request, parts=run.spec.parts, ended=ended)
-    values = UNTIMED | {"device_state": bench.monitor.sample() if bench.monitor is not None else None}
+    joules, state = bench.meter.spent(before, measured.e2e_s), bench.device_state()
+    values = UNTIMED | {"device_state": state}
     # What the method says of itself is about this request: it is read before the method is asked for anything else.
     values |= identity(cell, prompt) | counts(method, measured)
     values["extra"] |= measured.survivors | _notes(method, measured)
     if not method.simulated:
         values |= times(run.engine, method, measured, bench.ceilings, values["context_tokens"])
+        # What others compute on the device is in its counter too.
+        values["energy_j"] = None if state and state["foreign_processes"] else joules
     graded = _score(run, cell, prompt, measured)
     values |= {"prediction": graded.prediction, "score": graded.score}
     values["extra"] |= {} if graded.problem is None else {NOT_SCORED: graded.problem}

@@ -9,8 +9,12 @@ from collections.abc import Iterator, Sequence, Set
 from functools import partial
 from typing import Any
 
+import torch
+
 from harness.engine.engine import Engine
 from harness.engine.request import Request
+from harness.measuring.clock import synchronize
+from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.roofline import ceilings
 from harness.runner.execute import Job
@@ -33,8 +37,10 @@ class MethodWorker:
         """
         run = load_run(plan)
         limits = ceilings(run.device, run.model.model.dtype)
-        monitor = GpuMonitor(run.device.index or 0) if run.device.type == "cuda" else None
-        self._bench = Bench(run, limits, monitor)
+        monitor = gpu_monitor(run.device)
+        synchronize(run.device)
+        meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
+        self._bench = Bench(run, limits, monitor, meter)
 
     def facts(self) -> dict[str, Any]:
         """Of the loaded run."""
@@ -56,6 +62,11 @@ class MethodWorker:
         there = prompt.on(self._bench.run.device)
         warm_up.before(there)
         return run_request(self._bench, cell, there)
+
+
+def gpu_monitor(device: torch.device) -> GpuMonitor | None:
+    """What is asked about the GPU of a run; None on a CPU."""
+    return GpuMonitor(device.index or 0) if device.type == "cuda" else None
 
 
 def _in_turn(prompts: Sequence[Prompt], cells: Sequence[Cell]) -> Iterator[tuple[Prompt, Cell]]:

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 
 from harness.statistics.estimators import ALPHA
-from harness.statistics.paired import REFERENCE, SPEEDS, compare
+from harness.statistics.paired import COSTS, REFERENCE, compare
 
 TWIN = f"{REFERENCE}#aa"
 COLUMNS = [
     *("task", "n", "score_flips", "score_floor"),
-    *(f"{name}_{field}" for name in SPEEDS for field in ("ratio", "low", "high", "floor")),
+    *(f"{name}_{field}" for name in COSTS for field in ("ratio", "low", "high", "floor")),
 ]
 
 
@@ -48,7 +48,7 @@ def noise_floor(
     flips = _flips(cells, reference, twin)
     table["score_flips"] = [sum(flips.values()) if task not in flips else flips[task] for task in found["task"]]
     table["score_floor"] = 100 * table["score_flips"] / found["score_n"].where(found["score_n"] > 0)
-    for name in SPEEDS:
+    for name in COSTS:
         for field in ("ratio", "low", "high"):
             table[f"{name}_{field}"] = found[f"{name}_{field}"]
         table[f"{name}_floor"] = np.maximum(found[f"{name}_high"], 1 / found[f"{name}_low"])

@@ -39,7 +39,9 @@ from harness.statistics.power import score_mde, speed_mde
 REFERENCE = "full"
 ALL = "all"
 SPEEDS = ("ttft", "tpot", "e2e")
-MEASURES = ("score", *SPEEDS)
+COSTS = {**{name: f"{name}_s" for name in SPEEDS}, "energy": "energy_j"}
+"""What less of is better, compared as ratios, and the column of the records that has it."""
+MEASURES = ("score", *COSTS)
 MARGIN_POINTS = 5.0
 MARGIN_RATIO = 1.05
 
@@ -47,7 +49,7 @@ _FIELDS = ("low", "high", "p", "p_holm", "mde")
 COLUMNS = [
     *("method", "task", "n", "units", "score_test", "score_n", "score_difference"),
     *(f"score_{field}" for field in _FIELDS),
-    *(f"{name}_{field}" for name in SPEEDS for field in ("n", "ratio", *_FIELDS)),
+    *(f"{name}_{field}" for name in COSTS for field in ("n", "ratio", *_FIELDS)),
 ]
 
 Verdict = Literal["better", "worse", "no difference", "within noise", "undecided"]
@@ -75,7 +77,8 @@ def compare(
 
     Returns:
         `COLUMNS`, one row a task and method, `all` last; empty where the run lacks the reference. Scores in points of
-        100, method minus reference; ratios are times of the reference over those of the method, so above 1 is better.
+        100, method minus reference; ratios are times (and joules, `energy`) of the reference over those of the method,
+        so above 1 is better.
         `*_n` pairs with both values. `*_p_holm` is adjusted over the methods x tasks of its measure (over the methods
         for `all`); a label `REFERENCE#...` is the reference once more and not part of that. `*_mde` is the smallest
         true effect that has 80 % power at the level of Holm's first step: infinite where nothing could be found.
@@ -98,16 +101,16 @@ def speedups(records: pd.DataFrame, reference: str = REFERENCE) -> pd.DataFrame:
     """The estimates of `compare` alone, of the reference too (1, by definition).
 
     Returns:
-        One row a method and task, index (method, task), columns `ttft`, `tpot`, `e2e`; NaN where there is no pair.
+        One row a method and task, index (method, task), columns of `COSTS`; NaN where there is no pair.
     """
     rows = {
-        (method, panel.task): [_speedup(panel.pairs(name, method, reference)) for name in SPEEDS]
+        (method, panel.task): [_speedup(panel.pairs(name, method, reference)) for name in COSTS]
         for panel in _panels(records)
         if reference in panel.methods
         for method in panel.methods
     }
     index = pd.MultiIndex.from_arrays([[m for m, _ in rows], [t for _, t in rows]], names=["method", "task"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=list(SPEEDS), dtype=float)
+    return pd.DataFrame(list(rows.values()), index=index, columns=list(COSTS), dtype=float)
 
 
 def verdict(
@@ -174,6 +177,11 @@ def verdicts(
     return table
 
 
+def costs(comparison: pd.DataFrame) -> list[str]:
+    """The costs that a table of `compare` speaks of: times, and what else was measured."""
+    return [name for name in COSTS if name in SPEEDS or comparison[f"{name}_ratio"].notna().any()]
+
+
 def leaders(records: pd.DataFrame, measure: str, seed: int = 0, by: str = "task") -> set[tuple[str, str]]:
     """The methods of each task that no other is shown to beat, where the run can tell any two apart at all.
 
@@ -184,7 +192,7 @@ def leaders(records: pd.DataFrame, measure: str, seed: int = 0, by: str = "task"
 
     Args:
         records: one row a record, without A/A twins.
-        measure: "score", "ttft", "tpot" or "e2e".
+        measure: one of `MEASURES`.
         seed: of sign flips.
         by: see `compare`.
 
@@ -196,7 +204,7 @@ def leaders(records: pd.DataFrame, measure: str, seed: int = 0, by: str = "task"
 
 @dataclass(frozen=True)
 class _Panel:
-    """One task: a row a sample, a column a method; times as logs, what is missing NaN."""
+    """One task: a row a sample, a column a method; costs as logs, what is missing NaN."""
 
     task: str
     methods: list[str]
@@ -232,9 +240,9 @@ def _panels(records: pd.DataFrame) -> list[_Panel]:
     frame = records[["method", "task", "sample"]].copy()
     frame["unit"] = _clusters(records)
     frame["score"] = records["score"].astype(float)
-    for name in SPEEDS:
-        seconds = records[f"{name}_s"].to_numpy(dtype=float, na_value=np.nan)
-        frame[name] = np.log(np.where(seconds > 0, seconds, np.nan))
+    for name, column in COSTS.items():
+        cost = records[column].to_numpy(dtype=float, na_value=np.nan) if column in records else np.nan
+        frame[name] = np.log(np.where(cost > 0, cost, np.nan))
     return [_panel(str(task), group) for task, group in frame.groupby("task", sort=False)]
 
 
@@ -289,7 +297,7 @@ def _cell(
     """`whole`: what one of the tasks has no values of, all together have no effect of."""
     found = {name: [panel.pairs(name, method, reference) for panel in group] for name in MEASURES}
     tasks = {name: [task for task in panels if whole or len(task.values)] for name, panels in found.items()}
-    effects = {name: speed_effect(tasks[name], confidence) for name in SPEEDS}
+    effects = {name: speed_effect(tasks[name], confidence) for name in COSTS}
     effects["score"] = score_effect(tasks["score"], confidence, seed)
     effects = {name: _of_enough(effect) for name, effect in effects.items()}
     shared = [panel.shared(method, reference) for panel in group]

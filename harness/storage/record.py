@@ -18,6 +18,7 @@ NOT_SCORED = "not_scored"
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Elapsed = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Joules = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Operations = Annotated[int, Field(ge=0, lt=10**30)]
 MeanCount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -95,6 +96,12 @@ class Record(BaseModel):
     e2e_s: Elapsed | None = Field(
         description="seconds from prompt token ids on the device to the last new token id on the host"
     )
+    energy_j: Joules | None = Field(
+        default=None,
+        description="joules of the whole device during the request, by its counter (measuring.energy); null on a CPU, "
+        "where the device does not count or others computed on it, where the request was too short for the counter's "
+        "steps, and in older records",
+    )
     peak_memory_bytes: Count | None = Field(
         description="highest memory during the request, weights included: the allocator's peak on CUDA, the process's "
         "highest resident set on a CPU; null where the platform cannot tell"
@@ -127,7 +134,8 @@ class Record(BaseModel):
         description="decode_read_bytes over the device's measured copy rate: no decode step is much faster"
     )
     device_state: dict[str, Any] | None = Field(
-        description="clocks, temperature, throttle reasons and foreign processes of the GPU right after the request"
+        description="clocks, temperature, power, throttle reasons and foreign processes of the GPU right after the "
+        "request; its power at rest before the run, and the seconds of a step of its energy counter"
     )
     tokens_requested: list[Count] = Field(description="prompt tokens a layer that the method's options ask for")
     tokens_kept: Sequence[Count | MeanCount] = Field(
@@ -160,6 +168,18 @@ class Record(BaseModel):
     def failed(self) -> bool:
         """Whether the method, or the task's score, failed in it; it is asked again when the run goes on."""
         return FAILED in self.extra or NOT_SCORED in self.extra
+
+    @property
+    def tpot_mean_s(self) -> float:
+        """Mean seconds per token after the first, as vLLM's `bench serve` has it; NaN below two tokens."""
+        if self.ttft_s is None or self.e2e_s is None or self.new_tokens < 2:
+            return math.nan
+        return (self.e2e_s - self.ttft_s) / (self.new_tokens - 1)
+
+    @property
+    def energy_per_token_j(self) -> float:
+        """Joules of the request, its prefill included, for each new token; NaN where it has none."""
+        return math.nan if self.energy_j is None or not self.new_tokens else self.energy_j / self.new_tokens
 
     @property
     def kept_fraction(self) -> float:

@@ -30,7 +30,8 @@ from harness.storage.samples import PACKED, SAMPLES, Samples, Seal, first_line, 
 MANIFEST_VERSION = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 
-_FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s")
+_FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s", "energy_j")
+_DERIVED = ("kept_fraction", "tpot_mean_s", "energy_per_token_j")
 _INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
 
 
@@ -214,8 +215,8 @@ def load(run: Path | str) -> pd.DataFrame:
     """Reads the records of a run, of one that is still being written too.
 
     Returns:
-        One row a record, in the order they were written: the fields of `harness.storage.record.Record` and
-        `kept_fraction`. What was not measured is NaN or NA.
+        One row a record, in the order they were written: the fields of `harness.storage.record.Record` and its
+        `kept_fraction`, `tpot_mean_s` and `energy_per_token_j`. What was not measured is NaN or NA.
 
     Raises:
         InputError: the folder is not a run, a line of it is corrupt, or records are not those that it ended with.
@@ -224,9 +225,9 @@ def load(run: Path | str) -> pd.DataFrame:
     samples = Samples.read(folder)
     records = samples.records(manifest.methods, manifest.tasks)
     samples.check(manifest.records)
-    rows = [record.model_dump() | {"kept_fraction": record.kept_fraction} for record in records]
-    frame = pd.DataFrame(rows, columns=[*Record.model_fields, "kept_fraction"])
-    return frame.astype(dict.fromkeys((*_FLOATS, "kept_fraction"), "float64") | dict.fromkeys(_INTS, "Int64"))
+    rows = [record.model_dump() | {name: getattr(record, name) for name in _DERIVED} for record in records]
+    frame = pd.DataFrame(rows, columns=[*Record.model_fields, *_DERIVED])
+    return frame.astype(dict.fromkeys((*_FLOATS, *_DERIVED), "float64") | dict.fromkeys(_INTS, "Int64"))
 
 
 def load_manifest(run: Path | str) -> Manifest:

@@ -541,3 +541,65 @@ def test_what_is_not_known_is_null_and_not_nan() -> None:
         for result in report.results
         for value in dataclasses.astuple(result)
     )
+
+
+# Joules and tails: gates where they are asked for
+
+
+def costly(seed: int = 0, *, joules: float = 1.0, slow_gaps: float = 1.0, gaps: int = 40) -> list[Record]:
+    """A run on a GPU that counts; slim takes `joules` times what it did, and an eighth of its gaps `slow_gaps` times."""
+    clock = np.random.default_rng(seed)
+    found = []
+    for one in rerun(seed):
+        slim = one.method == "slim"
+        spent = 300 / SPEEDUP[one.method] * float(clock.lognormal(0, 0.03)) * (joules if slim else 1)
+        noisy = 0.02 * clock.lognormal(0, 0.03, gaps)
+        noisy[::8] *= 2 * (slow_gaps if slim else 1)
+        found.append(one.model_copy(update={"energy_j": spent, "token_s": noisy.tolist(), "new_tokens": gaps + 1}))
+    return found
+
+
+@pytest.fixture(scope="module")
+def counted() -> Baseline:
+    return digested(costly())
+
+
+def test_joules_and_tails_are_gates_where_they_are_asked_for(counted: Baseline) -> None:
+    both = parse_tolerance(energy="ratio:10%", tail="ratio:25%")
+    clean = check(counted, digested(costly(1)), both)
+    assert not clean.of("violated") and {"energy", "itl_p90"} <= {result.gate for result in clean.of("passed")}
+    hungry = check(counted, digested(costly(1, joules=1.2)), both)
+    assert violated(hungry) == {("energy", "slim")} and "energy of full over its own" in hungry.lines()[0]
+    stalling = check(counted, digested(costly(1, slow_gaps=1.5)), both)
+    assert violated(stalling) == {("itl_p90", "slim")}
+    # A bound that is not asked for is not held.
+    assert not check(counted, digested(costly(1, joules=1.2, slow_gaps=1.5))).of("violated")
+
+
+def test_nothing_changes_where_they_are_not_asked_for(counted: Baseline) -> None:
+    gates = {result.gate for result in check(counted, digested(costly(1))).results}
+    assert gates == {"prompt", "kept set", "answers", "scorer", "score", "ttft", "tpot", "e2e"}
+
+
+def test_a_run_without_joules_or_with_short_answers_has_not_passed(base: Baseline, counted: Baseline) -> None:
+    for tolerance, gate in ((Tolerance(energy=10), "energy"), (Tolerance(tail=10), "tail")):
+        neither = [one for one in check(base, digested(rerun(1)), tolerance).results if one.gate == gate]
+        assert len(neither) == 4 and {one.outcome for one in neither} == {"undecided"}
+    one_side = check(base, digested(costly(1)), Tolerance(energy=10)).results
+    assert {one.outcome for one in one_side if one.gate == "energy"} == {"undecided"}
+    short = check(digested(costly(gaps=28)), digested(costly(1, gaps=28)), Tolerance(tail=10)).results
+    assert {one.outcome for one in short if one.gate == "tail"} == {"undecided"}
+
+
+def test_a_baseline_has_them_as_ratios(counted: Baseline) -> None:
+    sample = counted.cells["slim"]["needle"].samples["000"]
+    assert sample.ratio.keys() == {"ttft", "tpot", "e2e", "energy", "itl_p90"} and not sample.seconds
+    assert sample.ratio["energy"] == pytest.approx(SPEEDUP["slim"], rel=0.2)
+    assert counted.cells["full"]["needle"].samples["000"].seconds.keys() == {"ttft", "tpot", "e2e"}
+    assert counted.cells["slim"]["needle"].ratios["energy"].ratio == pytest.approx(SPEEDUP["slim"], rel=0.02)
+
+
+@pytest.mark.parametrize("option", ["energy", "tail"])
+def test_a_bound_that_cannot_be_read_names_its_option(option: str) -> None:
+    with pytest.raises(InputError, match=f"--{option} '5%': expected ratio:5%"):
+        parse_tolerance(**{option: "5%"})

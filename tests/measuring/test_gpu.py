@@ -50,6 +50,9 @@ class FakeNvml(types.ModuleType):
     def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         return 698_500
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> int:
+        return 1_234_567
+
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:
         return 0x1 | 0x4 | 0x40 | 0x4000
 
@@ -116,11 +119,20 @@ def test_what_the_gpu_does_not_tell_is_null(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["power_w"] is None and found["foreign_processes"] is None and found["temperature_c"] == 71
 
 
+def test_the_counter_of_energy_is_in_joules(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeNvml())
+    with GpuMonitor() as monitor:
+        assert monitor.energy_j() == 1234.567
+    use(monkeypatch, FakeNvml(broken=("nvmlDeviceGetTotalEnergyConsumption",)))
+    with GpuMonitor() as monitor:
+        assert monitor.energy_j() is None
+
+
 @pytest.mark.parametrize("nvml", [None, FakeNvml(broken=("nvmlInit",)), FakeNvml(broken=("nvmlDeviceGetCount",))])
 def test_without_nvml_there_is_no_sample(monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None) -> None:
     use(monkeypatch, nvml)
     with GpuMonitor() as monitor:
-        assert monitor.sample() is None
+        assert monitor.sample() is None and monitor.energy_j() is None
 
 
 def test_no_such_device_is_no_sample_and_closing_twice_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:

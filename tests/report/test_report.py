@@ -108,6 +108,8 @@ def page_of(run: Path, **changes: Any) -> str:
 def test_summary_has_the_agreed_columns_in_the_order_of_the_run(run: Path) -> None:
     summary = summary_of(run)
     header = "method,task,n,score,ttft_s,ttft_speedup,tpot_s,e2e_s,e2e_speedup,peak_memory_bytes,kv_bytes,kept_fraction"
+    header += ",tpot_mean_s,energy_n,energy_j,energy_per_token_j,energy_ratio"
+    header += ",ttft_n,ttft_p50_s,ttft_p90_s,ttft_p99_s,itl_n,itl_p50_s,itl_p90_s,itl_p99_s"
     assert ",".join(summary.columns) == header
     assert list(zip(summary["task"], summary["method"], strict=True)) == list(itertools.product(TASKS, METHODS))
 
@@ -138,7 +140,7 @@ def test_what_was_not_measured_is_null_and_never_zero(tmp_path: Path) -> None:
     unmeasured = dict.fromkeys(("score", "ttft_s", "tpot_s", "e2e_s", "peak_memory_bytes", "kv_bytes"))
     run = write(tmp_path, [record("full", "needle", 0), record("lazyllm", "needle", 0, **unmeasured)])
     lazy = render(run)[0].read_text().splitlines()[2]
-    assert lazy == "lazyllm,needle,1,,,,,,,,,1.0"
+    assert lazy == "lazyllm,needle,1,,,,,,,,,1.0,,0,,,,0,,,,0,,,"  # zeros: how many values there are
     row = next(line for line in page_of(run).splitlines() if "`lazyllm`" in line)
     assert row.split("|")[4:-2] == [" - "] * 8
 

@@ -24,7 +24,7 @@ from harness.statistics.estimators import (
     trimmed_mean,
 )
 from harness.statistics.noise import TWIN, noise_floor
-from harness.statistics.paired import ALL, COLUMNS, compare, leaders, speedups, verdict, verdicts
+from harness.statistics.paired import ALL, COLUMNS, COSTS, compare, leaders, speedups, verdict, verdicts
 from harness.statistics.power import flips_needed, flips_power, pairs_needed, score_mde, speed_mde
 
 Row = dict[str, Any]
@@ -362,7 +362,8 @@ def test_leaders_are_what_nothing_is_shown_to_beat() -> None:
 def test_speedups_are_the_estimates_of_the_comparison() -> None:
     records = noisy(4, {"full": 0.0, "slim": -0.3})
     assert speedups(records).loc[("slim", "needle"), "e2e"] == only(compare(records), "slim")["e2e_ratio"]
-    assert list(speedups(records).xs("full", level="method").to_numpy().ravel()) == [1.0] * 3
+    of_full = speedups(records.assign(energy_j=records["e2e_s"] * 300)).xs("full", level="method")
+    assert list(of_full.columns) == list(COSTS) and list(of_full.to_numpy().ravel()) == [1.0] * 4
 
 
 def test_a_whole_run_of_nothing_but_noise_is_rarely_flagged() -> None:

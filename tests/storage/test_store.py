@@ -88,7 +88,7 @@ def test_an_empty_run_loads_with_all_columns(tmp_path: Path) -> None:
     write(tmp_path)
     frame = load(tmp_path)
     assert frame.empty
-    assert list(frame.columns) == [*Record.model_fields, "kept_fraction"]
+    assert list(frame.columns) == [*Record.model_fields, "kept_fraction", "tpot_mean_s", "energy_per_token_j"]
 
 
 def test_a_record_is_on_disk_when_append_returns(tmp_path: Path) -> None:
