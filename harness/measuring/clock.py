@@ -23,6 +23,7 @@ from harness.engine.engine import Engine
 from harness.engine.generation import Work
 from harness.engine.method import Method
 from harness.engine.request import Request
+from harness.measuring.energy import UNCOUNTED, EnergyMeter
 from harness.storage.spans import survivors
 
 Ended = Callable[[Sequence[int]], bool]
@@ -43,6 +44,7 @@ class Measured:
         decode_bytes: bytes of keys, values and method data that a decode step reads, after the first token.
         parts_s: seconds of each part of TTFT, if they were asked for.
         overlap: how much of the work beside a decode step was hidden, see `Overlap.read`; None where nothing was.
+        energy_j: joules by the device's counter (`harness.measuring.energy`), None where it cannot tell.
     """
 
     tokens: list[int]
@@ -56,6 +58,7 @@ class Measured:
     decode_bytes: int
     parts_s: dict[str, float] | None
     overlap: dict[str, float] | None
+    energy_j: float | None = None
 
     @property
     def tpot_s(self) -> float | None:
@@ -64,7 +67,13 @@ class Measured:
 
 
 def measure(
-    engine: Engine, method: Method, request: Request, *, parts: bool = False, ended: Ended | None = None
+    engine: Engine,
+    method: Method,
+    request: Request,
+    *,
+    parts: bool = False,
+    ended: Ended | None = None,
+    meter: EnergyMeter = UNCOUNTED,
 ) -> Measured:
     """Runs one request and times it.
 
@@ -74,10 +83,12 @@ def measure(
         request: what it is asked.
         parts: also time the parts of TTFT, which costs a little.
         ended: whether the answer is complete, by the tokens that there are; asked behind each.
+        meter: of the device's energy; read before the first clock and behind the last.
     """
     device = request.prompt.device
     peak, stopwatch = PeakMemory(device), engine.context.stopwatch
     synchronize(device)
+    counter = meter.read()
     start = time.perf_counter()
     if parts:
         stopwatch.start(device)
@@ -93,7 +104,9 @@ def measure(
         clocks.append(time.perf_counter() - pause)
     gaps = [after - before for before, after in pairwise(clocks)]
     ttft, e2e = clocks[0] - start, clocks[-1] - start
-    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, which, work, decode_bytes, parts_s, stream.overlap())
+    joules = meter.spent(counter, e2e)
+    overlap = stream.overlap()
+    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, which, work, decode_bytes, parts_s, overlap, joules)
 
 
 def synchronize(device: torch.device) -> None:

@@ -104,3 +104,7 @@ class EnergyMeter:
         """`idle_power_w` and `energy_step_s` of a record's `device_state`."""
         power, step = self.rest or (None, None)
         return {"idle_power_w": power, "energy_step_s": step}
+
+
+UNCOUNTED = EnergyMeter(lambda: None)
+"""Of a device that does not count."""

@@ -64,13 +64,22 @@ class GpuMonitor:
             "temperature_c": _ask(lambda: int(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))),
             "power_w": _ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000),
             "throttle_reasons": _ask(lambda: _reasons(nvml, handle)),
-            "foreign_processes": _ask(lambda: _foreign(nvml.nvmlDeviceGetComputeRunningProcesses(handle))),
+            "foreign_processes": self._foreign(),
         }
 
     def energy_j(self) -> float | None:
-        """Joules that the GPU used since its driver was loaded; None where it does not count (before Volta, MIG)."""
+        """Joules that the GPU used since its driver was loaded.
+
+        None where it does not count (before Volta, and parts of a GPU), or others compute on it: theirs are in it too.
+        """
         nvml, handle = self._nvml, self._handle
-        return None if nvml is None else _ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
+        if nvml is None or self._foreign():
+            return None
+        return _ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
+
+    def _foreign(self) -> int | None:
+        nvml, handle = self._nvml, self._handle
+        return _ask(lambda: _foreign(nvml.nvmlDeviceGetComputeRunningProcesses(handle)))
 
     def close(self) -> None:
         """Lets go of NVML; may be called twice."""

@@ -46,25 +46,29 @@ def parse_slo(text: str) -> list[Limit]:
 def goodput(run: Recorded, slo: Sequence[Limit]) -> Table:
     """One row a task and method that was timed: the share of its requests within all limits, and their rate.
 
-    The rate is that of requests sent one after the other (vLLM's goodput, where the duration is that of a benchmark
-    under load): requests within the limits, over the seconds that all requests took. A request without an answer is
-    none of the good ones. TPOT is vLLM's mean; a request of one token has none, and keeps its limit.
+    The rate is vLLM's goodput, requests within the limits over a duration, where the duration is not that of a
+    benchmark under load but the seconds that all requests took one after the other; those decoded together share their
+    steps. A request without an answer is none of the good ones. TPOT is vLLM's mean; a request of one token has none,
+    and keeps its limit.
     """
     rows = []
     for (task, method), group in run.contenders.groupby(["task", "method"], sort=False):
         if group["e2e_s"].notna().any():
             rows.append(_row(str(task), str(method), group, slo))
-    limits = ", ".join(f"{limit.name.upper()} at most {formats.seconds(limit.seconds)}" for limit in slo)
+    load, limits = (
+        _load(run.contenders),
+        ", ".join(f"{limit.name.upper()} at most {formats.seconds(limit.seconds)}" for limit in slo),
+    )
     note = (
         f"Requests with {limits}; TPOT as vLLM has it, (E2E - TTFT) / (new tokens - 1). Goodput: such requests a "
-        "second where one is sent after the other (batch 1, no queue), so not that of a server under load."
+        f"second where one is sent after the other ({load}), so not that of a server under load."
     )
     head = ["task", "method", "n", "within", "share", "goodput, requests/s", "all, requests/s"]
-    return Table("goodput", "Goodput, batch 1, no queue", note, head, rows, labels=2)
+    return Table("goodput", f"Goodput, {load}", note, head, rows, labels=2)
 
 
 def _row(task: str, method: str, group: pd.DataFrame, slo: Sequence[Limit]) -> list[Cell]:
-    good, busy = int(_within(group, slo).sum()), float(group["e2e_s"].sum())
+    good, busy = int(_within(group, slo).sum()), _seconds(group)
     rates = (good / busy, float(group["e2e_s"].count()) / busy)
     share = good / len(group)
     return [
@@ -75,6 +79,21 @@ def _row(task: str, method: str, group: pd.DataFrame, slo: Sequence[Limit]) -> l
         number(share, formats.percent(share)),
         *(number(rate, f"{rate:.3g}") for rate in rates),
     ]
+
+
+def _batch(records: pd.DataFrame) -> pd.Series[float]:
+    """Requests that were decoded together."""
+    return records.get("batch", pd.Series(1.0, records.index)).astype(float).fillna(1.0)
+
+
+def _load(records: pd.DataFrame) -> str:
+    sizes = sorted(set(_batch(records)))
+    return f"batch {' and '.join(f'{size:.0f}' for size in sizes)}, no queue"
+
+
+def _seconds(group: pd.DataFrame) -> float:
+    """All prefills, one by one, and all steps, each counted once."""
+    return float((group["ttft_s"] + (group["e2e_s"] - group["ttft_s"]) / _batch(group)).sum())
 
 
 def _within(group: pd.DataFrame, slo: Sequence[Limit]) -> pd.Series[bool]:

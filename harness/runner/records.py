@@ -86,6 +86,7 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
         "token_s": measured.token_s,
         "e2e_s": measured.e2e_s,
         "parts_s": measured.parts_s,
+        "energy_j": measured.energy_j,
         "peak_memory_bytes": measured.peak_memory_bytes,
         "kv_bytes": promises.count("kv_bytes", method.kv_bytes()),
         "kv_bytes_host": promises.count("kv_bytes_host", method.kv_bytes_host()),

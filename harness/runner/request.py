@@ -82,17 +82,13 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     run, method = bench.run, cell.method
     sample = prompt.sample
     ended = StopTexts(sample.stop, run.model.tokenizer, sample.min_new_tokens) if sample.stop else None
-    before = bench.meter.read()
-    measured = measure(run.engine, method, prompt.request, parts=run.spec.parts, ended=ended)
-    joules, state = bench.meter.spent(before, measured.e2e_s), bench.device_state()
-    values = UNTIMED | {"device_state": state}
+    measured = measure(run.engine, method, prompt.request, parts=run.spec.parts, ended=ended, meter=bench.meter)
+    values = UNTIMED | {"device_state": bench.device_state()}
     # What the method says of itself is about this request: it is read before the method is asked for anything else.
     values |= identity(cell, prompt) | counts(method, measured)
     values["extra"] |= measured.survivors | _notes(method, measured)
     if not method.simulated:
         values |= times(run.engine, method, measured, bench.ceilings, values["context_tokens"])
-        # What others compute on the device is in its counter too.
-        values["energy_j"] = None if state and state["foreign_processes"] else joules
     graded = _score(run, cell, prompt, measured)
     values |= {"prediction": graded.prediction, "score": graded.score}
     values["extra"] |= {} if graded.problem is None else {NOT_SCORED: graded.problem}

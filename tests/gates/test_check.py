@@ -547,7 +547,7 @@ def test_what_is_not_known_is_null_and_not_nan() -> None:
 
 
 def costly(seed: int = 0, *, joules: float = 1.0, slow_gaps: float = 1.0, gaps: int = 40) -> list[Record]:
-    """A run on a GPU that counts; slim takes `joules` times what it did, and an eighth of its gaps `slow_gaps` times."""
+    """A run on a GPU that counts; slim takes `joules` times as many, and an eighth of its gaps `slow_gaps` times."""
     clock = np.random.default_rng(seed)
     found = []
     for one in rerun(seed):

@@ -126,6 +126,9 @@ def test_the_counter_of_energy_is_in_joules(monkeypatch: pytest.MonkeyPatch) -> 
     use(monkeypatch, FakeNvml(broken=("nvmlDeviceGetTotalEnergyConsumption",)))
     with GpuMonitor() as monitor:
         assert monitor.energy_j() is None
+    use(monkeypatch, FakeNvml((os.getpid(), 7)))
+    with GpuMonitor() as monitor:
+        assert monitor.energy_j() is None, "another process's joules are in the counter too"
 
 
 @pytest.mark.parametrize("nvml", [None, FakeNvml(broken=("nvmlInit",)), FakeNvml(broken=("nvmlDeviceGetCount",))])

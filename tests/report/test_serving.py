@@ -17,7 +17,7 @@ from harness.report.compare import compare_runs
 from harness.report.compare import to_markdown as compared_text
 from harness.report.goodput import Limit, goodput, parse_slo
 from harness.report.json_summary import json_summary
-from harness.report.recorded import read
+from harness.report.recorded import Recorded, read
 from harness.report.render import render
 from harness.report.table import Table
 from harness.report.tables import decision, tables
@@ -143,7 +143,10 @@ def test_goodput_counts_what_keeps_every_limit(tmp_path: Path) -> None:
     busy = 2.0 + 2.1 + 3.1 + 2.0
     assert one(table, "full", "goodput, requests/s") == pytest.approx(2 / busy)
     assert one(table, "full", "all, requests/s") == pytest.approx(4 / busy)
-    assert "batch 1, no queue" in table.title
+    assert table.title == "Goodput, batch 1, no queue"
+    together = goodput(Recorded(run.name, run.manifest, run.records.assign(batch=4)), parse_slo("ttft=2s,tpot=100ms"))
+    assert together.title == "Goodput, batch 4, no queue"
+    assert one(together, "full", "goodput, requests/s") == pytest.approx(2 / (7.0 + (busy - 7.0) / 4))
     assert one(goodput(run, parse_slo("e2e=2.05s")), "full", "within") == 2
 
 
