@@ -20,7 +20,8 @@ NOTE = (
     "TPOT median: of the gaps between a request's tokens; TPOT mean: (E2E - TTFT) / (new tokens - 1), which is vLLM's "
     "TPOT; medians over the requests of both. ITL: the gaps between tokens, of all requests together. A percentile is "
     "given where its values are enough for one of them to lie above it with 95 % probability: "
-    f"{fewest(90)} for p90, {fewest(99)} for p99. Nothing waits in a queue, so these are no server's percentiles under load."
+    f"{fewest(90)} for p90, {fewest(99)} for p99. "
+    "Nothing waits in a queue, so these are no server's percentiles under load."
 )
 
 
