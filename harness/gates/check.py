@@ -193,8 +193,9 @@ def _cost_results(cells: Sequence[Both], tolerance: Tolerance, base: Baseline, n
     alpha = SPEED_ALPHA / max(1, len(methods) + len(full))
     for both in (*methods, *full):
         yield from _gates(both, SPEEDS, tolerance.percent, alpha, base, now)
-    for kind, names, percent in (("energy", ("energy",), tolerance.energy), ("tail", tuple(TAILS), tolerance.tail)):
-        for both in methods if percent is not None else ():
+    more = (("energy", ("energy",), tolerance.energy), ("tail", tuple(TAILS), tolerance.tail))
+    for kind, names, percent in [(kind, names, percent) for kind, names, percent in more if percent is not None]:
+        for both in methods:
             found = list(_gates(both, names, percent, SPEED_ALPHA / len(methods), base, now))
             nothing = GateResult(kind, both.method, both.task, "undecided", f"{kind}: neither run has any to compare")
             yield from found or [nothing]

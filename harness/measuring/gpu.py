@@ -75,11 +75,13 @@ class GpuMonitor:
         nvml, handle = self._nvml, self._handle
         if nvml is None or self._foreign():
             return None
-        return _ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
+        joules: float | None = _ask(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
+        return joules
 
     def _foreign(self) -> int | None:
         nvml, handle = self._nvml, self._handle
-        return _ask(lambda: _foreign(nvml.nvmlDeviceGetComputeRunningProcesses(handle)))
+        others: int | None = _ask(lambda: _foreign(nvml.nvmlDeviceGetComputeRunningProcesses(handle)))
+        return others
 
     def close(self) -> None:
         """Lets go of NVML; may be called twice."""

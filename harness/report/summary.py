@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.typing import DataFrameGroupBy
 
 from harness.statistics.paired import ALL, REFERENCE, speedups
 from harness.statistics.percentiles import PERCENTS, percentile, pooled
@@ -52,7 +50,7 @@ def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequenc
     ratios = speedups(records)[["ttft", "e2e", "energy"]]
     table[_RATIOS] = ratios.reindex(table.index).to_numpy()
     table["energy_n"] = groups["energy_j"].count()
-    table = table.join(_tails(groups))
+    table = table.join(_tails(records))
     table["n"] = groups["kept_fraction"].count()  # which a request without an answer lacks
     table["score"] = groups["score"].mean() * 100
     table["kept_fraction"] = groups["kept_fraction"].mean()
@@ -92,15 +90,20 @@ def ordered(table: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -
     return table.loc[ranks.sort_values(["task", "method"], kind="stable").index].reset_index(drop=True)
 
 
-def _tails(groups: DataFrameGroupBy[Any, Any]) -> pd.DataFrame:
+def _tails(records: pd.DataFrame) -> pd.DataFrame:
     """Percentiles of TTFT and of the gaps between tokens, and how many there are of each."""
-    values = {"ttft": groups["ttft_s"].agg(list), "itl": groups["token_s"].agg(lambda gaps: pooled(list(gaps)))}
-    table = pd.DataFrame(index=values["ttft"].index)
-    for name, found in values.items():
-        table[f"{name}_n"] = [int(np.isfinite(cell).sum()) for cell in found]
-        for percent in PERCENTS:
-            table[f"{name}_p{percent}_s"] = [percentile(cell, percent) for cell in found]
-    return table
+    rows = {
+        key: _percentiles("ttft", list(group["ttft_s"])) | _percentiles("itl", pooled(list(group["token_s"])))
+        for key, group in records.groupby(["method", "task"], sort=False)
+    }
+    columns = ["ttft_n", *TTFT_TAILS, "itl_n", *ITL_TAILS]
+    index = pd.MultiIndex.from_arrays([[m for m, _ in rows], [t for _, t in rows]], names=["method", "task"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+
+
+def _percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    counted = {f"{name}_n": int(np.isfinite(values).sum())}
+    return counted | {f"{name}_p{percent}_s": percentile(values, percent) for percent in PERCENTS}
 
 
 def _mean(values: pd.Series[float]) -> float:

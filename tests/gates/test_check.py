@@ -601,5 +601,6 @@ def test_a_baseline_has_them_as_ratios(counted: Baseline) -> None:
 
 @pytest.mark.parametrize("option", ["energy", "tail"])
 def test_a_bound_that_cannot_be_read_names_its_option(option: str) -> None:
+    bound: dict[str, Any] = {option: "5%"}
     with pytest.raises(InputError, match=f"--{option} '5%': expected ratio:5%"):
-        parse_tolerance(**{option: "5%"})
+        parse_tolerance(**bound)
