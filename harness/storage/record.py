@@ -172,7 +172,7 @@ class Record(BaseModel):
     @property
     def tpot_mean_s(self) -> float:
         """Mean seconds per token after the first, as vLLM's `bench serve` has it; NaN below two tokens."""
-        if self.ttft_s is None or self.e2e_s is None or self.new_tokens < 2:
+        if self.ttft_s is None or self.e2e_s is None or self.new_tokens < 2 or self.e2e_s <= self.ttft_s:
             return math.nan
         return (self.e2e_s - self.ttft_s) / (self.new_tokens - 1)
 
