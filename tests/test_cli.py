@@ -19,25 +19,12 @@ import typer.main
 
 import harness
 from harness.cli import app
+from harness.report.summary import COLUMNS
 from harness.storage.store import load_manifest
 from tests.command import run
 from tests.process import start
 
 SMALL = ["--tasks", "needle:lengths=192:depths=0.5:repeats=2"]
-COLUMNS = [
-    "method",
-    "task",
-    "n",
-    "score",
-    "ttft_s",
-    "ttft_speedup",
-    "tpot_s",
-    "e2e_s",
-    "e2e_speedup",
-    "peak_memory_bytes",
-    "kv_bytes",
-    "kept_fraction",
-]
 
 
 def random_model(folder: Path) -> str:
