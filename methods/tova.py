@@ -47,7 +47,8 @@ class Tova(Evicting):
 
     def replay(self) -> Replay | None:
         """Every step the token goes that is looked at least."""
-        self._replay.prepare(self.cache, [self.budget(layer) for layer in range(self.model.shape.layers)])
+        shape = self.model.shape
+        self._replay.prepare(self.cache, shape.heads, [self.budget(layer) for layer in range(shape.layers)])
         return self._replay
 
     def score(self, layer: int, heads: Heads) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from harness.engine.cache import gather
 from harness.engine.method import ModelContext
-from harness.engine.replay.eviction import LowestSumOut
+from harness.engine.replay.eviction import LowestOut
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
 from harness.options import OptionSet
@@ -22,7 +22,7 @@ class Summing(Evicting):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         """As `Method`."""
         super().__init__(options, model)
-        self._replay = LowestSumOut()
+        self._replay = LowestOut()
 
     def recent(self, layer: int) -> int:
         """How many of a layer's last tokens stay whatever they got."""
@@ -70,9 +70,9 @@ class Summing(Evicting):
         """Every step of one that evicts in decode, each KV head's token of the lowest sum goes."""
         if not self.evicts_in_decode():
             return super().replay()
-        layers = range(self.model.shape.layers)
-        limits, recents = ([count(layer) for layer in layers] for count in (self.budget, self.recent))
-        self._replay.prepare(self.cache, limits, recents, self._sums)
+        shape = self.model.shape
+        limits, recents = ([count(layer) for layer in range(shape.layers)] for count in (self.budget, self.recent))
+        self._replay.prepare(self.cache, shape.heads, limits, recents, self._sums)
         return self._replay
 
     def extra_bytes(self) -> int:

@@ -111,6 +111,19 @@ def test_dense(case: Case) -> None:
     step.close(out, step.expected(0, step.everything(0)))
 
 
+@pytest.mark.parametrize("case", CASES[:8], ids=str)
+def test_what_each_token_weighs_can_be_left_behind(case: Case) -> None:
+    step, layers = Step(case, [5, case.length]), 2
+    heads = step.q.shape[0]
+    logits, norms = (torch.full((layers, heads, *room), torch.nan, device=DEVICE) for room in ((case.length + 3,), ()))
+    out = step.kernel().dense(step.q, step.k, step.v, step.table, 1, logits=(logits, norms))
+    step.close(out, step.expected(1, step.everything(1)))
+    keys = torch.cat([step.caches[1][0][: case.length], step.k.unsqueeze(0)]).repeat_interleave(case.group, 1)
+    weights = (torch.einsum("hd,nhd->hn", step.q, keys).double() * case.d**-0.5).softmax(1)
+    assert torch.allclose((logits[1, :, : case.length + 1] - norms[1].unsqueeze(1)).double().exp2(), weights, atol=1e-5)
+    assert logits[0].isnan().all() and norms[0].isnan().all() and logits[1, :, case.length + 1 :].isnan().all()
+
+
 RAGGED = [
     (Case(2, 4, 16, splits=3), [[65, 0], [3, 48]]),
     (Case(4, 1, 64, splits=2), [[1, 16, 200, 15]]),

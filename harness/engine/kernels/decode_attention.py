@@ -74,7 +74,16 @@ class DecodeAttention:
         self._counters = torch.zeros(heads, dtype=torch.int32, device=device)
         self.norms = torch.empty(heads, dtype=torch.float32, device=device)
 
-    def dense(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, layer: int, out: Tensor | None = None) -> Tensor:
+    def dense(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor,
+        layer: int,
+        out: Tensor | None = None,
+        logits: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """Attends to all cached tokens and the new one, and stores the new one behind them.
 
         Args:
@@ -85,6 +94,9 @@ class DecodeAttention:
                 be within capacity; the kernel does not change the table.
             layer: row of the table.
             out: where the result goes, [1, heads * head_dim] contiguous; allocated if not given.
+            logits: what else is to be left, [layers, heads, room] and [layers, heads] float32 contiguous: q k / sqrt(d)
+                of the token in each slot, the new one included, and `norms`, of which it uses this layer's part; both
+                base 2. So a token's weight is 2 ** (logit - norm).
 
         Returns:
             [1, heads * head_dim].
@@ -92,7 +104,7 @@ class DecodeAttention:
         # Without dependent launch: what comes next would start beside it, and keep working with the little cache that
         # its shared memory leaves on a multiprocessor (docs/performance.md).
         launch = {"RAGGED": False, "PDL": False, **_DENSE}
-        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, **launch)
+        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, logits, **launch)
 
     def ragged(self, q: Tensor, k: Tensor, v: Tensor, table: Tensor, layer: int, out: Tensor | None = None) -> Tensor:
         """The same as `dense` where every KV head has memory of its own and its own number of tokens.
@@ -103,7 +115,7 @@ class DecodeAttention:
                 head_dim] contiguous, at multiples of 16 bytes) and the tokens there.
         """
         launch = {"RAGGED": True, "PDL": False, **_DENSE}
-        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, **launch)
+        return self._run(q, k, v, table, layer, None, 0, self.kv_heads, self.splits, out, None, **launch)
 
     def paged(
         self,
@@ -132,7 +144,7 @@ class DecodeAttention:
         # `launch_pdl` is an option of the CUDA back end alone.
         option = {"launch_pdl": True} if self._pdl else {}
         launch = {"RAGGED": False, "PDL": self._pdl, **option, **_PAGED}
-        return self._run(q, k, v, table, layer, pages, page_size, lists, splits, out, **launch)
+        return self._run(q, k, v, table, layer, pages, page_size, lists, splits, out, None, **launch)
 
     def _run(
         self,
@@ -146,17 +158,20 @@ class DecodeAttention:
         lists: int,
         splits: int,
         out: Tensor | None,
+        logits: tuple[Tensor, Tensor] | None,
         **launch: Any,
     ) -> Tensor:
         assert q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "channels of a head must be contiguous"
         out = q.new_empty((1, self.heads * self.head_dim)) if out is None else out
         group = self.heads // lists
+        into, norms = (self.norms, self.norms) if logits is None else logits
         _attend[(lists, splits)](
             q, k, v, table, table if pages is None else pages, self._sums, self._tops, self._totals, self._counters,
-            out, self.norms, layer, 0 if pages is None else pages.shape[1], q.stride(0), k.stride(0), v.stride(0),
+            out, norms, into, into.shape[-1], layer, 0 if pages is None else pages.shape[1],
+            q.stride(0), k.stride(0), v.stride(0),
             GROUP=group, PADDED=triton.next_power_of_2(group), KV_HEADS=self.kv_heads, SHARING=lists // self.kv_heads,
             DIM=self.head_dim, PAGE=page_size, SPLITS=splits, WIDTH=triton.next_power_of_2(splits),
-            SCALE=self.head_dim**-0.5 * math.log2(math.e), **launch,
+            SCALE=self.head_dim**-0.5 * math.log2(math.e), LOGITS=logits is not None, **launch,
         )  # fmt: skip
         return out
 
@@ -168,12 +183,13 @@ def multiprocessors(device: torch.device | str) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@triton.jit(do_not_specialize=["layer", "listed"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["room", "layer", "listed"])  # type: ignore[untyped-decorator]
 def _attend(
-    q, k, v, table, pages, sums, tops, totals, counters, out, norms, layer, listed, q_stride, k_stride, v_stride,
+    q, k, v, table, pages, sums, tops, totals, counters, out, norms, logits, room, layer, listed,
+    q_stride, k_stride, v_stride,
     GROUP: tl.constexpr, PADDED: tl.constexpr, KV_HEADS: tl.constexpr, SHARING: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr, RAGGED: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr, RAGGED: tl.constexpr, LOGITS: tl.constexpr,
 ) -> Any:  # fmt: skip
     """One share of one list of pages (or of all that a KV head holds), for all query heads that read it."""
     this, split = tl.program_id(0), tl.program_id(1)
@@ -203,6 +219,10 @@ def _attend(
     keys = tl.multiple_of(keys.to(pointer), 16) + begins
     values = tl.multiple_of(values.to(pointer), 16) + begins
 
+    if LOGITS:
+        norms += layer * tl.num_programs(0) * GROUP
+        logits += ((layer * tl.num_programs(0) + this) * GROUP + row).to(tl.int64)[:, None] * room
+
     top, total, acc = begin(ROWS, DIM)
     end = tl.minimum(split * share + share, slots)
     for start in tl.range(split * share, end, BLOCK):
@@ -214,10 +234,14 @@ def _attend(
             inside = inside & (token < length)
         offset = token.to(tl.int64) * apart
         seen = inside[None, :]
-        top, total, acc = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
+        top, total, acc, logit = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
+        if LOGITS:
+            tl.store(logits + token[None, :], logit, mask=mine[:, None] & inside[None, :])
 
     # The first share takes in the new token, from the inputs: nobody reads the slot that it is written to.
-    top, total, acc = take_in_new(query, new_key, new_value, first, top, total, acc, SCALE)
+    top, total, acc, its = take_in_new(query, new_key, new_value, first, top, total, acc, SCALE)
+    if LOGITS:
+        tl.store(logits + length, its[:, None], mask=(mine & first)[:, None])
     stored = first & (this % SHARING == 0) & (at < DIM)
     slot = length.to(tl.int64) * apart
     tl.store(keys + slot + at, new_key, mask=stored)

@@ -1,9 +1,8 @@
 """A layer's cache that is full takes in a new token for the one of the lowest score, decided and done on the device.
 
 A token leaves ahead of the next step's attention: then the newest token, which lies in the last slot, moves to its
-slot. A step that ran and was not asked for has so taken nothing away that it should not. Scores are those of one step,
-and one token leaves all KV heads (`choose_lowest`, `drop_chosen`), or they add up, and each head loses its own
-(`settle`).
+slot. A step that ran and was not asked for has so taken nothing away that it should not. All layers are settled in one
+launch at the beginning of a step, from the logits that their attention has left in the step before (`settle`).
 """
 
 from __future__ import annotations
@@ -14,31 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
+from harness.engine.kernels.online_softmax import is_last
 
-
-def choose_lowest(
-    scores: Tensor, limits: Tensor, position: Tensor, positions: Tensor, chosen: Tensor, table: Tensor, layer: int
-) -> None:
-    """Notes the new token's position, and which token is to go if the layer holds more than its limit.
-
-    Args:
-        scores: [room] float32, of all tokens of the layer, the new one, in slot `length`, included.
-        limits: [layers] int64, tokens that each layer may hold.
-        position: [1] int64, the new token's.
-        positions: [layers, room] int64 contiguous, of the tokens in each slot; the new one's is written.
-        chosen: [layers] int64, is given the slot of the lowest score, of equal ones the last position's; -1 for none.
-        table: [layers, 3] int64, see `harness.engine.kernels.decode_attention`, not yet advanced. layer: row of it.
-    """
-    _choose[(1,)](scores, limits, position, positions, chosen, table, layer, positions.shape[1], BLOCK=_BLOCK)
+# Logits that a program looks at a time, and tokens of a head at most.
+_LOGITS, _BLOCK = 8192, 1024
 
 
 def drop_chosen(chosen: Tensor, positions: Tensor, like: Tensor, table: Tensor, layer: int, count: int = 1) -> None:
     """Moves the layer's last token to the slot of the one that was chosen to go, and takes one off the layer's length.
 
     Args:
-        chosen, positions, table, layer: as in `choose_lowest`; the table is advanced, and is changed.
+        chosen: [layers] int64, the slot of the token that goes; -1 for none.
+        positions: [layers, room] int64 contiguous, of the tokens in each slot.
         like: a token's keys in memory that a row of the table names, [kv_heads, head_dim] or [head_dim].
+        table: [layers, 3] int64, see `harness.engine.kernels.decode_attention`; advanced, and is changed.
+        layer: row of it.
         count: rows of the table, from `layer` on, that this is done for.
     """
     size = like.numel()
@@ -48,25 +37,35 @@ def drop_chosen(chosen: Tensor, positions: Tensor, like: Tensor, table: Tensor, 
 
 
 def settle(
-    sums: Tensor, scores: Tensor, positions: Tensor, held: Tensor, limits: Tensor, recents: Tensor, position: Tensor,
-    like: Tensor, table: Tensor, layer: int,
+    logits: Tensor, norms: Tensor, sums: Tensor | None, positions: Tensor, limits: Tensor, recents: Tensor,
+    position: Tensor, like: Tensor, counters: Tensor, table: Tensor,
 ) -> None:  # fmt: skip
-    """Adds the last step's scores to the sums; where that leaves more than the limit, each head's lowest sum goes.
+    """Of every list of a layer that holds more than its limit, the token of the lowest score goes.
 
-    Of equal ones the last position goes; `recents` tokens before the newest one's next position stay.
+    A layer has a list for each KV head, or one for all. A token's score is the weight that the last step's attention
+    gave it, mean over the query heads of a list, or the sum of these over all steps. Of equal ones the last position
+    goes. The token that comes next is noted in the slot that it will have, behind those that are left.
 
     Args:
-        sums, scores: [layers, kv_heads, room] float32 contiguous, of the token in each slot; scores become 0.
-        positions: [layers, kv_heads, room] int64 contiguous.
-        held: [layers] int64, slots that are in use; this is left as it is.
-        limits, recents: [layers] int64.
+        logits: [layers, heads, room] float32 contiguous, and norms: [layers, heads], as the last step's
+            `DecodeAttention.dense` left them; norms of infinity where there was none.
+        sums: [layers, lists, room] float32 contiguous, of the token in each slot; None for the last step's alone.
+        positions: [layers, lists, room] int64 contiguous.
+        limits: [layers] int64, tokens that each layer may hold.
+        recents: [layers] int64, how many tokens before the next one stay.
         position: [1] int64, of the token that comes next.
-        like, table, layer: as in `drop_chosen`; of the table only addresses are read.
+        like: [kv_heads, head_dim], of the dtype of keys and values.
+        counters: [layers] int32, zeros, and is left so.
+        table: [layers, 3] int64, see `harness.engine.kernels.decode_attention`, advanced; lengths are brought down to
+            the limits.
     """
-    heads, dim = like.shape
-    _settle[(heads,)](
-        sums, scores, positions, held, limits, recents, position, like, table, layer, sums.shape[2],
-        HEADS=heads, DIM=dim, WIDTH=triton.next_power_of_2(dim), BLOCK=_BLOCK,
+    (layers, lists, room), heads, size = positions.shape, logits.shape[1], like.numel()
+    group = heads // lists
+    padded = triton.next_power_of_2(group)
+    _settle[(layers, lists)](
+        logits, norms, norms if sums is None else sums, positions, limits, recents, position, like, counters, table,
+        room, LISTS=lists, GROUP=group, PADDED=padded, SIZE=size // lists, WIDTH=triton.next_power_of_2(size // lists),
+        SUMS=sums is not None, BLOCK=min(_BLOCK, _LOGITS // padded), num_warps=8,
     )  # fmt: skip
 
 
@@ -86,69 +85,69 @@ def _lowest(lowest, places, slots) -> Any:
 
 
 @triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
-def _choose(scores, limits, position, positions, chosen, table, layer, room, BLOCK: tl.constexpr) -> Any:
-    newest, new = tl.load(table + layer * 3 + 2), tl.load(position)
-    mine = positions + layer * room
-    lowest = tl.full((BLOCK,), float("inf"), tl.float32)
-    places, slots = tl.full((BLOCK,), -1, tl.int64), tl.full((BLOCK,), -1, tl.int64)
-    for start in range(0, newest + 1, BLOCK):
-        slot = start + tl.arange(0, BLOCK)
-        score = tl.load(scores + slot, mask=slot <= newest, other=float("inf"))
-        place = tl.where(slot == newest, new, tl.load(mine + slot, mask=slot < newest, other=-1))
-        lowest, places, slots = _lower(lowest, places, slots, score, place, slot)
-    goes = _lowest(lowest, places, slots)
-    tl.store(mine + newest, new)
-    tl.store(chosen + layer, tl.where(newest >= tl.load(limits + layer), goes, -1))
-
-
-@triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
 def _drop(chosen, positions, like, table, layer, room, SIZE: tl.constexpr, WIDTH: tl.constexpr) -> Any:
     layer += tl.program_id(0)
     slot, last = tl.load(chosen + layer), tl.load(table + layer * 3 + 2) - 1
-    pointer = tl.pointer_type(like.dtype.element_ty)
-    mine, at = positions + layer * room, tl.arange(0, WIDTH)
+    mine = positions + layer * room
     if slot >= 0:
-        for which in tl.static_range(2):
-            store = tl.multiple_of(tl.load(table + layer * 3 + which).to(pointer), 16)
-            moved = tl.load(store + last * SIZE + at, mask=at < SIZE)
-            tl.store(store + slot * SIZE + at, moved, mask=at < SIZE)
+        _move(table + layer * 3, like, last, slot, SIZE, WIDTH)
         tl.store(mine + slot, tl.load(mine + last))
         # All threads have read the length before one of them writes it.
         tl.debug_barrier()
         tl.store(table + layer * 3 + 2, last)
 
 
-@triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
+@triton.jit
+def _move(row, like, source, into, SIZE: tl.constexpr, WIDTH: tl.constexpr) -> Any:
+    """Copies SIZE channels of a layer's keys, and of its values, that are SIZE * `source` and `into` apart from them."""
+    at = tl.arange(0, WIDTH)
+    for which in tl.static_range(2):
+        store = tl.multiple_of(tl.load(row + which).to(tl.pointer_type(like.dtype.element_ty)), 16)
+        tl.store(store + into * SIZE + at, tl.load(store + source * SIZE + at, mask=at < SIZE), mask=at < SIZE)
+
+
+@triton.jit(do_not_specialize=["room"])  # type: ignore[untyped-decorator]
 def _settle(
-    sums, scores, positions, held, limits, recents, position, like, table, layer, room,
-    HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    logits, norms, sums, positions, limits, recents, position, like, counters, table, room,
+    LISTS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    SUMS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> Any:  # fmt: skip
-    head, count = tl.program_id(0), tl.load(held + layer)
-    mine = (layer * HEADS + head).to(tl.int64) * room
-    sums, scores, positions = sums + mine, scores + mine, positions + mine
-    recent = tl.load(position) - tl.load(recents + layer)
+    """One list of one layer."""
+    layer, this = tl.program_id(0), tl.program_id(0) * LISTS + tl.program_id(1)
+    count, coming = tl.load(table + layer * 3 + 2), tl.load(position)
+    recent, full = coming - tl.load(recents + layer), count > tl.load(limits + layer)
+    head, mine = tl.arange(0, PADDED), this.to(tl.int64) * room
+    norm = tl.load(norms + this * GROUP + head, mask=head < GROUP, other=float("inf"))
+    logits += mine * GROUP + head[:, None] * room
+    positions += mine
     lowest = tl.full((BLOCK,), float("inf"), tl.float32)
     places, slots = tl.full((BLOCK,), -1, tl.int64), tl.full((BLOCK,), -1, tl.int64)
     for start in range(0, count, BLOCK):
         slot = start + tl.arange(0, BLOCK).to(tl.int64)
         there = slot < count
-        got = tl.load(sums + slot, mask=there, other=0.0) + tl.load(scores + slot, mask=there, other=0.0)
-        tl.store(sums + slot, got, mask=there)
-        tl.store(scores + slot, 0.0, mask=there)
+        seen = (head < GROUP)[:, None] & there[None, :]
+        logit = tl.load(logits + slot[None, :], mask=seen, other=float("-inf"))
+        got = tl.sum(tl.exp2(logit - norm[:, None]), 0) / GROUP
+        if SUMS:
+            got += tl.load(sums + mine + slot, mask=there, other=0.0)
+            tl.store(sums + mine + slot, got, mask=there)
         place = tl.load(positions + slot, mask=there, other=-1)
         score = tl.where(there & (place < recent), got, float("inf"))
         lowest, places, slots = _lower(lowest, places, slots, score, place, slot)
-    goes, last, at = _lowest(lowest, places, slots), count - 1, tl.arange(0, WIDTH)
+    goes, last = _lowest(lowest, places, slots), count - 1
     # Sums are stored before one of them is read again.
     tl.debug_barrier()
-    if count > tl.load(limits + layer):
-        for which in tl.static_range(2):
-            store = tl.multiple_of(tl.load(table + layer * 3 + which).to(tl.pointer_type(like.dtype.element_ty)), 16)
-            moved = tl.load(store + (last * HEADS + head) * DIM + at, mask=at < DIM)
-            tl.store(store + (goes * HEADS + head) * DIM + at, moved, mask=at < DIM)
+    if full:
+        kv_head = tl.program_id(1)
+        _move(table + layer * 3, like, last * LISTS + kv_head, goes * LISTS + kv_head, SIZE, WIDTH)
         tl.store(positions + goes, tl.load(positions + last))
-        its = tl.load(sums + last)
-        # All threads have read it before one of them empties the slot for the token that comes next.
-        tl.debug_barrier()
-        tl.store(sums + goes, its)
-        tl.store(sums + last, 0.0)
+        if SUMS:
+            tl.store(sums + mine + goes, tl.load(sums + mine + last))
+    # All threads have read the last slot before one of them gives it to the token that comes next.
+    tl.debug_barrier()
+    free = tl.where(full, last, count)
+    tl.store(positions + free, coming)
+    if SUMS:
+        tl.store(sums + mine + free, 0.0)
+    if is_last(counters + layer, LISTS):
+        tl.store(table + layer * 3 + 2, free)

@@ -52,6 +52,9 @@ def take_in_tile(
     """Attends to a tile of tokens: those at `offset` elements from `keys` and `values` that are `inside`.
 
     Of them a query attends to those that it has `seen`: [1, tokens], or [queries, tokens] where queries differ.
+
+    Returns:
+        The state, and the tile's logits, base 2.
     """
     at = tl.arange(0, DIM)
     key = tl.load(keys + offset[None, :] + at[:, None], mask=inside[None, :], other=0.0)
@@ -62,18 +65,18 @@ def take_in_tile(
     weight = tl.exp2(logit - higher[:, None])
     shrink = tl.exp2(top - higher)
     acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
-    return higher, total * shrink + tl.sum(weight, 1), acc
+    return higher, total * shrink + tl.sum(weight, 1), acc, logit
 
 
 @triton.jit
 def take_in_new(query, key, value, attended, top, total, acc, SCALE: tl.constexpr) -> Any:
-    """Attends to one token whose key and value are at hand, if `attended`."""
+    """Attends to one token whose key and value are at hand, if `attended`; returns as `take_in_tile`."""
     logit = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * SCALE
     logit = tl.where(attended, logit, NOTHING)
     higher = tl.maximum(top, logit)
     weight, shrink = tl.exp2(logit - higher), tl.exp2(top - higher)
     acc = acc * shrink[:, None] + weight[:, None] * value.to(tl.float32)[None, :]
-    return higher, total * shrink + weight, acc
+    return higher, total * shrink + weight, acc, logit
 
 
 @triton.jit

@@ -134,7 +134,7 @@ def _take_in_listed(
         place = tl.load(tokens + room + token, mask=inside, other=0)
         seen = inside[None, :] & (place[None, :] <= position[:, None])
         offset = slot.to(tl.int64) * (KV_HEADS * DIM)
-        top, total, acc = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
+        top, total, acc, _ = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
     return top, total, acc
 
 
@@ -150,7 +150,7 @@ def _take_in_rows(
         slot = tl.load(slots + other, mask=other < rows, other=-1)
         there = slot >= 0
         seen = there[None, :] & (tl.load(positions + other, mask=there, other=0)[None, :] <= position[:, None])
-        top, total, acc = take_in_tile(query, k, v, other * stride, there, seen, top, total, acc, DIM, SCALE)
+        top, total, acc, _ = take_in_tile(query, k, v, other * stride, there, seen, top, total, acc, DIM, SCALE)
         source = other[:, None] * stride + at[None, :]
         into = slot.to(tl.int64)[:, None] * (KV_HEADS * DIM) + at[None, :]
         stored = there[:, None] & storing

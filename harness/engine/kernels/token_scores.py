@@ -43,29 +43,6 @@ def token_scores(
     return scores
 
 
-def head_scores(
-    q: Tensor, norms: Tensor, kv_heads: int, position: Tensor, positions: Tensor, table: Tensor, layer: int,
-    scores: Tensor,
-) -> None:  # fmt: skip
-    """The same for every KV head, mean over the query heads that read it, of all that its layer's cache holds.
-
-    Args:
-        q, norms, kv_heads: as in `token_scores`.
-        position: [1] int64, of the newest token, which lies behind those that the table counts.
-        positions: [layers, kv_heads, room] int64 contiguous; the newest token's is noted.
-        table: not yet advanced. layer: row of it.
-        scores: [layers, kv_heads, room] float32 contiguous, filled as far as there are tokens.
-    """
-    heads, dim = q.shape
-    assert q.stride() == (dim, 1) and norms.is_contiguous()
-    room = scores.shape[2]
-    _score_heads[kv_heads, triton.cdiv(room, _BLOCK)](
-        q, norms, position, positions, table, scores, layer, room,
-        KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=dim, SCALE=dim**-0.5 * math.log2(math.e), BLOCK=_BLOCK,
-        num_warps=4,
-    )  # fmt: skip
-
-
 @triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
 def _score(
     q, norms, tokens, count, table, scores, layer,
@@ -90,25 +67,3 @@ def _score(
         logit = tl.dot(query, key, input_precision="ieee") * SCALE
         score += tl.sum(tl.exp2(logit - norm[:, None]), 0)
     tl.store(scores + token, score / HEADS, mask=inside)
-
-
-@triton.jit(do_not_specialize=["layer", "room"])  # type: ignore[untyped-decorator]
-def _score_heads(
-    q, norms, position, positions, table, scores, layer, room,
-    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
-) -> Any:  # fmt: skip
-    """A block of tokens of one KV head."""
-    newest, kv_head, first = tl.load(table + layer * 3 + 2), tl.program_id(0), tl.program_id(1) * BLOCK
-    if first > newest:
-        return
-    row, at, token = tl.arange(0, ROWS), tl.arange(0, DIM), first + tl.arange(0, BLOCK)
-    mine, inside, head = row < GROUP, token <= newest, kv_head * GROUP + row
-    keys = tl.multiple_of(tl.load(table + layer * 3).to(tl.pointer_type(q.dtype.element_ty)), 16)
-    offset = (token.to(tl.int64) * KV_HEADS + kv_head) * DIM
-    query = tl.load(q + head[:, None] * DIM + at[None, :], mask=mine[:, None], other=0.0)
-    key = tl.load(keys + offset[None, :] + at[:, None], mask=inside[None, :], other=0.0)
-    norm = tl.load(norms + head, mask=mine, other=float("inf"))
-    logit = tl.dot(query, key, input_precision="ieee") * SCALE
-    place = (layer * KV_HEADS + kv_head).to(tl.int64) * room
-    tl.store(scores + place + token, tl.sum(tl.exp2(logit - norm[:, None]), 0) / GROUP, mask=inside)
-    tl.store(positions + place + token, tl.load(position), mask=token == newest)

@@ -57,13 +57,18 @@ class DecodeTable:
         self.rows[:, :_LENGTH] += full * token_nbytes
         self.rows[:, _LENGTH:] -= full
 
-    def attend(self, layer: int, heads: Heads) -> Tensor:
+    def attend(self, layer: int, heads: Heads, logits: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Stores one token's key and value behind the layer's cached ones and attends to all of them.
+
+        Args:
+            layer, heads: of the token.
+            logits: see `harness.engine.kernels.decode_attention.DecodeAttention.dense`.
 
         Returns:
             [1, heads * head_dim].
         """
-        out: Tensor = self.attention.dense(heads.q[0], heads.k[0], heads.v[0], self.rows, layer)
+        q, k, v = heads.q[0], heads.k[0], heads.v[0]
+        out: Tensor = self.attention.dense(q, k, v, self.rows, layer, logits=logits)
         return out
 
     def advance(self) -> None:
