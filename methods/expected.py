@@ -17,12 +17,12 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.linalg import vector_norm
 from torch.nn.functional import pad
 
 from harness.engine.step import Heads
 from methods.common.evicting import Evicting
 from methods.common.future import Turns, expected_logits, future_queries, turns
+from methods.common.scores import head_norms
 
 
 class Expected(Evicting):
@@ -57,5 +57,5 @@ class Expected(Evicting):
         mean, covariance = future_queries(queries, rotations)
         logits = expected_logits(keys, mean, covariance if options.covariance else None)
         scores = logits.softmax(2).mean(1) + options.eps
-        scores = scores * vector_norm(values, dim=2, dtype=torch.float32).T if options.vnorm else scores
+        scores = scores * head_norms(values).T if options.vnorm else scores
         return pad(scores, (sinks, 0), value=torch.inf)

@@ -20,14 +20,14 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from harness.engine.cache import gather
 from harness.engine.hardware import kernels_take
-from harness.engine.step import Heads, Step
+from harness.engine.step import Heads
 from harness.engine.streams import beside
 from methods.common.best import best
 from methods.common.evicting import Evicting
+from methods.common.scores import head_norms
 
 
 class KeyDiff(Evicting):
@@ -43,26 +43,12 @@ class KeyDiff(Evicting):
 
     options: Options
 
-    def survivors(self, layer: int, heads: Heads) -> Tensor | None:
-        """What stays block by block, [budget, kv_heads]."""
-        return None if self.budget(layer) >= len(heads) else self._rounds(layer, heads)()
-
-    def _rounds(self, layer: int, heads: Heads) -> Callable[[], Tensor]:
+    def chosen(self, layer: int, heads: Heads) -> Callable[[], Tensor]:
+        """What stays block by block, [budget, kv_heads]: rounds take long, and few multiprocessors."""
         with self.model.part("score"):
-            lengths = vector_norm(heads.k, dim=2, dtype=torch.float32)
+            lengths = head_norms(heads.k)
         work = partial(unlike_tokens, heads.k, lengths, self.budget(layer), self.options.block or len(heads))
         return beside(work, heads.k.device)
-
-    def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
-        if self.budget(layer) >= len(heads):
-            return super()._prefill(layer, heads, step)
-        # Rounds take long, and few multiprocessors: the others attend meanwhile.
-        chosen = self._rounds(layer, heads)
-        attended = self.causal(layer, heads)
-        with self.model.part("select"):
-            index = chosen()
-        self._store(layer, heads, index)
-        return attended
 
 
 def unlike_tokens(k: Tensor, lengths: Tensor, count: int, block: int) -> Tensor:

@@ -9,12 +9,11 @@ equal ones the earlier token stays.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from harness.engine.step import Heads
 from methods.common.evicting import Evicting
+from methods.common.scores import head_norms
 
 
 class Knorm(Evicting):
@@ -25,5 +24,4 @@ class Knorm(Evicting):
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """The smaller, the better."""
-        norms: Tensor = vector_norm(heads.k, dim=2, dtype=torch.float32)
-        return -norms.T
+        return -head_norms(heads.k).T

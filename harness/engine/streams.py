@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 def sent(x: Tensor) -> Callable[[], Tensor]:
@@ -25,8 +27,10 @@ def sent(x: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
-def beside(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+def beside(work: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
     """Does work on a stream of its own, beside what is launched next; returns what lets the device wait for it.
+
+    The result is a tensor, or a tuple with tensors.
 
     The work's first kernel gets its multiprocessors ahead of all that comes next. Elsewhere than on CUDA the work is
     done when it is waited for.
@@ -41,9 +45,11 @@ def beside(work: Callable[[], Tensor], device: torch.device) -> Callable[[], Ten
     here.wait_event(begun)
 
     # What the kernels read is not given back before.
-    def wait(_: object = work) -> Tensor:
+    def wait(_: object = work) -> Result:
         here.wait_stream(there)
-        result.record_stream(here)
+        for one in result if isinstance(result, tuple) else (result,):
+            if isinstance(one, Tensor):
+                one.record_stream(here)
         return result
 
     return wait

@@ -7,6 +7,8 @@ method that evicts in decode too asks the same questions again behind every new 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -20,6 +22,7 @@ from harness.engine.method import Method
 from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
+from harness.engine.streams import beside
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.best import best
@@ -89,10 +92,9 @@ class Evicting(Method):
         """What `choose` gives for the tokens of a layer (`heads` as in `score`); None where all of them stay."""
         if self.budget(layer) >= len(heads.k):
             return None
-        with self.model.part("score"):
-            scores = self.score(layer, heads)
+        chosen = self.chosen(layer, heads)
         with self.model.part("select"):
-            return self.choose(scores, self.budget(layer))
+            return chosen()
 
     def evicts_in_decode(self) -> bool:
         """Whether the budget bounds the cache in decode, too."""
@@ -107,8 +109,22 @@ class Evicting(Method):
         return super().attend(layer, heads, step)
 
     def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
-        self._store(layer, heads, self.survivors(layer, heads))
-        return self.causal(layer, heads)
+        if self.budget(layer) >= len(heads):
+            self._store(layer, heads, None)
+            return self.causal(layer, heads)
+        # Choosing takes few multiprocessors: the others attend meanwhile.
+        chosen = self.chosen(layer, heads)
+        attended = self.causal(layer, heads)
+        with self.model.part("select"):
+            index = chosen()
+        self._store(layer, heads, index)
+        return attended
+
+    def chosen(self, layer: int, heads: Heads) -> Callable[[], Tensor]:
+        """Begins to find out which tokens of a layer stay, fewer than there are; returns what waits for it."""
+        with self.model.part("score"):
+            scores = self.score(layer, heads)
+        return beside(partial(self.choose, scores, self.budget(layer)), heads.k.device)
 
     def _store(self, layer: int, heads: Heads, index: Tensor | None) -> None:
         if index is None:

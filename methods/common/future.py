@@ -19,7 +19,7 @@ class Turns(NamedTuple):
 
     Attributes:
         back: to position 0, [n, d], of the dtype of queries: cosines, then sines; halves of a head are paired.
-        ahead: mean of the rotations to the positions to come, to be multiplied from the right, [d, d] float32.
+        ahead: mean of those to the positions to come, [d] float32, likewise.
     """
 
     back: Tensor
@@ -36,9 +36,8 @@ def turns(q: Tensor, positions: Tensor, move: Move, horizon: int) -> Turns:
         horizon: positions behind the last one that the mean rotation is taken over.
     """
     ahead = positions[-1] + 1 + torch.arange(horizon, device=q.device)
-    basis = torch.eye(q.shape[2], device=q.device)
-    mean = _angles(basis, ahead, move).mean(0)
-    return Turns(_angles(q, -positions, move), turned(basis, mean))
+    like = torch.empty(q.shape[2], device=q.device)
+    return Turns(_angles(q, -positions, move), _angles(like, ahead, move).mean(0))
 
 
 def _angles(like: Tensor, by: Tensor, move: Move) -> Tensor:
@@ -64,21 +63,18 @@ def future_queries(q: Tensor, turns: Turns) -> tuple[Tensor, Tensor]:
     Returns:
         [heads, d] and [heads, d, d], float32.
     """
-    mean, covariance = moments(q, turns.back)
-    return mean @ turns.ahead, turns.ahead.T @ covariance @ turns.ahead
-
-
-def moments(q: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of queries, [n, heads, d], turned back: [heads, d] and [heads, d, d], float32."""
     if kernels_take(q):
-        from harness.engine.kernels import normal_queries
+        from harness.engine.kernels.normal_queries import moments
 
-        found: tuple[Tensor, Tensor] = normal_queries.moments(q, back)
+        found: tuple[Tensor, Tensor] = moments(q, turns.back, turns.ahead)
         return found
-    unrotated = turned(q, back.unsqueeze(1))
+    unrotated = turned(q, turns.back.unsqueeze(1))
     mean = unrotated.mean(0, dtype=torch.float32)
     apart = (unrotated - mean.to(q.dtype)).transpose(0, 1)
-    return mean, (apart.transpose(1, 2) @ apart).float() / len(q)
+    covariance = (apart.transpose(1, 2) @ apart).float() / len(q)
+    for _ in range(2):  # rows, then columns
+        covariance = turned(covariance, turns.ahead).transpose(1, 2)
+    return turned(mean, turns.ahead), covariance
 
 
 def expected_logits(k: Tensor, mean: Tensor, covariance: Tensor | None) -> Tensor:

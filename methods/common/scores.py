@@ -108,6 +108,15 @@ def pooled(scores: Tensor, kernel: int, pool: Literal["avg", "max"]) -> Tensor:
     return smooth(scores.unsqueeze(1), kernel, stride=1, padding=kernel // 2).squeeze(1)
 
 
+def head_norms(x: Tensor) -> Tensor:
+    """L2 norms of keys or values, [n, heads, d] -> [n, heads] float32."""
+    if kernels_take(x):
+        from harness.engine.kernels import rowwise
+
+        return rowwise.head_norms(x)
+    return vector_norm(x, dim=2, dtype=torch.float32)
+
+
 def output_norms(v: Tensor, weight: Tensor) -> Tensor:
     """L1 norm of what each value adds to the residual stream, mean over the query heads of a KV head.
 

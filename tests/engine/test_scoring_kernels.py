@@ -11,6 +11,7 @@ from tests.reference.interpreter import DEVICE, kernels
 
 best_tokens = kernels("token_select").best_tokens
 normal = kernels("normal_queries")
+rowwise = kernels("rowwise")
 sums = kernels("column_sums")
 unlike = kernels("unlike_keys")
 
@@ -107,14 +108,22 @@ def test_norms_of_rows_that_see_nothing_of_a_share() -> None:
 
 @pytest.mark.parametrize(("n", "heads", "d"), [(1, 1, 16), (70, 3, 32), (4200, 1, 16)])
 def test_moments_of_turned_queries(n: int, heads: int, d: int) -> None:
-    q, angles = strided(n, heads, d), torch.rand(n, d // 2, generator=torch.Generator().manual_seed(2)) * 6
-    found = normal.moments(q, torch.cat((angles.cos(), angles.sin()), 1).to(DEVICE), rows=32 if n < 100 else 128)
-    pairs = torch.complex(*q.cpu().double().chunk(2, 2)) * torch.polar(torch.ones(n, d // 2), angles).unsqueeze(1)
+    q, angles = strided(n, heads, d), torch.rand(n + 1, d // 2, generator=torch.Generator().manual_seed(2)) * 6
+    back, ahead = torch.cat((angles.cos(), angles.sin()), 1).to(DEVICE).split((n, 1))
+    found = normal.moments(q, back, ahead[0] * 0.75, rows=32 if n < 100 else 128)
+    turns = torch.polar(torch.ones(n + 1, d // 2).double(), angles.double())
+    pairs = torch.complex(*q.cpu().double().chunk(2, 2)) * (turns[:n] * turns[n] * 0.75).unsqueeze(1)
     turned = torch.cat((pairs.real, pairs.imag), 2)
     torch.testing.assert_close(found[0].cpu().double(), turned.mean(0), atol=1e-5, rtol=1e-5)
     for head, covariance in enumerate(found[1].cpu().double()):
         expected = turned[:, head].T.cov(correction=0).view(d, d)
         torch.testing.assert_close(covariance, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "heads", "d"), [(1, 1, 16), (70, 3, 32)])
+def test_norms_of_heads(n: int, heads: int, d: int) -> None:
+    x = strided(n, heads, d)
+    torch.testing.assert_close(rowwise.head_norms(x), x.norm(dim=2))
 
 
 @pytest.mark.parametrize(("kv_heads", "group", "d", "n"), [(1, 1, 16, 1), (2, 4, 32, 50), (1, 3, 16, 130)])

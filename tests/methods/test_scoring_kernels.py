@@ -16,7 +16,7 @@ from methods.common import best, future, scores
 from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import build, random_ids, tiny_model, tiny_shape
 
-for name in ("token_select", "column_sums", "normal_queries", "unlike_keys"):
+for name in ("token_select", "column_sums", "normal_queries", "unlike_keys", "rowwise"):
     kernels(name)
 
 LAYERS, PROMPT, BUDGET = 2, 80, 30
@@ -66,7 +66,7 @@ def test_half_precision_scores_are_those_of_float32(heads: int, kv_heads: int) -
 
 def readings(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, back: Tensor) -> list[Tensor]:
     """All scores; in float32 no kernel takes part."""
-    mean, covariance = future.moments(q, back / 16)
+    mean, covariance = future.future_queries(q, future.Turns(back / 16, back[0].float() / 16))
     return [
         scores.window_attention(q[-32:], k), scores.attention_sums(q, k), scores.output_norms(v, weight),
         mean, covariance, future.expected_logits(k, mean, covariance),

@@ -99,7 +99,7 @@ def _drop(chosen, positions, like, table, layer, room, SIZE: tl.constexpr, WIDTH
 
 @triton.jit
 def _move(row, like, source, into, SIZE: tl.constexpr, WIDTH: tl.constexpr) -> Any:
-    """Copies SIZE channels of a layer's keys, and of its values, that are SIZE * `source` and `into` apart from them."""
+    """Copies piece `source` of a layer's keys, and of its values, to piece `into`; pieces have SIZE channels."""
     at = tl.arange(0, WIDTH)
     for which in tl.static_range(2):
         store = tl.multiple_of(tl.load(row + which).to(tl.pointer_type(like.dtype.element_ty)), 16)

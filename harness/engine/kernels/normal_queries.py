@@ -1,4 +1,4 @@
-"""Queries as a normal distribution: their moments before rotation, and the logits that such queries would give.
+"""Queries as a normal distribution: their moments at positions to come, and the logits that such queries would give.
 
 Both are matrix products of half precision with float32 sums (Expected Attention, Devoto et al., arXiv 2510.00636). The
 first reads the queries once and turns them back on the way; the second reads the keys once for all their query heads.
@@ -15,14 +15,19 @@ from torch import Tensor
 
 # Rows that one program takes for a head.
 _SHARE = 4096
+# Pairs of channels, rows of the covariance, that one program turns ahead.
+_CHANNELS = 8
 
 
-def moments(q: Tensor, turns: Tensor, *, rows: int = 32, warps: int = 4, stages: int = 3) -> tuple[Tensor, Tensor]:
-    """Mean and covariance of queries that are turned first.
+def moments(
+    q: Tensor, turns: Tensor, ahead: Tensor, *, rows: int = 32, warps: int = 4, stages: int = 3
+) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of queries that are turned back first, turned ahead.
 
     Args:
         q: [n, heads, d], channels of a head contiguous.
         turns: [n, d] contiguous, cosines and then sines of the angles; halves of a head are paired.
+        ahead: [d] float32, what all are multiplied by that was turned back, likewise.
         rows: of a tile. warps, stages: of a program.
 
     Returns:
@@ -37,8 +42,11 @@ def moments(q: Tensor, turns: Tensor, *, rows: int = 32, warps: int = 4, stages:
         q, turns, sums, squares, n, q.stride(0), q.stride(1),
         HALF=d // 2, SHARE=_SHARE, ROWS=rows, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    mean = sums.sum(0) / n
-    return mean, squares.sum(0) / n - mean.unsqueeze(2) * mean.unsqueeze(1)
+    mean, covariance = torch.empty_like(sums[0]), torch.empty_like(squares[0])
+    _turn_ahead[heads, triton.cdiv(d // 2, _CHANNELS)](
+        sums, squares, ahead, mean, covariance, n, shares, HALF=d // 2, CHANNELS=_CHANNELS, num_warps=4
+    )
+    return mean, covariance
 
 
 def normal_logits(
@@ -95,6 +103,57 @@ def _moments(
     tl.store(cell + HALF, middle)
     tl.store(cell + 2 * HALF * HALF, tl.trans(middle))
     tl.store(cell + 2 * HALF * HALF + HALF, lower)
+
+
+@triton.jit
+def _mean(sums, channel, n, shares, apart) -> Any:
+    """Of some channels, over all shares."""
+    total = tl.zeros(channel.shape, tl.float32)
+    for share in range(shares):
+        total += tl.load(sums + share * apart + channel)
+    return total / n
+
+
+@triton.jit
+def _turned(first, second, cos, sin) -> Any:
+    return first * cos - second * sin, second * cos + first * sin
+
+
+@triton.jit(do_not_specialize=["n", "shares"])  # type: ignore[untyped-decorator]
+def _turn_ahead(
+    sums, squares, ahead, mean, covariance, n, shares, HALF: tl.constexpr, CHANNELS: tl.constexpr
+) -> Any:  # fmt: skip
+    """Some rows of the covariance of one head and those that they are paired with: joins shares, turns both sides."""
+    head, heads, at = tl.program_id(0), tl.num_programs(0), tl.arange(0, HALF)
+    row = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    sums += head * 2 * HALF
+    a, b = _mean(sums, at, n, shares, heads * 2 * HALF), _mean(sums + HALF, at, n, shares, heads * 2 * HALF)
+    own_a, own_b = _mean(sums, row, n, shares, heads * 2 * HALF), _mean(sums + HALF, row, n, shares, heads * 2 * HALF)
+    cos, sin = tl.load(ahead + at), tl.load(ahead + HALF + at)
+    own_cos, own_sin = tl.load(ahead + row)[:, None], tl.load(ahead + HALF + row)[:, None]
+    cell = row[:, None] * 2 * HALF + at[None, :] + head * 4 * HALF * HALF
+    zero = tl.zeros((CHANNELS, HALF), tl.float32)
+    upper, middle, under, lower = zero, zero, zero, zero
+    for share in range(shares):
+        here = squares + share * heads * 4 * HALF * HALF + cell
+        upper += tl.load(here)
+        middle += tl.load(here + HALF)
+        under += tl.load(here + 2 * HALF * HALF)
+        lower += tl.load(here + 2 * HALF * HALF + HALF)
+    upper, middle = upper / n - own_a[:, None] * a[None, :], middle / n - own_a[:, None] * b[None, :]
+    under, lower = under / n - own_b[:, None] * a[None, :], lower / n - own_b[:, None] * b[None, :]
+    upper, middle = _turned(upper, middle, cos[None, :], sin[None, :])
+    under, lower = _turned(under, lower, cos[None, :], sin[None, :])
+    upper, under = _turned(upper, under, own_cos, own_sin)
+    middle, lower = _turned(middle, lower, own_cos, own_sin)
+    tl.store(covariance + cell, upper)
+    tl.store(covariance + cell + HALF, middle)
+    tl.store(covariance + cell + 2 * HALF * HALF, under)
+    tl.store(covariance + cell + 2 * HALF * HALF + HALF, lower)
+    if tl.program_id(1) == 0:
+        first, second = _turned(a, b, cos, sin)
+        tl.store(mean + head * 2 * HALF + at, first)
+        tl.store(mean + head * 2 * HALF + HALF + at, second)
 
 
 @triton.jit(do_not_specialize=["n"])  # type: ignore[untyped-decorator]
