@@ -63,8 +63,8 @@ class FastKV(SnapKV):
             raise InputError(
                 f"{cls.name}: cut={options.cut} has no layer above it; the model has {shape.layers} layers"
             )
-        if isinstance(options.keep, int) and options.keep <= options.window:
-            raise InputError(f"{cls.name}: keep={options.keep} leaves nothing beside window={options.window}")
+        if isinstance(options.keep, int) and options.keep < options.window:
+            raise InputError(f"{cls.name}: keep={options.keep} is less than window={options.window}, which always stay")
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns budget and rows into tokens."""

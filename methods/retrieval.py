@@ -5,19 +5,30 @@ values between them lie on the host, in an index for each KV head. For every new
 is on the device and to the keys of the index that match it best. Both softmaxes are joined by their denominators, so
 the result is exact attention to the union.
 
+`index` says how the host searches:
+- `exact` multiplies with all keys as they lie there, and has no index beside them;
+- `flat`, `ivf` and `hnsw` are faiss's (`methods.common.key_index`), which holds keys in float32. Whatever an index
+  finds is weighed by the keys themselves.
+
 Interpretations:
-- the index is a flat one, searched whole: it returns the exact best keys, as the authors' public code does by default
-  (the paper's graph finds nearly those with fewer products). Building it is copying it, which counts in TTFT;
+- the authors' public code searches a flat index by default, and has one of cells (512, of which 150 are looked into).
+  The paper's own graph, which the prompt's queries shape since they are distributed otherwise than the keys, is not
+  here: `recall` of `ivf` and `hnsw` says what it costs to build an index from keys alone;
+- building an index counts in TTFT: the first token waits for it;
 - a question behind the prompt comes in token by token;
 - host memory also holds the tokens that stay on the device, which is a copy of a few hundred;
 - the device attends to its part while the host searches; what a step then waits for is the search.
+
+Recall is that of the first decode steps. It is found when the answer is there, so no clock sees it.
 """
 
 from __future__ import annotations
 
 import math
+import time
+from statistics import mean
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -26,11 +37,26 @@ from torch import Tensor
 from harness.engine.cache import LayerCache
 from harness.engine.method import Method
 from harness.engine.replay.replay import Replay
-from harness.engine.step import Heads, Step
+from harness.engine.shape import ModelShape
+from harness.engine.step import Heads, Rows, Step
+from harness.engine.streams import sent
 from harness.options import Budget, OptionSet, budget_tokens, window_tokens
+from methods.common import key_index
 from methods.common.offloading import Offloading
 from methods.common.scores import head_dots
-from methods.common.sinks import both_ends
+
+_SAMPLED = 4
+"""Decode steps whose searches are looked at afterwards."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Searched(NamedTuple):
+    """A search to be looked at: of a layer, by queries [heads, d], and what it found, [heads, count]."""
+
+    layer: int
+    queries: Tensor
+    found: Tensor
 
 
 class Retrieval(Offloading):
@@ -39,15 +65,30 @@ class Retrieval(Offloading):
     name = "retrieval"
     summary = "RetrievalAttention: decode attends to both ends and to what it finds of the middle, in host memory"
     nothing = MappingProxyType({"recent": "1"})
+    heads_apart = True
 
     class Options(OptionSet):
-        """What stays on the device, and how much is found."""
+        """What stays on the device, how much is found, and how."""
 
         sinks: Annotated[int, Field(ge=0)] = Field(128, description="first tokens on the device; authors' code: 128")
         recent: Budget = Field(512, description="last prompt tokens on the device; authors' code: 512")
         topk: Budget = Field(2000, description="tokens that each query head finds; authors' code: 2000")
+        index: Literal["exact", "flat", "ivf", "hnsw"] = Field(
+            "exact", description="how it finds them; all but exact need faiss-cpu"
+        )
+        nlist: Count = Field(512, description="ivf: cells; authors' code: 512")
+        nprobe: Count = Field(150, description="ivf: cells that a query looks into; authors' code: 150")
+        m: Annotated[int, Field(ge=2)] = Field(32, description="hnsw: links of a key")
+        ef: Count = Field(2000, description="hnsw: candidates on the way, topk at least")
 
     options: Options
+
+    @classmethod
+    def check(cls, options: OptionSet, shape: ModelShape) -> None:
+        """Raises `InputError` where the index is not installed."""
+        assert isinstance(options, cls.Options)
+        if options.index != "exact":
+            key_index.check_faiss(f"{cls.name}: index={options.index}")
 
     def host_layers(self) -> range:
         """All."""
@@ -60,13 +101,21 @@ class Retrieval(Offloading):
         self._far = slice(self.options.sinks, max(self.options.sinks, prompt_len - recent))
         self._count = min(budget_tokens(self.options.topk, prompt_len), self._far.stop - self._far.start)
         self._near = [LayerCache(cache.spare, cache.most) for cache in self.cache]
+        self._forget_index()
         if not self._count:
             for store in self.stores.values():
                 store.release()
 
+    def _forget_index(self) -> None:
+        self._indexes: list[list[key_index.KeyIndex]] = []
+        self._asked: dict[int, Tensor] = {}
+        self._searched: list[Searched] = []
+        self._build_s = 0.0
+
     def end(self) -> None:
-        """Frees what is on the device, too."""
+        """Frees what is on the device, and the index, too."""
         super().end()
+        self._forget_index()
         for near in self._near:
             near.reset()
 
@@ -77,20 +126,60 @@ class Retrieval(Offloading):
         if step.phase == "decode":
             return torch.cat([self._decode(layer, row) for row in heads.single()])
         out = super().attend(layer, heads, step)
-        index = both_ends(heads.positions, self._far.start, len(heads) - self._far.stop)
-        self._near[layer].append(heads.k[index], heads.v[index], heads.positions[index])
+        near = (torch.cat((x[: self._far.start], x[self._far.stop :])) for x in (heads.k, heads.v, heads.positions))
+        self._near[layer].append(*near)
+        if self._indexed():
+            self._asked[layer] = heads.q[-1].clone()
         return out
 
+    def _indexed(self) -> bool:
+        """Whether there is something to be searched, and an index for it."""
+        return self.options.index != "exact" and 0 < self._count < self._far.stop - self._far.start
+
+    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        """As in the base; at the end of the prefill the index is built."""
+        rows = super().after_layer(layer, rows, heads, step)
+        if self._indexed() and step.phase == "prefill" and layer == len(self.cache) - 1:
+            with self.model.part("index"):
+                self._build()
+        return rows
+
+    def _build(self) -> None:
+        # Waits for the keys of all layers, which the device has been asked to wait for.
+        self._asked = dict(enumerate(sent(torch.stack(list(self._asked.values())))()))
+        options, began = self.options, time.perf_counter()
+        assert options.index != "exact"
+        recipe = key_index.Recipe(options.index, options.nlist, options.nprobe, options.m, options.ef)
+        self._indexes = key_index.build([cache.keys[self._far] for cache in self.cache], recipe)
+        self._build_s = time.perf_counter() - began
+
     def _decode(self, layer: int, row: Heads) -> Tensor:
-        near, far = self._near[layer], self.cache[layer]
+        near = self._near[layer]
         near.append(row.k, row.v, row.positions)
-        wanted = row.q.to(far.keys.device)  # waits for the queries; from here on both sides work
-        parts = [softmax_part(row.q, near.keys, near.values, near.length)]
-        found = softmax_part(wanted, far.keys[self._far], far.values[self._far], self._count)
-        parts.append((found[0].to(row.q.device), found[1].to(row.q.device)))
+        arrived = sent(row.q)
+        # The device has its part to do before the host begins to wait for the queries, and to search.
+        parts = [softmax_part(row.q, near.keys, near.values)]
+        out, norm = self._retrieved(layer, arrived())
+        parts.append((out.to(row.q.device), norm.to(row.q.device)))
         outs, norms = (torch.stack(each) for each in zip(*parts, strict=True))
         joined = (norms.softmax(0).unsqueeze(-1) * outs).sum(0)
         return joined.to(row.q.dtype).view(1, -1)
+
+    def _retrieved(self, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        """The host's part, as `softmax_part`."""
+        keys, values = self.cache[layer].keys[self._far], self.cache[layer].values[self._far]
+        if self._count == len(keys):
+            return softmax_part(q, keys, values)
+        if not self._indexes:
+            logits, found = best_keys(q, keys, self._count)
+            return weighed(logits, of_heads(values, found))
+        found = key_index.search(self._indexes[layer], q[0], self._count)
+        if len(self._searched) < _SAMPLED * len(self.cache):
+            self._searched.append(Searched(layer, q[0].clone(), found))
+        logits = (of_heads(keys, found.clamp(min=0)).float() @ q[0].float().unsqueeze(2)).squeeze(2) / math.sqrt(
+            q.shape[2]
+        )
+        return weighed(logits.masked_fill(found < 0, -torch.inf), of_heads(values, found.clamp(min=0)))
 
     def replay(self) -> Replay | None:
         """Only where nothing is searched: the host takes part in every other step."""
@@ -100,41 +189,92 @@ class Retrieval(Offloading):
         """Bytes of both ends and of new tokens."""
         return sum(near.nbytes for near in self._near) if self._count else Method.kv_bytes(self)
 
+    def kv_bytes_host(self) -> int:
+        """Bytes of the others, and of what finds them."""
+        return super().kv_bytes_host() + self._index_bytes()
+
+    def _index_bytes(self) -> int:
+        return sum(index.outside_nbytes for indexes in self._indexes for index in indexes)
+
+    def extra_bytes(self) -> int:
+        """As in the base, and of the queries that say how an index searches."""
+        queries = [*self._asked.values(), *(search.queries for search in self._searched)]
+        return super().extra_bytes() + sum(each.nbytes for each in queries)
+
     def decode_bytes(self) -> int:
-        """What is on the device, all keys that are searched and the values that are found, wherever they lie."""
+        """What is on the device, what is compared for queries like the prompt's last, and the values that are found."""
         if not self._count:
             return super().decode_bytes()
-        return sum(near.resident_nbytes for near in self._near) + self._searched_bytes() + self._found_bytes()
+        searches = [Searched(layer, queries, queries) for layer, queries in self._asked.items()]
+        return sum(near.resident_nbytes for near in self._near) + self._compared_bytes(searches) + self._found_bytes()
 
-    def _searched_bytes(self) -> int:
-        return sum(cache.keys[self._far].nbytes for cache in self.cache)
+    def _compared_bytes(self, searches: list[Searched]) -> int:
+        """Bytes of keys that the searches of one step read, one in each layer; of several steps the mean."""
+        if not self._indexes:
+            return sum(cache.keys[self._far].nbytes for cache in self.cache)
+        each = [key_index.compared(self._indexes[layer], queries, self._count) for layer, queries, _ in searches]
+        return round(sum(each) * len(self.cache) / max(1, len(each))) * self.model.shape.head_dim * 4
 
     def _found_bytes(self) -> int:
         values = self.cache[0].values
         return len(self.cache) * self._count * self.model.shape.heads * values.shape[2] * values.element_size()
 
     def notes(self) -> dict[str, Any]:
-        """Bytes of keys that every step searches."""
-        return {"searched_bytes": self._searched_bytes()} if self._count else {}
+        """Bytes of keys that a step searches; of an index, what it takes and how many of the best keys it finds."""
+        if not self._count:
+            return {}
+        searched = {"searched_bytes": self._compared_bytes(self._searched)}
+        if not self._indexes:
+            return searched
+        built = {"index_bytes": self._index_bytes(), "index_build_s": round(self._build_s, 6)}
+        return searched | built | ({"recall": self._recall()} if self._searched else {})
+
+    def _recall(self) -> float:
+        each = (
+            key_index.recall(found, queries, self.cache[layer].keys[self._far])
+            for layer, queries, found in self._searched
+        )
+        return round(mean(each), 4)
 
 
-def softmax_part(q: Tensor, k: Tensor, v: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Attention of one token to the `count` keys that match each head best, and what it takes to join it with more.
+def best_keys(q: Tensor, k: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` keys that match each query head best, and how well.
+
+    Args:
+        q: [1, heads, d]. k: [n, kv_heads, d].
+        count: up to n.
+
+    Returns:
+        q k / sqrt(d), [heads, count] float32, and the keys' indices, [heads, count] int64.
+    """
+    logits, index = (head_dots(q, k)[:, 0].float() / math.sqrt(q.shape[2])).topk(count, sorted=False)
+    return logits, index
+
+
+def of_heads(x: Tensor, index: Tensor) -> Tensor:
+    """For each query head, keys or values of its KV head: [n, kv_heads, d] at [heads, m] -> [heads, m, d]."""
+    heads, kv_heads = len(index), x.shape[1]
+    own = torch.arange(heads, device=x.device).unsqueeze(1) // (heads // kv_heads)
+    return x.transpose(0, 1)[own, index]
+
+
+def softmax_part(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of one token to some keys, and what it takes to join it with that to more.
 
     Args:
         q: [1, heads, d].
         k, v: [n, kv_heads, d].
-        count: up to n.
 
     Returns:
         [heads, d] float32, and the log of each softmax's denominator, [heads] float32.
     """
     logits = head_dots(q, k)[:, 0].float() / math.sqrt(q.shape[2])
-    group = q.shape[1] // k.shape[1]
-    if count == len(k):
-        values = v.transpose(0, 1).repeat_interleave(group, 0)
-    else:
-        logits, index = logits.topk(count)
-        values = v[index, torch.arange(q.shape[1], device=v.device).unsqueeze(1) // group]
+    return weighed(logits, v.transpose(0, 1).repeat_interleave(q.shape[1] // k.shape[1], 0))
+
+
+def weighed(logits: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from logits, [heads, m] float32, and a head's values, [heads, m, d]."""
     norms = logits.logsumexp(1)
-    return ((logits - norms.unsqueeze(1)).exp().unsqueeze(1) @ values.float())[:, 0], norms
+    # A head that found nothing has no weights, and a norm of minus infinity.
+    weights = (logits - norms.clamp(min=torch.finfo(torch.float32).min).unsqueeze(1)).exp()
+    return (weights.unsqueeze(1) @ v.float())[:, 0], norms

@@ -51,6 +51,10 @@ class Tova(Evicting):
         self._replay.prepare(self.cache, shape.heads, [self.budget(layer) for layer in range(shape.layers)])
         return self._replay
 
+    def extra_bytes(self) -> int:
+        """Bytes of what recorded steps rate tokens by."""
+        return self._replay.nbytes
+
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Attention of the last query, mean over all heads, [1, n]."""
         return token_attention(heads.q[-1:], heads.k).unsqueeze(0)

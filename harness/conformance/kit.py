@@ -364,7 +364,7 @@ def _bytes_problem(state: State) -> str:
         return f"kv_bytes {device}, but the caches' keys and values take {found.caches}"
     if device > found.caches:
         return f"kv_bytes {device}, but all caches together take {found.caches}"
-    low, reported = found.caches + found.floats, device + host + extra
+    low, reported = found.caches + found.floats + found.outside, device + host + extra
     if not low <= reported <= low + found.others:
         return f"kv_bytes {device}, kv_bytes_host {host} and extra_bytes {extra} make {reported}, but {low} are held"
     return ""

@@ -32,12 +32,14 @@ class Memory:
         caches: of the storages behind those.
         floats: of floating-point storages elsewhere: parked keys and values, hidden states, page metadata.
         others: of all other storages but the caches' positions: indices, masks.
+        outside: of what objects of the method hold in memory that is not PyTorch's, as they say it (`outside_nbytes`).
     """
 
     resident: int
     caches: int
     floats: int
     others: int
+    outside: int
 
 
 @dataclass(frozen=True)
@@ -221,12 +223,13 @@ def memory(method: Method) -> Memory:
     shown = [tensor for head in heads for tensor in (head.keys, head.values)]
     caches, positions = _storages(shown), _storages([head.positions for head in heads])
     seen: set[int] = set()
-    models = _storages(_tensors(method.model, seen))
-    held = list(_tensors(method, seen))
+    models = _storages(_held(method.model, seen)[0])
+    held, outside = _held(method, seen)
     known = caches | positions | models
     floats = _without(_storages(tensor for tensor in held if tensor.is_floating_point()), known)
     others = _without(_storages(held), known | floats)
-    return Memory(sum(tensor.nbytes for tensor in shown), *(sum(part.values()) for part in (caches, floats, others)))
+    sizes = (sum(part.values()) for part in (caches, floats, others))
+    return Memory(sum(tensor.nbytes for tensor in shown), *sizes, outside)
 
 
 def _storages(tensors: Any) -> dict[int, int]:
@@ -239,16 +242,23 @@ def _without(storages: dict[int, int], known: dict[int, int]) -> dict[int, int]:
     return {address: size for address, size in storages.items() if address not in known}
 
 
-def _tensors(thing: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor reachable through attributes and containers; what is in `seen` is not entered again."""
+def _held(thing: Any, seen: set[int]) -> tuple[list[Tensor], int]:
+    """Tensors reachable from there, and bytes that other objects hold outside of PyTorch."""
+    found = list(_reachable(thing, seen))
+    tensors = [each for each in found if isinstance(each, Tensor)]
+    return tensors, sum(int(each.outside_nbytes) for each in found if not isinstance(each, Tensor))
+
+
+def _reachable(thing: Any, seen: set[int]) -> Iterator[Any]:
+    """What holds memory, through attributes and containers; what is in `seen` is not entered again."""
     if id(thing) in seen:
         return
     seen.add(id(thing))
-    if isinstance(thing, Tensor):
+    if isinstance(thing, Tensor) or hasattr(thing, "outside_nbytes"):
         yield thing
         return
     for part in _parts(thing):
-        yield from _tensors(part, seen)
+        yield from _reachable(part, seen)
 
 
 def _parts(thing: Any) -> list[Any]:

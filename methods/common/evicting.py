@@ -48,10 +48,10 @@ class Evicting(Method):
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
-        """Raises `InputError` for a budget in tokens that those which always stay leave nothing of."""
+        """Raises `InputError` for a budget in tokens below those which always stay."""
         assert isinstance(options, cls.Options)
-        if isinstance(options.budget, int) and options.budget <= (count := always(cls, options)):
-            raise InputError(f"{cls.name}: budget={options.budget} leaves nothing beside {cls.stays}={count}")
+        if isinstance(options.budget, int) and options.budget < (count := always(cls, options)):
+            raise InputError(f"{cls.name}: budget={options.budget} is less than {cls.stays}={count}, which always stay")
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns the budget into tokens."""

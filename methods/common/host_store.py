@@ -34,13 +34,15 @@ class HostStore:
             recorded decode step finds the memory that the store holds now; empty before the first `copy_out`.
     """
 
-    def __init__(self, offload: Offload) -> None:
+    def __init__(self, offload: Offload, *, heads_apart: bool = False) -> None:
         """
         Args:
             offload: "async" copies beside what follows in the prefill, "sync" ahead of it; "none" copies as "sync"
                 does, but to memory of the device.
+            heads_apart: the tokens of one KV head lie together, which is how the host reads all of them at its best;
+                kernels cannot read that.
         """
-        self._offload = offload
+        self._offload, self._heads_apart = offload, heads_apart
         self._drop()
         self.addresses = torch.empty(0, dtype=torch.int64)
         self._side: Any = None
@@ -106,17 +108,23 @@ class HostStore:
         self._serve(0)
 
     def _serve(self, tokens: int) -> None:
-        self.keys: Tensor = self._memory[0, :tokens]
-        self.values: Tensor = self._memory[1, :tokens]
+        self.keys: Tensor = self._half(0)[:tokens]
+        self.values: Tensor = self._half(1)[:tokens]
+
+    def _half(self, which: int) -> Tensor:
+        """Room for keys, or for values, [room, kv_heads, head_dim]; [0] where there is no memory."""
+        half = self._memory[which]
+        return half.transpose(0, 1) if self._heads_apart and half.dim() > 1 else half
 
     def _make_room(self, like: Tensor, needed: int) -> None:
-        held = self._memory.shape[1]
+        held = len(self._half(0))
         room = needed if self._offload == "none" else capacity(needed, held)
         if room == held:
             return
         # The old memory goes first: the host may not have room for both.
         self._drop()
-        self._memory = self._empty((2, room, *like.shape[1:]), like)
+        kv_heads, dim = like.shape[1:]
+        self._memory = self._empty((2, kv_heads, room, dim) if self._heads_apart else (2, room, kv_heads, dim), like)
         if not len(self.addresses):
             self.addresses = torch.empty(2, dtype=torch.int64, device=like.device)
         self.addresses.copy_(torch.tensor([half.data_ptr() for half in self._memory]))
@@ -148,5 +156,8 @@ class HostStore:
         self._source = cache.keys, cache.values
 
     def _copy(self, cache: LayerCache) -> None:
-        self.keys[: cache.length].copy_(cache.keys, non_blocking=True)
-        self.values[: cache.length].copy_(cache.values, non_blocking=True)
+        for store, now in ((self.keys[: cache.length], cache.keys), (self.values[: cache.length], cache.values)):
+            # What is copied at a time has to be in one piece where it goes, or the host waits.
+            pieces = zip(store.unbind(1), now.unbind(1), strict=True) if self._heads_apart else [(store, now)]
+            for into, piece in pieces:
+                into.copy_(piece, non_blocking=True)

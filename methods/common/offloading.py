@@ -7,6 +7,7 @@ the host gathers what is read, and sends that.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,11 +18,17 @@ from methods.common.host_store import HostStore
 
 
 class Offloading(Method):
-    """Full attention; each layer's copies go out beside the prefill, so the device never holds more than two."""
+    """Full attention; each layer's copies go out beside the prefill, so the device never holds more than two.
+
+    Attributes:
+        heads_apart: how keys and values lie on the host, see `HostStore`.
+    """
+
+    heads_apart: ClassVar[bool] = False
 
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
-        self.stores = {layer: HostStore("async") for layer in self.host_layers()}
+        self.stores = {layer: HostStore("async", heads_apart=self.heads_apart) for layer in self.host_layers()}
         self._leaving: list[int] = []
 
     def host_layers(self) -> Iterable[int]:

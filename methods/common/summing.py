@@ -76,5 +76,5 @@ class Summing(Evicting):
         return self._replay
 
     def extra_bytes(self) -> int:
-        """Bytes of the sums."""
-        return sum(sums.nbytes for sums in self._sums.values())
+        """Bytes of the sums, and of what recorded steps rate tokens by."""
+        return sum(sums.nbytes for sums in self._sums.values()) + self._replay.nbytes

@@ -37,6 +37,9 @@ VARIANTS = [
     "duo:sinks=4:recent=20:sparsity=0.75",
     "kvzip:budget=64:chunk=100",
     "retrieval:sinks=4:recent=16:topk=20",
+    "retrieval:sinks=4:recent=16:topk=20:index=flat",
+    "retrieval:sinks=4:recent=16:topk=20:index=ivf:nlist=8:nprobe=3",
+    "retrieval:sinks=4:recent=16:topk=20:index=hnsw:m=4:ef=24",
 ]
 EVERY = METHODS.names() + VARIANTS
 

@@ -157,17 +157,31 @@ def test_a_prompt_no_longer_than_the_budget_is_not_pruned(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("snapkv:budget=32", "snapkv: budget=32 leaves nothing beside window=32"),
+        ("snapkv:budget=31", "snapkv: budget=31 is less than window=32, which always stay"),
         ("pyramidkv:kernel=4", "pyramidkv: kernel=4 is even"),
-        ("h2o:budget=8:window=8", "h2o: budget=8 leaves nothing beside window=8"),
-        ("expected:budget=4", "expected: budget=4 leaves nothing beside sinks=4"),
-        ("criticalkv:budget=20", "snapkv: budget=20 leaves nothing beside window=32"),
+        ("h2o:budget=7:window=8", "h2o: budget=7 is less than window=8"),
+        ("expected:budget=3", "expected: budget=3 is less than sinks=4"),
+        ("criticalkv:budget=20", "snapkv: budget=20 is less than window=32"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_loads(text: str, message: str) -> None:
     (spec,) = parse_methods(text)
     with pytest.raises(InputError, match=message):
         spec.check(tiny_shape())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["snapkv:window=8", "pyramidkv:window=8", "adakv:window=8", "adakv:window=8:normalize=true", "h2o:window=8",
+     "h2o:window=8:mode=drop", "fastkv:window=8:keep=8"],
+)  # fmt: skip
+def test_a_budget_may_be_the_window_alone(text: str) -> None:
+    engine = tiny_engine()
+    method = build(f"{text}:budget=8", engine)
+    engine.read(method, Request(random_ids(PROMPT), 1))
+    first = method.cache[0].kept_positions()
+    assert all(positions.tolist() == list(range(PROMPT - 8, PROMPT)) for positions in first)
+    assert method.tokens_kept() == [8] * 6
 
 
 def test_the_random_control_draws_anew_for_every_layer_and_head_and_the_same_for_the_same_seed() -> None:

@@ -58,6 +58,7 @@ CASES: dict[str, list[Options]] = {
         {"budget": 0.9, "window": 1, "kernel": 1},
         {"budget": 17, "window": 16, "kernel": 3},
         {"budget": 18, "window": 17, "kernel": 9, "pool": "max"},
+        {"budget": 17, "window": 17},
     ],
     "pyramidkv": [
         {"budget": 40, "window": 8, "kernel": 5, "pool": "max"},
@@ -79,6 +80,8 @@ CASES: dict[str, list[Options]] = {
         {"budget": 64, "window": 8},
         {"budget": 0.25, "window": 4},
         {"budget": 20, "window": 19},
+        {"budget": 19, "window": 19},
+        {"budget": 19, "window": 19, "mode": "drop"},
         {"budget": 33, "window": 0},
         {"budget": 33, "window": 0, "mode": "drop"},
         {"budget": 66, "window": 5, "mode": "drop"},

@@ -140,8 +140,8 @@ def test_a_question_may_follow_what_was_cut(text: str) -> None:
     ("text", "message"),
     [
         ("fastkv:cut=5", "fastkv: cut=5 has no layer above it; the model has 6 layers"),
-        ("fastkv:keep=8", "fastkv: keep=8 leaves nothing beside window=8"),
-        ("fastkv:budget=8", "fastkv: budget=8 leaves nothing beside window=8"),
+        ("fastkv:keep=7", "fastkv: keep=7 is less than window=8"),
+        ("fastkv:budget=7", "fastkv: budget=7 is less than window=8"),
         ("fastkv:kernel=4", "fastkv: kernel=4 is even"),
         ("gemfilter:layer=6", "gemfilter: layer=6, but the model has 6 layers"),
         ("gemfilter:kernel=2", "gemfilter: kernel=2 is even"),

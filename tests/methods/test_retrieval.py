@@ -8,12 +8,16 @@ import torch
 from harness.engine.attention import Attention
 from harness.engine.request import Request
 from harness.engine.step import Step
-from methods.retrieval import softmax_part
+from harness.errors import InputError
+from methods.common import key_index
+from methods.common.key_index import KeyIndex, Recipe, recall, search
+from methods.common.key_index import build as build_indexes
+from methods.retrieval import Retrieval, softmax_part, weighed
 from tests.methods.test_eviction import distinct_ids
 from tests.methods.test_eviction import run as traced
 from tests.methods.test_references import Model, same_logits
 from tests.reference.retrieval import RetrievalTwin
-from tests.tiny import FAMILIES, HEAD_DIM, HEADS, LAYERS, build, random_ids, tiny_engine, tiny_model
+from tests.tiny import FAMILIES, HEAD_DIM, HEADS, LAYERS, build, random_ids, tiny_engine, tiny_model, tiny_shape
 
 STEPS = 5
 SIZES = [(100, 4, 16, 20), (100, 0, 2, 2), (60, 30, 29, 7), (60, 10, 20, 30), (50, 20, 40, 5), (20, 4, 8, 12)]
@@ -39,9 +43,7 @@ def test_it_answers_as_exact_top_k_attention(length: int, sinks: int, recent: in
 @torch.inference_mode()
 def test_parts_joined_by_their_denominators_are_the_whole() -> None:
     q, k, v = torch.randn(1, 4, HEAD_DIM), torch.randn(30, 2, HEAD_DIM), torch.randn(30, 2, HEAD_DIM)
-    outs, norms = zip(
-        *(softmax_part(q, k[part], v[part], len(k[part])) for part in (slice(9), slice(9, None))), strict=True
-    )
+    outs, norms = zip(*(softmax_part(q, k[part], v[part]) for part in (slice(9), slice(9, None))), strict=True)
     joined = (torch.stack(norms).softmax(0).unsqueeze(-1) * torch.stack(outs)).sum(0)
     torch.testing.assert_close(joined.view(1, -1), Attention().causal(q, k, v))
 
@@ -69,6 +71,77 @@ def test_the_device_holds_both_ends_and_the_host_the_prompt() -> None:
     assert method.notes() == {"searched_bytes": searched}
     assert method.decode_bytes() == LAYERS * (20 + 2) * token + searched + found
     assert method.replay() is None
+
+
+INDEXES = ("flat", "ivf:nlist=8:nprobe=8", "ivf:nlist=8:nprobe=2", "hnsw:m=4:ef=24")
+
+
+def indexed(index: str) -> Retrieval:
+    method = build(f"retrieval:sinks=4:recent=16:topk=20:index={index}", tiny_engine())
+    assert isinstance(method, Retrieval)
+    return method
+
+
+@pytest.mark.parametrize("index", INDEXES[:2])
+def test_an_index_that_is_searched_whole_finds_what_products_find(index: str) -> None:
+    ids, model = distinct_ids(100 + STEPS), (FAMILIES[0], next(iter(HEADS)))
+    exact = build("retrieval:sinks=4:recent=16:topk=20", tiny_engine(*model))
+    method = build(f"retrieval:sinks=4:recent=16:topk=20:index={index}", tiny_engine(*model))
+    same_logits(traced(method, ids, 100, model), traced(exact, ids, 100, model))
+    assert method.notes()["recall"] == 1
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_what_an_index_costs_and_finds_is_told(index: str) -> None:
+    method, steps = indexed(index), 3
+    list(tiny_engine().stream(method, Request(random_ids(100), steps)))
+    notes, keys, heads = method.notes(), LAYERS * 80 * HEAD_DIM * 4, 4
+    assert 0 < notes["recall"] <= 1 and (notes["recall"] == 1 if index in INDEXES[:2] else notes["recall"] > 0.1)
+    assert notes["index_build_s"] > 0 and notes["index_bytes"] >= 2 * keys
+    exact = build("retrieval:sinks=4:recent=16:topk=20", tiny_engine())
+    list(tiny_engine().stream(exact, Request(random_ids(100), steps)))
+    assert method.kv_bytes_host() == exact.kv_bytes_host() + notes["index_bytes"]
+    centroids = LAYERS * 8 * HEAD_DIM * 4 * heads if index.startswith("ivf") else 0
+    if notes["recall"] < 1:
+        assert 0 < notes["searched_bytes"] < heads * keys + centroids
+    else:
+        assert notes["searched_bytes"] == heads * keys + centroids
+    method.end()
+    assert method.notes().keys() == {"searched_bytes"} or method.kv_bytes_host() == exact.kv_bytes_host()
+
+
+def test_as_much_memory_as_told_is_in_an_index() -> None:
+    faiss = pytest.importorskip("faiss")
+    keys = torch.randn(500, 16)
+    for recipe in (Recipe("flat"), Recipe("ivf", cells=10), Recipe("hnsw", links=8)):
+        index = KeyIndex(keys, recipe)
+        assert len(faiss.serialize_index(index._index)) == pytest.approx(index.outside_nbytes, rel=0.05)
+
+
+def test_a_graph_is_the_same_in_every_run() -> None:
+    layers = [torch.randn(300, 4, 16)]
+    first, second = (build_indexes(layers, Recipe("hnsw", links=4, breadth=10)) for _ in range(2))
+    q = torch.randn(8, 16)
+    assert torch.equal(search(first[0], q, 10), search(second[0], q, 10))
+
+
+def test_where_a_head_finds_nothing_only_the_device_attends() -> None:
+    logits, values = torch.full((2, 3), -torch.inf), torch.ones(2, 3, 4)
+    out, norms = weighed(logits, values)
+    assert (out == 0).all() and (norms == -torch.inf).all()
+
+
+def test_recall_counts_what_is_among_the_best() -> None:
+    keys = torch.arange(10.0).view(10, 1, 1)
+    found = torch.tensor([[9, 7, 3], [0, 1, -1]])
+    assert recall(found, torch.tensor([[1.0], [-1.0]]), keys) == pytest.approx(4 / 6)
+
+
+def test_without_faiss_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_index, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match="retrieval: index=ivf needs faiss, which is not installed: pip install"):
+        Retrieval.check(Retrieval.Options.read("retrieval", {"index": "ivf"}), tiny_shape())
+    Retrieval.check(Retrieval.Options.read("retrieval", {}), tiny_shape())
 
 
 def test_a_short_prompt_stays_on_the_device_and_gives_host_memory_back() -> None:

@@ -24,7 +24,12 @@ class LowestOut(Replay):
     """
 
     def __init__(self) -> None:
-        self._logits = torch.empty((0, 0, 0))
+        self._logits, self._norms, self._sums = torch.empty((0, 0, 0)), torch.empty((0, 0)), torch.empty(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what tokens are rated by, kept from request to request."""
+        return self._logits.nbytes + self._norms.nbytes + self._sums.nbytes
 
     def prepare(
         self,
@@ -52,7 +57,7 @@ class LowestOut(Replay):
             self._logits = torch.empty((layers, heads, room), device=device)
             self._norms = torch.empty((layers, heads), device=device)
             self._positions = torch.empty((layers, lists, room), dtype=torch.int64, device=device)
-            self._sums = None if sums is None else torch.empty((layers, lists, room), device=device)
+            self._sums = self._logits.new_empty((layers, lists, room) if sums is not None else 0)
             self._limits, self._recents = self._positions.new_empty((2, layers))
             self._counters = torch.zeros(layers, dtype=torch.int32, device=device)
         self._most, self._recent, self._theirs = list(limits), list(recents or [0] * layers), sums
@@ -74,8 +79,8 @@ class LowestOut(Replay):
         self._recents.copy_(torch.tensor(self._recent))
         for held, cache in zip(self._positions, caches, strict=True):
             held[:, : cache.length] = cache.positions.T[: len(held)]
-        if self._sums is not None and self._theirs is not None:
-            self._sums.zero_()
+        self._sums.zero_()
+        if self._theirs is not None:
             for layer, cache in enumerate(caches):
                 self._sums[layer, :, : cache.length] = self._theirs[layer]
 
@@ -98,13 +103,13 @@ class LowestOut(Replay):
             order = positions.argsort(1)
             cache.place(positions.T)
             cache.keep(order.T.squeeze(1))
-            if self._sums is not None and self._theirs is not None:
+            if self._theirs is not None:
                 self._theirs[layer] = self._sums[layer, :, : cache.length].gather(1, order)
 
     def _settle(self, position: Tensor, like: Tensor) -> None:
         from harness.engine.kernels.eviction import settle
 
         settle(
-            self._logits, self._norms, self._sums, self._positions, self._limits, self._recents, position, like,
-            self._counters, self._rows,
+            self._logits, self._norms, None if self._theirs is None else self._sums, self._positions, self._limits,
+            self._recents, position, like, self._counters, self._rows,
         )  # fmt: skip
