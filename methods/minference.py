@@ -82,6 +82,7 @@ class MInference(SparsePrefill):
         return vertical_slash(
             _best_columns(_first_stay(attention.sum(1), _COLUMNS), columns),
             _best_offsets(_first_stay(offset_sums(attention), _OFFSETS), offsets),
+            max(offsets),
         )
 
     def _lines(self, layer: int, head: int, n: int) -> tuple[int, int]:

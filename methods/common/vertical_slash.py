@@ -18,12 +18,13 @@ from harness.engine.sparse import Choice, listed
 ROWS = 64
 
 
-def vertical_slash(columns: Tensor, offsets: Tensor) -> Choice:
+def vertical_slash(columns: Tensor, offsets: Tensor, most: int) -> Choice:
     """The keys that columns and diagonals stand for.
 
     Args:
         columns: [heads, most] int32, ascending; n where a head has fewer.
         offsets: [heads, n] bool, which diagonals are chosen; 0, a row's own key, always is.
+        most: no head has more diagonals.
     """
     n, row_blocks = offsets.shape[1], -(-offsets.shape[1] // ROWS)
     places = torch.arange(n, dtype=torch.int32, device=offsets.device)
@@ -31,7 +32,8 @@ def vertical_slash(columns: Tensor, offsets: Tensor) -> Choice:
     if offsets.is_cuda:
         from harness.engine.kernels.vertical_slash import diagonal_blocks, free_columns
 
-        blocks = diagonal_blocks(nearer, row_blocks, ROWS, row_blocks + 1)
+        # A block is opened by an offset that no other one of its rows is opened by.
+        blocks = diagonal_blocks(nearer, row_blocks, ROWS, min(row_blocks + 1, most))
         return Choice(ROWS, ROWS, *blocks, *free_columns(columns, *blocks, ROWS))
     blocks = _diagonal_blocks(nearer, row_blocks)
     return Choice(ROWS, ROWS, *blocks, *_free_columns(columns, *blocks))
