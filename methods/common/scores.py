@@ -114,7 +114,8 @@ def head_norms(x: Tensor) -> Tensor:
         from harness.engine.kernels import rowwise
 
         return rowwise.head_norms(x)
-    return vector_norm(x, dim=2, dtype=torch.float32)
+    norms: Tensor = vector_norm(x, dim=2, dtype=torch.float32)
+    return norms
 
 
 def output_norms(v: Tensor, weight: Tensor) -> Tensor:

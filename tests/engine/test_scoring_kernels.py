@@ -109,8 +109,8 @@ def test_norms_of_rows_that_see_nothing_of_a_share() -> None:
 @pytest.mark.parametrize(("n", "heads", "d"), [(1, 1, 16), (70, 3, 32), (4200, 1, 16)])
 def test_moments_of_turned_queries(n: int, heads: int, d: int) -> None:
     q, angles = strided(n, heads, d), torch.rand(n + 1, d // 2, generator=torch.Generator().manual_seed(2)) * 6
-    back, ahead = torch.cat((angles.cos(), angles.sin()), 1).to(DEVICE).split((n, 1))
-    found = normal.moments(q, back, ahead[0] * 0.75, rows=32 if n < 100 else 128)
+    both = torch.cat((angles.cos(), angles.sin()), 1).to(DEVICE)
+    found = normal.moments(q, both[:n], both[n] * 0.75, rows=32 if n < 100 else 128)
     turns = torch.polar(torch.ones(n + 1, d // 2).double(), angles.double())
     pairs = torch.complex(*q.cpu().double().chunk(2, 2)) * (turns[:n] * turns[n] * 0.75).unsqueeze(1)
     turned = torch.cat((pairs.real, pairs.imag), 2)
