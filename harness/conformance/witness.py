@@ -228,8 +228,8 @@ def memory(method: Method) -> Memory:
     known = caches | positions | models
     floats = _without(_storages(tensor for tensor in held if tensor.is_floating_point()), known)
     others = _without(_storages(held), known | floats)
-    resident, sizes = sum(tensor.nbytes for tensor in shown), [sum(part.values()) for part in (caches, floats, others)]
-    return Memory(resident, *sizes, outside=outside)
+    in_caches, in_floats, in_others = (sum(part.values()) for part in (caches, floats, others))
+    return Memory(sum(tensor.nbytes for tensor in shown), in_caches, in_floats, in_others, outside)
 
 
 def _storages(tensors: Any) -> dict[int, int]:
