@@ -13,6 +13,7 @@ from harness.errors import InputError
 from harness.flags import OUTPUT, MethodFiles, TaskFiles
 from harness.predict.command import predict_command
 from harness.reproduce.command import app as reproduce_app
+from harness.study.command import study_command
 from harness.sweep.command import sweep_command
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -121,6 +122,7 @@ def runs_command(
 
 
 app.command("sweep")(sweep_command)
+app.command("study")(study_command)
 app.command("predict")(predict_command)
 app.add_typer(reproduce_app, name="reproduce")
 

@@ -22,6 +22,8 @@ FLOORS = (
     {"harness.report", "harness.gates"},
     {"harness.runner", "harness.predict"},
     {"harness.conformance", "harness.sweep", "harness.reproduce"},
+    {"harness.leaderboard"},
+    {"harness.study"},
     {"harness.api"},
     {"harness.cli", "harness"},
     {"harness.__main__"},

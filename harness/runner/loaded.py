@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -35,13 +36,18 @@ class Cell:
     task: Task
 
 
+Loader = Callable[[str, str, str], LoadedModel]
+"""(model, device, dtype) as asked for -> the model: `harness.models.load.load`, or what remembers what that gave."""
+
+
 @dataclass(frozen=True)
 class LoadedRun:
-    """A plan, its model and the engine around it."""
+    """A plan, its model and the engine around it; a method is made once and serves all tasks."""
 
     plan: Plan
     model: LoadedModel
     engine: Engine
+    _methods: dict[str, Method] = field(default_factory=dict)
 
     @property
     def spec(self) -> RunSpec:
@@ -71,7 +77,9 @@ class LoadedRun:
         method, task = self.plan.method(cell), self.plan.task(cell)
         dtype, kernel = str(self.model.model.dtype), f"{self.engine.context.attention.kernel}, {self.engine.kind}"
         identity = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel)
-        return Cell(identity, method.label, method.build(self.engine.context), task)
+        if method.label not in self._methods:
+            self._methods[method.label] = method.build(self.engine.context)
+        return Cell(identity, method.label, self._methods[method.label], task)
 
 
 def _source(method: MethodSpec) -> str:
@@ -79,13 +87,13 @@ def _source(method: MethodSpec) -> str:
     return own if method.sparse is None else f"{own}+{_source(method.sparse)}"
 
 
-def load_run(plan: Plan) -> LoadedRun:
+def load_run(plan: Plan, loader: Loader = load) -> LoadedRun:
     """Loads a plan's model.
 
     Raises:
         InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
     """
-    model = load(plan.spec.model, plan.spec.device, plan.spec.dtype)
+    model = loader(plan.spec.model, plan.spec.device, plan.spec.dtype)
     encode = partial(model.tokenizer.encode, add_special_tokens=False)
     engine = build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine, encode)
     return LoadedRun(plan, model, engine)

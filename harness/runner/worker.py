@@ -17,8 +17,9 @@ from harness.measuring.clock import synchronize
 from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.roofline import ceilings
+from harness.models.load import load
 from harness.runner.execute import Job
-from harness.runner.loaded import Cell, load_run
+from harness.runner.loaded import Cell, Loader, load_run
 from harness.runner.order import order
 from harness.runner.plan import CellSpec, Plan
 from harness.runner.request import Bench, release, run_request
@@ -29,18 +30,18 @@ from harness.storage.record import Record
 class MethodWorker:
     """A `harness.runner.execute.Worker` that measures requests under methods."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, loader: Loader = load) -> None:
         """Loads the model.
 
         Raises:
             InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
         """
-        run = load_run(plan)
+        run = load_run(plan, loader)
         limits = ceilings(run.device, run.model.model.dtype)
         monitor = gpu_monitor(run.device)
         synchronize(run.device)
         meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
-        self._bench = Bench(run, limits, monitor, meter)
+        self._bench, self._warm_up = Bench(run, limits, monitor, meter), WarmUp(run.engine)
 
     def facts(self) -> dict[str, Any]:
         """Of the loaded run."""
@@ -51,16 +52,15 @@ class MethodWorker:
         run = self._bench.run
         bound = [run.bind(cell) for cell in cells]
         prompts = read_prompts(bound[0].task, run.model, run.spec)
-        warm_up = WarmUp(run.engine, bound)
         return [
-            partial(self._run, warm_up, cell, prompt)
+            partial(self._run, bound, cell, prompt)
             for prompt, cell in _in_turn(prompts, bound)
             if (cell.hash, prompt.sample.id) not in done
         ]
 
-    def _run(self, warm_up: WarmUp, cell: Cell, prompt: Prompt) -> Record:
+    def _run(self, cells: Sequence[Cell], cell: Cell, prompt: Prompt) -> Record:
         there = prompt.on(self._bench.run.device)
-        warm_up.before(there)
+        self._warm_up.before(there, cells)
         return run_request(self._bench, cell, there)
 
 
@@ -78,16 +78,16 @@ def _in_turn(prompts: Sequence[Prompt], cells: Sequence[Cell]) -> Iterator[tuple
 class WarmUp:
     """Runs every method once, unrecorded, where prompts are of a new length: kernels and memory may be cold."""
 
-    def __init__(self, engine: Engine, cells: Sequence[Cell]) -> None:
-        self._engine, self._cells = engine, cells
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._lengths: list[int] = []
 
-    def before(self, prompt: Prompt) -> None:
-        """Warms up unless a prompt within an eighth of this one's length has been run."""
+    def before(self, prompt: Prompt, cells: Sequence[Cell]) -> None:
+        """Warms up unless a prompt within an eighth of this one's length has been run, in whichever task."""
         length = len(prompt.request.prompt)
         if all(abs(length - seen) > seen / 8 for seen in self._lengths):
             self._lengths.append(length)
-            for cell in self._cells:
+            for cell in cells:
                 self._warm(cell, prompt)
 
     def _warm(self, cell: Cell, prompt: Prompt) -> None:

@@ -19,7 +19,7 @@ A list of values is an axis: `model`, `seed`, `question` and `dtype` become runs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -90,13 +90,28 @@ def read_grid(path: Path) -> GridFile:
     """
     root = read_yaml(path)
     parts = root.mapping("the grid", KEYS)
-    for key in ("methods", "tasks"):
-        if key not in parts:
-            raise wrong(path, root.line, f"the grid has no {key!r}")
+    if "methods" not in parts:
+        raise wrong(path, root.line, "the grid has no 'methods'")
+    return grid(root, parts, [_method(node) for node in parts["methods"].items("methods")])
+
+
+def grid(node: Node, parts: Mapping[str, Node], methods: list[MethodGrid]) -> GridFile:
+    """The grid that a part of a file describes.
+
+    Args:
+        node: that part.
+        parts: its keys, `methods` of no account.
+        methods: the grid's.
+
+    Raises:
+        InputError: no tasks, an axis without values; with the line.
+    """
+    if "tasks" not in parts:
+        raise wrong(node.path, node.line, "the grid has no 'tasks'")
     return GridFile(
-        path,
-        parts["name"].text() if "name" in parts else path.stem,
-        [_method(node) for node in parts["methods"].items("methods")],
+        node.path,
+        parts["name"].text() if "name" in parts else node.path.stem,
+        methods,
         parts["tasks"].entries("tasks"),
         parts["lengths"].entries("lengths") if "lengths" in parts else [],
         {key: parts[key].entries(key) for key in RUN_AXES if key in parts},

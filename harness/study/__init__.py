@@ -1,0 +1,1 @@
+"""`harness study`: methods at matched budgets over tasks, lengths and protocols; nothing here has side effects."""

@@ -1,0 +1,90 @@
+"""The command `harness study`: parses and prints."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from harness.errors import InputError
+from harness.flags import OUTPUT
+
+if TYPE_CHECKING:
+    from harness.study.runs import StudyRun
+
+
+def study_command(
+    file: Annotated[Path, typer.Argument(help="YAML file: parts, and methods by budget (docs/study.md)")],
+    model: Annotated[str | None, typer.Option(help="instead of the file's, for parts that name none")] = None,
+    output: Annotated[
+        Path | None, typer.Option(*OUTPUT, help="folder of the runs; results/NAME of the file if none is named")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of data sets; what lacks its data is left out")] = (
+        None
+    ),
+    only: Annotated[str, typer.Option(help="runs to do, as patterns of their folders: 'ruler/kept=0.25-*'")] = "*",
+    samples: Annotated[int | None, typer.Option(min=1, help="samples a task at most, if fewer than the file's")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="stop behind the request in which they end; the same command goes on")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print runs, matched options and samples; ask nothing")] = (
+        False
+    ),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="draw what this folder has recorded of the study; runs nothing")
+    ] = None,
+) -> None:
+    """Run methods at matched budgets, balanced whenever it stops; one page that says which to use when."""
+    from harness.study.runs import check_runs, study_runs
+    from harness.study.study_file import read_study
+
+    began = time.monotonic()
+    study = read_study(file, model)
+    runs = study_runs(study, data_dir, only)
+    if source is not None:
+        if dry_run or output is not None or minutes is not None:
+            raise InputError("--from draws what is recorded: no --dry-run, no --output, no --minutes")
+        return _draw(study.name, runs, source)
+    runs, left_out = check_runs(runs)
+    for line in left_out:
+        print(f"harness: {line}", file=sys.stderr, flush=True)
+    folder = output or Path("results") / file.stem
+    if dry_run:
+        from harness.study.outlook import outlook
+
+        return print(outlook(study, runs, folder, samples), flush=True)
+    deadline = math.inf if minutes is None else began + 60 * minutes
+    _run(study.name, runs, folder, deadline, samples)
+
+
+def _run(name: str, runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int | None) -> None:
+    """Everything, or what fits; drawn is what is whole, since drawing takes time of a device that others wait for."""
+    from rich.console import Console
+
+    from harness.runner.terminal import INTERRUPTED
+    from harness.study.execute import Timed, run_study
+
+    try:
+        whole, failures = run_study(runs, folder, Timed(Console(stderr=True), deadline), samples)
+    except KeyboardInterrupt:
+        print(f"harness: interrupted; the same command goes on, --from {folder} draws", file=sys.stderr, flush=True)
+        raise typer.Exit(INTERRUPTED) from None
+    for failure in failures:
+        print(f"harness: {failure}", file=sys.stderr, flush=True)
+    if not whole:
+        return print(f"time is up: {folder} is balanced so far; the same command goes on, --from {folder} draws")
+    _draw(name, runs, folder)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _draw(name: str, runs: Sequence[StudyRun], folder: Path) -> None:
+    from harness.study.page import write
+
+    for path in write(name, runs, folder):
+        print(f"wrote {path}", flush=True)

@@ -1,0 +1,132 @@
+"""Runs a study so that what is recorded is balanced whenever it ends: by an hour that is over, Ctrl-C or a crash.
+
+Every run gets one sample of each task first, then two, four, and so on to its limit; all methods answer a sample before
+the next one is asked. So of any two tasks of a study that stopped one has at most twice the samples of the other, and
+no method has easier ones. Each stage is `harness.runner.execute` with another limit, which is no part of a run's
+identity; the model stays loaded from one run to the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from harness.models.load import LoadedModel, load
+from harness.runner.execute import execute
+from harness.runner.plan import Plan, plan
+from harness.runner.progress import Advance, Progress
+from harness.runner.spec import RunSpec
+from harness.runner.worker import MethodWorker
+from harness.storage.record import Record
+from harness.storage.store import MANIFEST, load_manifest
+from harness.study.runs import StudyRun
+
+UNLIMITED = 10**6
+"""Samples of a part without a limit: more than any task has."""
+
+
+class TimeIsUp(Exception):
+    """The minutes that a study was given are over; raised between two requests, the last of them recorded."""
+
+
+class Timed(Progress):
+    """Progress that ends what it watches."""
+
+    def __init__(self, console: Console, deadline: float) -> None:
+        """Args:
+        console: where to print.
+        deadline: on `time.monotonic`; infinite for none.
+        """
+        super().__init__(console)
+        self._deadline = deadline
+
+    def check(self) -> None:
+        """Raises `TimeIsUp` if it is."""
+        if time.monotonic() >= self._deadline:
+            raise TimeIsUp
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        """As `Progress`; looks at the clock behind every record."""
+        self.check()
+        with super().task(label, total) as advance:
+            yield self._checked(advance)
+
+    def _checked(self, advance: Advance) -> Advance:
+        def checked(record: Record) -> None:
+            advance(record)
+            self.check()
+
+        return checked
+
+
+class OneModel:
+    """Loads a model unless it is the one that was loaded last; the last one goes first."""
+
+    def __init__(self) -> None:
+        """Nothing loaded."""
+        self._key: tuple[str, str, str] | None = None
+        self._model: LoadedModel | None = None
+
+    def __call__(self, model: str, device: str, dtype: str) -> LoadedModel:
+        """As `harness.models.load.load`."""
+        if self._model is None or self._key != (model, device, dtype):
+            self._model = None
+            self._key, self._model = (model, device, dtype), load(model, device, dtype)
+        return self._model
+
+
+def run_study(
+    runs: Sequence[StudyRun], folder: Path, progress: Timed, samples: int | None = None
+) -> tuple[bool, list[str]]:
+    """Runs, or resumes, the runs of a study, stage by stage.
+
+    Args:
+        runs: most important first.
+        folder: of the study.
+        progress: is told of every record.
+        samples: of each task at most, if fewer than the study's own.
+
+    Returns:
+        Whether all is recorded, and a line for each method that failed on a task.
+
+    Raises:
+        InputError: a folder is of another run, a model cannot be loaded, or data turns out bad.
+    """
+    loader, failures = OneModel(), dict[str, None]()
+
+    def worker(planned: Plan) -> MethodWorker:
+        return MethodWorker(planned, loader)
+
+    try:
+        for run, limit in stages(runs, samples):
+            progress.check()
+            spec = run.spec.model_copy(update={"limit": limit})
+            if not _passed(spec, folder / run.folder):
+                failures |= dict.fromkeys(execute(plan(spec), folder / run.folder, progress, worker))
+    except TimeIsUp:
+        return False, list(failures)
+    return True, list(failures)
+
+
+def stages(runs: Sequence[StudyRun], samples: int | None = None) -> Iterator[tuple[StudyRun, int]]:
+    """Every run with a limit of 1, then with 2, 4, ... up to its own."""
+    most = {run.folder: min(run.spec.limit or UNLIMITED, samples or UNLIMITED) for run in runs}
+    limit, left = 1, list(runs)
+    while left:
+        yield from ((run, min(limit, most[run.folder])) for run in left)
+        left = [run for run in left if most[run.folder] > limit]
+        limit = limit * 2 if any(most[run.folder] < UNLIMITED for run in left) else UNLIMITED
+
+
+def _passed(spec: RunSpec, folder: Path) -> bool:
+    """Whether this stage of a run has ended: it is complete, or a later one has begun, which asks again what failed."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    found = load_manifest(folder)
+    reached, limit = (asked or UNLIMITED for asked in (found.spec.get("limit"), spec.limit))
+    return found.run_hash == spec.run_hash() and (reached > limit or (reached == limit and found.status == "complete"))

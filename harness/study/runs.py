@@ -1,0 +1,133 @@
+"""From a study to runs: one a part, budget, length and protocol, each with all methods that can meet the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from functools import lru_cache
+from pathlib import Path
+
+from harness.engine.shape import ModelShape
+from harness.errors import InputError
+from harness.models.load import describe
+from harness.runner.plan import plan
+from harness.runner.spec import RunSpec, folder_name
+from harness.study.matching import Matched, match
+from harness.study.study_file import MethodEntry, Part, StudyFile
+from harness.sweep.cells import SweepRun, multiply
+from harness.sweep.grid_file import MethodGrid
+from harness.yaml_file import Entry
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run of a study.
+
+    Attributes:
+        part: its name.
+        budget: share of the prompt that is kept.
+        length: prompt tokens that options were found for.
+        methods: at that budget, those that cannot meet it too.
+        run: what it asks; its folder is relative to the study's.
+    """
+
+    part: str
+    budget: float
+    length: int
+    methods: list[Matched]
+    run: SweepRun
+
+    @property
+    def folder(self) -> str:
+        """Of its records, within the study's."""
+        return self.run.folder
+
+    @property
+    def spec(self) -> RunSpec:
+        """What it asks."""
+        return self.run.spec
+
+
+def study_runs(study: StudyFile, data_dir: Path | None = None, only: str = "*") -> list[StudyRun]:
+    """The runs of a study, most important first; only their models' shapes need be here.
+
+    Args:
+        study: the file.
+        data_dir: folder of data sets.
+        only: patterns of folders, with commas between them.
+
+    Raises:
+        InputError: a method, task or option that there is not, with the line; no run that fits a pattern.
+    """
+    patterns = [pattern.strip() for pattern in only.split(",")]
+    found = [run for part in study.parts for run in _part(study, part, data_dir)]
+    chosen = [run for run in found if any(fnmatch(run.folder, pattern) for pattern in patterns)]
+    if not chosen:
+        raise InputError(f"--only {only!r} fits none of the runs: {found[0].folder}, ... {found[-1].folder}")
+    return chosen
+
+
+def check_runs(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
+    """The runs that can be run here, and a line for each reason why others cannot, such as data that is not here.
+
+    Raises:
+        InputError: none can.
+    """
+    good: list[StudyRun] = []
+    reasons: dict[str, list[str]] = {}
+    for run in runs:
+        try:
+            plan(run.spec)
+            good.append(run)
+        except InputError as error:
+            reasons.setdefault(str(error), []).append(run.folder)
+    lines = [f"left out: {', '.join(folders)}: {reason}" for reason, folders in reasons.items()]
+    if not good:
+        raise InputError(lines[0])
+    return good, lines
+
+
+def _part(study: StudyFile, part: Part, data_dir: Path | None) -> Iterator[StudyRun]:
+    lengths: list[Entry | None] = [*part.grid.lengths] or [None]
+    for budget in part.budgets:
+        for length in lengths:
+            yield from _point(study, part, budget, length, data_dir)
+
+
+def _point(
+    study: StudyFile, part: Part, budget: Entry, length: Entry | None, data_dir: Path | None
+) -> Iterator[StudyRun]:
+    tokens = int((length or part.length).text)
+    shape = _shape(study, part)
+    methods = [found for entry in study.methods for found in _matched(study, entry, budget.text, shape, tokens)]
+    labels = [MethodGrid(one.label, {}, budget.line) for one in methods if one.label is not None]
+    grid = replace(part.grid, methods=labels, lengths=[] if length is None else [length])
+    for run in multiply(grid, data_dir).runs:
+        point = {"kept": budget.text, **({"length": length.text} if length else {}), "question": run.spec.question}
+        name = "-".join(f"{key}={value}" for key, value in point.items())
+        folder = f"{folder_name(part.grid.name)}/{name}"
+        yield StudyRun(part.grid.name, float(budget.text), tokens, methods, SweepRun(folder, point, run.spec))
+
+
+def _matched(study: StudyFile, entry: MethodEntry, budget: str, shape: ModelShape, length: int) -> Iterator[Matched]:
+    if (template := entry.templates.get(budget)) is None:
+        return
+    try:
+        yield match(template.text, float(budget), shape, length)
+    except InputError as error:
+        raise study.wrong(template.line, str(error)) from None
+
+
+def _shape(study: StudyFile, part: Part) -> ModelShape:
+    """Of the part's model; options are found for one shape."""
+    models = part.grid.runs.get("model", [Entry("smollm2", 1)])
+    if len(models) > 1:
+        raise study.wrong(models[1].line, "a part has one model; make another part")
+    try:
+        return _described(models[0].text)
+    except InputError as error:
+        raise study.wrong(models[0].line, str(error)) from None
+
+
+_described = lru_cache(maxsize=8)(describe)
