@@ -120,3 +120,17 @@ def diffusion_command(
     plan = plan_probe(model, task, chosen, list(arms_of(arms)), seed=seed, device=device, dtype=dtype)
     folder = output or plan.spec.default_folder("reproduce-diffusion")
     show(*run_plan(plan, folder, ProbeWorker, write, "the same command"))
+
+
+@app.command("claims")
+def claims_command(
+    runs: Annotated[list[Path], typer.Option("--from", help="a recorded run, or a folder of runs; may be repeated")],
+    output: Annotated[Path, typer.Option(*OUTPUT, help="folder of claims.md and claims.json")] = Path("results/claims"),
+) -> None:
+    """Every published claim of the field beside what these runs measured; measures nothing, judges what is there."""
+    from harness.reproduce.published.judge import judge_all
+    from harness.reproduce.published.page import write
+    from harness.runner.terminal import show
+    from harness.storage.runs import run_folders
+
+    show(*write(judge_all(run_folders(runs)), output))

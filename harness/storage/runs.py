@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,21 @@ def past_runs(root: Path) -> list[PastRun]:
         raise InputError(f"{root} is no folder; 'harness run' makes results/ unless --output names another")
     found = [_past_run(path.parent) for path in sorted(root.rglob(MANIFEST))]
     return sorted(found, key=lambda run: run.manifest.started if run.manifest else "", reverse=True)
+
+
+def run_folders(folders: Sequence[Path]) -> list[Path]:
+    """The runs that folders are or hold, each once, in their order.
+
+    Raises:
+        InputError: a folder that is no run and holds none.
+    """
+    found: dict[Path, None] = {}
+    for folder in folders:
+        inside = sorted(path.parent for path in folder.rglob(MANIFEST))
+        if not inside:
+            raise InputError(f"{folder} is not a run and holds none")
+        found |= dict.fromkeys([folder] if folder in inside else inside)
+    return list(found)
 
 
 def _past_run(folder: Path) -> PastRun:

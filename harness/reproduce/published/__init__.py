@@ -1,0 +1,1 @@
+"""Published claims of the field as data, and what recorded runs say of each."""

@@ -1,0 +1,143 @@
+"""The word for each published claim, from readings of recorded runs.
+
+A claim is judged where a run has its method, its measure, its tasks, its model's shape and its length; the device is
+another than the paper's almost always, and is said. Of several settings of a method that were run the best one speaks:
+papers show theirs. Where the source gives a maximum and neither length nor options, the longest prompt speaks, and an
+interval that stays below leaves it undecided, since another setting may reach it. Else the claim is not applicable, and
+the nearest reading is shown beside the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.errors import InputError
+from harness.reproduce.claims import Judgement, Measured, at_least, not_applicable
+from harness.reproduce.published.claims_file import SPEED, Published, published
+from harness.reproduce.published.readings import Reading, readings
+from harness.reproduce.sliminfer.records import read as read_slim
+from harness.reproduce.sliminfer.verdict import judge as judge_slim
+
+LENGTH_APART = 0.02
+"""Prompts within this share of a length are of that length."""
+COUNT_APART = 0.01
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim and the word for it.
+
+    Attributes:
+        published: where it stands.
+        judgement: the word, and why.
+        reading: what was read; None where nothing was.
+    """
+
+    published: Published
+    judgement: Judgement
+    reading: Reading | None = None
+
+
+def judge_all(runs: Sequence[Path]) -> list[Judged]:
+    """Every published claim, SlimInfer's behind the others."""
+    return [*(_judged(claim, runs) for claim in published()), *sliminfer(runs)]
+
+
+def _judged(claim: Published, runs: Sequence[Path]) -> Judged:
+    """Times on other tasks than the claim's are shown beside the reason, too."""
+    found = readings(runs, claim)
+    if found or claim.not_here or not _is_time(claim):
+        return judge(claim, found)
+    elsewhere = readings(runs, replace(claim, tasks=SPEED))
+    reason = f"no run has {claim.method} on {', '.join(claim.tasks)}"
+    return _aside(claim, elsewhere, reason) if elsewhere else judge(claim, found)
+
+
+def judge(claim: Published, found: Sequence[Reading]) -> Judged:
+    """One claim, by every reading of its method and measure."""
+    if claim.not_here:
+        return Judged(claim, not_applicable(claim.claim, claim.not_here))
+    if not found:
+        return Judged(claim, not_applicable(claim.claim, f"no run has {claim.method} and {claim.against} on its tasks"))
+    there = [one for one in found if _fits_model(claim, one)]
+    if not there:
+        return _aside(claim, found, f"no run has the shape of {claim.model}")
+    if _is_time(claim) and not any(one.gpu for one in there):
+        return _aside(claim, there, "the paper's times are those of a GPU")
+    there = [one for one in there if one.gpu] or there
+    near = [one for one in there if _fits_length(claim, one)]
+    if not near:
+        return _aside(claim, there, f"no run has prompts of {claim.length:,} tokens")
+    longest = max(one.length for one in near)
+    return _word(claim, _best(claim, [one for one in near if one.length == longest]))
+
+
+def _word(claim: Published, reading: Reading) -> Judged:
+    found = reading.found
+    if claim.measure in ("kv", "peak"):
+        found = replace(found, low=found.value * (1 + COUNT_APART), high=found.value * (1 + COUNT_APART))
+    judged = at_least(claim.claim, found)
+    if claim.upto and judged.word == "does not hold":
+        reason = (
+            f"a maximum over settings that the source does not list; the longest prompt here has {reading.length:,}"
+        )
+        judged = Judgement(claim.claim, "undecided", found, reason)
+    return Judged(claim, replace(judged, measured=reading.found), reading)
+
+
+def _aside(claim: Published, found: Sequence[Reading], reason: str) -> Judged:
+    """Not applicable, with the reading that is nearest in length."""
+    wanted = claim.length or max(one.length for one in found)
+    apart = min(abs(math.log(one.length / wanted)) for one in found)
+    nearest = _best(claim, [one for one in found if abs(math.log(one.length / wanted)) <= apart + 1e-9])
+    return Judged(claim, not_applicable(claim.claim, reason), nearest)
+
+
+def _best(claim: Published, found: Sequence[Reading]) -> Reading:
+    return max(found, key=lambda one: one.found.value)
+
+
+def _fits_model(claim: Published, reading: Reading) -> bool:
+    return not claim.model or claim.model in reading.model.lower()
+
+
+def _fits_length(claim: Published, reading: Reading) -> bool:
+    return claim.length is None or abs(reading.length / claim.length - 1) <= LENGTH_APART
+
+
+def _is_time(claim: Published) -> bool:
+    return claim.measure in ("ttft", "tpot", "e2e")
+
+
+def sliminfer(runs: Sequence[Path]) -> list[Judged]:
+    """SlimInfer's claims by the run that speaks of most of them."""
+    judged = [_slim(folder) for folder in runs]
+    best = max(judged, key=lambda one: sum(each.word != "not applicable" for each in one), default=[])
+    return [Judged(_slim_claim(one), one) for one in best]
+
+
+def _slim(folder: Path) -> list[Judgement]:
+    try:
+        return judge_slim(read_slim(folder))
+    except InputError:
+        return []
+
+
+def _slim_claim(judged: Judgement) -> Published:
+    measure = "none"
+    return Published(
+        judged.claim, "slim", "SlimInfer, Long et al.", "https://arxiv.org/abs/2508.06447", "abstract, memory table",
+        "LLaMA-3.1-8B-Instruct, RTX 4090", judged.claim.name, measure,
+    )  # fmt: skip
+
+
+def words(found: Measured | None, unit: str) -> str:
+    """A number with its interval and unit."""
+    if found is None or math.isnan(found.value):
+        return "-"
+    sign = "+" if unit == "points" else ""
+    ends = "" if math.isnan(found.low) else f" [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
+    return f"{found.value:{sign}.2f} {unit}{ends}" if unit != "x" else f"{found.value:.2f}x{ends}"
