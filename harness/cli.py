@@ -11,6 +11,7 @@ import typer
 
 from harness.errors import InputError
 from harness.flags import OUTPUT, MethodFiles, TaskFiles
+from harness.leaderboard.command import leaderboard_command
 from harness.predict.command import predict_command
 from harness.reproduce.command import app as reproduce_app
 from harness.study.command import study_command
@@ -123,6 +124,7 @@ def runs_command(
 
 app.command("sweep")(sweep_command)
 app.command("study")(study_command)
+app.command("leaderboard")(leaderboard_command)
 app.command("predict")(predict_command)
 app.add_typer(reproduce_app, name="reproduce")
 

@@ -6,7 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from harness.report import formats
@@ -60,9 +60,9 @@ def page(run: Recorded, tables: Sequence[Table], images: Mapping[str, bytes]) ->
     )  # fmt: skip
 
 
-def environment() -> Environment:
-    """Where templates come from; what is not said to be markup is escaped."""
-    loader = PackageLoader("harness.report", "")
+def environment(*packages: str) -> Environment:
+    """Where templates come from, these packages first; what is not said to be markup is escaped."""
+    loader = ChoiceLoader([PackageLoader(package, "") for package in (*packages, "harness.report")])
     return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 

@@ -22,6 +22,7 @@ class Cell:
         value: for machines, to twelve digits; None where nothing was measured.
         low, high: ends of the 95 % interval of `value`, if it has one.
         leads: best, or not told from the best, by the paired tests of `harness.statistics.paired.leaders`.
+        link: address of where the text comes from, on a page.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Cell:
     low: float | None = None
     high: float | None = None
     leads: bool = False
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Table:
     labels: int = 1
 
 
-def label(text: object) -> Cell:
+def label(text: object, link: str | None = None) -> Cell:
     """A cell that names something."""
-    return Cell(str(text), str(text))
+    return Cell(str(text), str(text), link=link)
 
 
 def number(value: Any, text: str, low: Any = None, high: Any = None, leads: bool = False) -> Cell:

@@ -16,6 +16,7 @@ from harness.flags import OUTPUT
 
 if TYPE_CHECKING:
     from harness.study.runs import StudyRun
+    from harness.study.study_file import StudyFile
 
 
 def study_command(
@@ -49,7 +50,7 @@ def study_command(
     if source is not None:
         if dry_run or output is not None or minutes is not None:
             raise InputError("--from draws what is recorded: no --dry-run, no --output, no --minutes")
-        return _draw(study.name, runs, source)
+        return _draw(study, runs, source)
     runs, left_out = check_runs(runs)
     for line in left_out:
         print(f"harness: {line}", file=sys.stderr, flush=True)
@@ -59,10 +60,10 @@ def study_command(
 
         return print(outlook(study, runs, folder, samples), flush=True)
     deadline = math.inf if minutes is None else began + 60 * minutes
-    _run(study.name, runs, folder, deadline, samples)
+    _run(study, runs, folder, deadline, samples)
 
 
-def _run(name: str, runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int | None) -> None:
+def _run(study: StudyFile, runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int | None) -> None:
     """Everything, or what fits; drawn is what is whole, since drawing takes time of a device that others wait for."""
     from rich.console import Console
 
@@ -78,13 +79,13 @@ def _run(name: str, runs: Sequence[StudyRun], folder: Path, deadline: float, sam
         print(f"harness: {failure}", file=sys.stderr, flush=True)
     if not whole:
         return print(f"time is up: {folder} is balanced so far; the same command goes on, --from {folder} draws")
-    _draw(name, runs, folder)
+    _draw(study, runs, folder)
     if failures:
         raise typer.Exit(1)
 
 
-def _draw(name: str, runs: Sequence[StudyRun], folder: Path) -> None:
+def _draw(study: StudyFile, runs: Sequence[StudyRun], folder: Path) -> None:
+    from harness.runner.terminal import show
     from harness.study.page import write
 
-    for path in write(name, runs, folder):
-        print(f"wrote {path}", flush=True)
+    show(*write(study, runs, folder))

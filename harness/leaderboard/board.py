@@ -1,0 +1,200 @@
+"""A board: losses of all entrants at each budget and protocol, times and bytes, and which entrant serves which need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import pandas as pd
+
+from harness.leaderboard.effects import Found, loss, ranks, ratio, wins_from
+from harness.leaderboard.entries import Entry, Group, apart, grouped, scored, timed, versions
+from harness.leaderboard.frame import paired
+
+CONTROLS = ("random", "recent", "truncate", "randomkv")
+Key = tuple[str, float]
+"""Entrant and budget; none is 0, since NaN never equals itself."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An entrant on one section.
+
+    Attributes:
+        entrant: its name. method: of which method. label: with its options, as recorded first.
+        loss: difference of scores from full attention's, points.
+        rank: place and its interval; None where no sample was answered by all.
+        kept: mean share of the context's tokens, over layers and KV heads.
+        kinds: kind of task -> loss.
+    """
+
+    entrant: str
+    method: str
+    label: str
+    loss: Found
+    rank: tuple[int, int, int] | None
+    kept: float
+    kinds: dict[str, Found]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Scores that may be compared: one model, protocol and budget.
+
+    Attributes:
+        group: of runs. budget: 0 where nobody matched one.
+        rows: of `paired`.
+    """
+
+    group: Group
+    budget: float
+    rows: pd.DataFrame
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return self.group.title + (f", {self.budget:.3g} kept" if self.budget else "")
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """Kinds of tasks, in order of first appearance."""
+        return list(dict.fromkeys(self.rows["kind"]))
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """By rank, then by loss."""
+        places = ranks(self.rows)
+        found = [_standing(str(name), part, places) for name, part in self.rows.groupby("entrant", sort=False)]
+        return sorted(found, key=lambda one: (one.rank or (10**6,))[0] + (-one.loss.value or 0.0) / 1e6)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Times and bytes of an entrant beside full attention's, at one length.
+
+    Attributes:
+        entrant, budget, length: which.
+        ttft, tpot, e2e, kv: full attention's over the entrant's.
+    """
+
+    entrant: str
+    budget: float
+    length: int
+    ttft: Found
+    tpot: Found
+    e2e: Found
+    kv: Found
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Times that may be compared.
+
+    Attributes:
+        group: of runs.
+    """
+
+    group: Group
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """Of `paired`; `budget` 0 where nobody matched one."""
+        rows = paired(self.group.entries)
+        return rows[rows["ttft"].notna()].assign(budget=lambda frame: frame["budget"].fillna(0.0))
+
+    @cached_property
+    def paces(self) -> list[Pace]:
+        """Every entrant at every length."""
+        groups = self.rows.groupby(["entrant", "budget", "length"], sort=False)
+        return [_pace(str(key[0]), float(key[1]), int(key[2]), part) for key, part in groups]
+
+    @cached_property
+    def keys(self) -> set[Key]:
+        """Who has times."""
+        return {(pace.entrant, pace.budget) for pace in self.paces}
+
+    def longest(self, key: Key, measure: str) -> tuple[int, Found] | None:
+        """An entrant's ratio at the longest prompts that it has a value for."""
+        found = [(pace.length, getattr(pace, measure)) for pace in self.paces if (pace.entrant, pace.budget) == key]
+        known = [one for one in found if math.isfinite(one[1].value)]
+        return max(known, key=lambda one: one[0], default=None)
+
+    def starts(self, key: Key, measure: str) -> str:
+        """From which length on an entrant wins, in words."""
+        rows = self.rows[(self.rows["entrant"] == key[0]) & (self.rows["budget"] == key[1])]
+        length, sure = wins_from(rows, measure)
+        return "never" if length is None else f"{length:,}" + ("" if sure else " (no interval)")
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything that is compared.
+
+    Attributes:
+        entries: all runs.
+    """
+
+    entries: Sequence[Entry]
+
+    @cached_property
+    def scores(self) -> list[Group]:
+        """Runs whose scores go together."""
+        return grouped([entry for entry in self.entries if entry.run.scored], scored)
+
+    @cached_property
+    def times(self) -> list[Group]:
+        """Runs whose times go together; those of the task `speed` first, whose prompts are of exact lengths."""
+        found = grouped(self.entries, timed)
+        return sorted(found, key=lambda group: not _is_speed(group))
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """Every protocol and budget that has scores."""
+        return [section for group in self.scores for section in _sections(group)]
+
+    @cached_property
+    def clock(self) -> Clock | None:
+        """The times that needs are answered with: of most entrants that have scores."""
+        keys = {(one.entrant, section.budget) for section in self.sections for one in section.standings}
+        return max(self.clocks, key=lambda clock: len(keys & clock.keys), default=None)
+
+    @cached_property
+    def clocks(self) -> list[Clock]:
+        """The times of each group."""
+        return [Clock(group) for group in self.times]
+
+    def notes(self) -> Iterator[str]:
+        """What was not mixed, and why."""
+        yield from apart(self.scores, "Scores")
+        yield from apart(self.times, "Times")
+        for task, digests in versions(self.entries).items():
+            known = ", ".join(map(_digest, digests))
+            yield f"Task `{task}` has {len(digests)} versions ({known}): each is a task of its own."
+
+
+def _digest(text: str) -> str:
+    return text or "not recorded"
+
+
+def _is_speed(group: Group) -> bool:
+    return all(task.startswith("speed") for entry in group.entries for task in entry.run.tasks)
+
+
+def _sections(group: Group) -> list[Section]:
+    rows = paired(group.entries)
+    rows = rows[rows["diff"].notna()].assign(budget=lambda frame: frame["budget"].fillna(0.0))
+    return [Section(group, float(str(budget)), part) for budget, part in rows.groupby("budget", sort=False)]
+
+
+def _standing(name: str, rows: pd.DataFrame, places: dict[str, tuple[int, int, int]]) -> Standing:
+    kinds = {str(kind): loss(part) for kind, part in rows.groupby("kind", sort=False)}
+    first = rows.iloc[0]
+    kept = float(rows["kept"].mean()) if rows["kept"].notna().any() else math.nan
+    return Standing(name, first["method"], first["label"], loss(rows), places.get(name), kept, kinds)
+
+
+def _pace(entrant: str, budget: float, length: int, rows: pd.DataFrame) -> Pace:
+    ttft, tpot, e2e, kv = (ratio(rows, measure) for measure in ("ttft", "tpot", "e2e", "kv"))
+    return Pace(entrant, budget, length, ttft, tpot, e2e, kv)

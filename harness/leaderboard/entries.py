@@ -1,0 +1,149 @@
+"""Runs as they stand on a board, and which of them may be put side by side.
+
+Scores go together where model, weights, numbers, protocol and the cut of long prompts are the same; times where the
+device and the kernels are too. A task whose code differs is another task. What differs is said, never averaged over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from harness.errors import InputError
+from harness.report import formats
+from harness.report.recorded import Recorded, read
+from harness.statistics.paired import REFERENCE
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run.
+
+    Attributes:
+        name: unique on the board; also the folder of its page.
+        run: its records.
+        budget: share that its methods were matched to; NaN where nobody did.
+        names: method label -> what it is called on the board; labels that are not here are themselves.
+    """
+
+    name: str
+    run: Recorded
+    budget: float = math.nan
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+class Conditions(NamedTuple):
+    """What must be equal; the names of the fields are said where they differ."""
+
+    model: str
+    weights: str
+    numbers: str
+    protocol: str
+    cut: str
+    device: str = ""
+    kernels: str = ""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that go together.
+
+    Attributes:
+        conditions: that they share.
+        entries: the runs.
+    """
+
+    conditions: Conditions
+    entries: list[Entry]
+
+    @property
+    def title(self) -> str:
+        """In words: model, protocol, and device where it counts."""
+        said = self.conditions
+        asked = "question after the context" if said.protocol == "after" else "question in the prompt"
+        return ", ".join(filter(None, [said.model, said.numbers, asked, said.device]))
+
+
+def read_entries(folders: Sequence[Path]) -> list[Entry]:
+    """Runs under the shortest names that tell them apart.
+
+    Raises:
+        InputError: a folder is no run or corrupt; no run has full attention.
+    """
+    named = dict(zip(_names(folders), folders, strict=True))
+    found = [Entry(name, read(folder)) for name, folder in named.items()]
+    good = [entry for entry in found if REFERENCE in entry.run.methods]
+    if not good:
+        raise InputError(f"no run has records of {REFERENCE!r}, which everything is compared with")
+    return good
+
+
+def scored(entry: Entry) -> Conditions:
+    """What scores depend on."""
+    manifest, facts = entry.run.manifest, entry.run.manifest.facts
+    return Conditions(
+        manifest.model,
+        str(facts.get("weights_hash", ""))[:12],
+        str(facts.get("dtype", "")),
+        str(manifest.spec.get("question", "prompt")),
+        str(manifest.spec.get("max_length") or ""),
+    )
+
+
+def timed(entry: Entry) -> Conditions:
+    """What times depend on."""
+    facts = entry.run.manifest.facts
+    kernels = " ".join(str(facts.get(key, "")) for key in ("attention", "engine"))
+    # Weights do not change times, and a random model's are made anew by every version.
+    return scored(entry)._replace(weights="", device=formats.device(entry.run.manifest), kernels=kernels.strip())
+
+
+def grouped(entries: Sequence[Entry], conditions: Callable[[Entry], Conditions]) -> list[Group]:
+    """Runs that go together, the largest group first."""
+    found: dict[Conditions, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(conditions(entry), []).append(entry)
+    size = {key: sum(len(entry.run.contenders) for entry in members) for key, members in found.items()}
+    return [Group(key, found[key]) for key in sorted(found, key=lambda key: -size[key])]
+
+
+def apart(groups: Sequence[Group], what: str) -> Iterator[str]:
+    """Why groups are not one, a line each: what differs from the first."""
+    for group in groups[1:]:
+        first = groups[0].conditions
+        differs = [
+            f"{name} ({_said(mine)} beside {_said(theirs)})"
+            for name, mine, theirs in zip(Conditions._fields, group.conditions, first, strict=True)
+            if mine != theirs
+        ]
+        yield f"{what} of {', '.join(entry.name for entry in group.entries)} stand apart: other {', '.join(differs)}."
+
+
+def versions(entries: Sequence[Entry]) -> dict[str, list[str]]:
+    """Task label -> digests of its code among runs, where there are several."""
+    found: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        for task in entry.run.tasks:
+            found.setdefault(task, {})[version(entry, task)] = None
+    return {task: list(digests) for task, digests in found.items() if len(digests) > 1}
+
+
+def version(entry: Entry, task: str) -> str:
+    """Digest of a task's code in a run; empty in runs that do not say."""
+    sources = entry.run.manifest.facts.get("task_sources") or {}
+    return str(sources.get(task, ""))[:8]
+
+
+def _said(value: str) -> str:
+    return value or "none said"
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    parts = [folder.resolve().parts for folder in folders]
+    depth = 1
+    while len({one[-depth:] for one in parts}) < len(parts):
+        depth += 1
+    return ["/".join(one[-depth:]) for one in parts]

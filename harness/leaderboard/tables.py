@@ -1,0 +1,135 @@
+"""The tables of a board's pages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from urllib.parse import quote
+
+from harness.leaderboard.board import Board, Clock, Section, Standing
+from harness.leaderboard.effects import Found, loss
+from harness.leaderboard.needs import Answer
+from harness.report import formats
+from harness.report.table import Cell, Table, label, number
+
+_LOSS = (
+    "Points: score less full attention's on the same samples; tasks and lengths count the same; 95 % intervals. Rank: by "
+    "mean score over the samples that all have answered, with the 95 % interval of the place (bootstrap). Kept: share of "
+    "the context's tokens over layers and KV heads, as recorded."
+)
+_TIMES = (
+    "Full attention's time, or bytes of keys, values and the method's own stores, over the method's: above 1 is better."
+)
+_CELLS = "One row a task. A task links to its run's page, which has every sample."
+
+
+def needs_table(found: Sequence[Answer], points: float) -> Table:
+    """The first screen: which for what."""
+    note = (
+        f"Of those that win: first whose loss is shown to stay within {points:g} points, then of whom nobody can tell yet. "
+        "Wins from: shortest prompt from which on it beats full attention at every length recorded."
+    )
+    head = ["you want", "method", "kept", "wins", "at", "loses", "how sure", "wins from"]
+    return Table("needs", "Which method for what", note, head, [_need(one, points) for one in found], labels=2)
+
+
+def _need(one: Answer, points: float) -> list[Cell]:
+    return [
+        label(one.need.title),
+        label(one.entrant, page_of(one.entrant.partition(":")[0])),
+        number(one.budget or None, _share(one.budget)),
+        number(one.gain.value, f"{one.need.won} {_ratio(one.gain)}", one.gain.low, one.gain.high),
+        number(one.length, f"{one.length:,}"),
+        _points(one.loss) if one.loss else number(None, formats.NOTHING),
+        Cell(one.sureness(points)),
+        Cell(one.starts),
+    ]
+
+
+def losses_table(section: Section, name: str, up: str = "") -> Table:
+    """One row an entrant: rank, loss, and loss by kind of task."""
+    head = ["method", "rank", "loss", "n", "kept", *section.kinds]
+    rows = [_standing(one, section, up) for one in section.standings]
+    return Table(name, section.title, _LOSS, head, rows, labels=1)
+
+
+def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
+    return [
+        label(one.entrant, up + page_of(one.method)),
+        _rank(one.rank),
+        _points(one.loss),
+        number(one.loss.samples, str(one.loss.samples)),
+        number(one.kept, formats.percent(one.kept)),
+        *(_points(one.kinds[kind]) if kind in one.kinds else number(None, formats.NOTHING) for kind in section.kinds),
+    ]
+
+
+def times_table(clock: Clock, name: str, method: str | None = None) -> Table:
+    """One row an entrant and length; of one method if it is named."""
+    head = ["method", "kept", "length", "TTFT", "time a token", "end to end", "KV bytes", "n"]
+    paces = sorted(clock.paces, key=lambda pace: (pace.length, -pace.ttft.value))
+    rows = [
+        [
+            label(pace.entrant),
+            number(pace.budget or None, _share(pace.budget)),
+            number(pace.length, f"{pace.length:,}"),
+            *(number(one.value, _ratio(one), one.low, one.high) for one in (pace.ttft, pace.tpot, pace.e2e, pace.kv)),
+            number(pace.ttft.samples, str(pace.ttft.samples)),
+        ]
+        for pace in paces
+        if method is None or pace.entrant.partition(":")[0] == method
+    ]
+    return Table(name, f"Times and memory: {clock.group.title}", _TIMES, head, rows, labels=1)
+
+
+def cells_table(board: Board, method: str) -> Table:
+    """Every task of one method, worst first."""
+    head = ["task", "loss", "n", "score", "kept", "options", "protocol"]
+    found = [row for section in board.sections for row in _cells(section, method)]
+    rows = [row for _, row in sorted(found, key=lambda pair: pair[0])]
+    return Table("cells", "Task by task, worst first", _CELLS, head, rows, labels=1)
+
+
+def _cells(section: Section, method: str) -> Iterator[tuple[float, list[Cell]]]:
+    own = section.rows[section.rows["method"] == method]
+    for (entry, task, options), part in own.groupby(["entry", "task", "label"], sort=False):
+        found = loss(part)
+        row = [
+            label(task, f"../{run_page(str(entry))}#samples"),
+            _points(found),
+            number(found.samples, str(found.samples)),
+            number(part["score"].mean() * 100, formats.score(part["score"].mean() * 100)),
+            number(part["kept"].mean(), formats.percent(part["kept"].mean())),
+            label(options),
+            label(section.group.conditions.protocol),
+        ]
+        yield (found.value if math.isfinite(found.value) else 0.0), row
+
+
+def page_of(method: str) -> str:
+    """Address of a method's page, from the board's."""
+    return f"methods/{quote(method)}.html"
+
+
+def run_page(entry: str) -> str:
+    """Address of a run's page, from the board's."""
+    return f"runs/{quote(entry)}/index.html"
+
+
+def _points(found: Found) -> Cell:
+    return number(found.value, formats.points(found.value, found.low, found.high), found.low, found.high)
+
+
+def _ratio(found: Found) -> str:
+    return formats.times(found.value) + formats.interval(found.low, found.high)
+
+
+def _rank(rank: tuple[int, int, int] | None) -> Cell:
+    if rank is None:
+        return number(None, formats.NOTHING)
+    place, first, last = rank
+    return number(place, f"{place} [{first}, {last}]", first, last)
+
+
+def _share(budget: float) -> str:
+    return f"{budget:.3g}" if budget else formats.NOTHING
