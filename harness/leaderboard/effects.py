@@ -52,19 +52,18 @@ def ratio(rows: pd.DataFrame, measure: str) -> Found:
 
 def _of_enough(rows: pd.DataFrame, column: str, estimate: Callable[[Sequence[Pairs]], Effect]) -> Effect:
     """The effect; of fewer than `FEWEST` units its estimate alone."""
-    tasks = [task for task in _tasks(rows, column) if len(task.values)]
-    effect = estimate(tasks)
+    effect = estimate(_tasks(rows, column))
     return effect if effect.units >= FEWEST else Effect(effect.n, effect.units, effect.estimate)
 
 
 def _tasks(rows: pd.DataFrame, column: str) -> list[Pairs]:
-    """Cells; those of one unit alone have no spread of their own and are one task of their kind together."""
+    """Cells. Those of one unit have no spread: a kind's are one task together, and one that is left is left out."""
+    rows = rows[rows[column].notna()]
     units = rows.groupby("cell")["unit"].transform("nunique")
-    names = rows["cell"].where(units > 1, "single " + rows["kind"])
-    sole = rows.assign(name=names).groupby("name")["unit"].transform("nunique")
-    names = names.where(sole > 1, "single")
-    groups = rows.groupby(names, sort=False)
-    return [pairs(part[column], pd.factorize(part["cell"] + part["unit"])[0], str(name)) for name, part in groups]
+    rows = rows.assign(name=rows["cell"].where(units > 1, "single " + rows["kind"]), one=rows["cell"] + rows["unit"])
+    groups = [(str(name), part) for name, part in rows.groupby("name", sort=False)]
+    several = [(name, part) for name, part in groups if part["one"].nunique() > 1] or groups
+    return [pairs(part[column], pd.factorize(part["one"])[0], name) for name, part in several]
 
 
 def _found(effect: Effect, scale: Callable[[float], float]) -> Found:

@@ -1,8 +1,8 @@
 """Which method for which need, at what loss, and how sure that is.
 
-Among entrants that are shown to win what the need asks for, those come first whose loss is shown to stay within the
-margin, then those of whom nobody can tell yet, then those whose loss is not recorded; in each the one that wins most.
-Controls serve no need.
+Among entrants that win what the need asks for, those come first whose loss is shown to stay within the margin, then
+those whose loss was within it but may be larger, then those that lost more but perhaps by chance; in each the one that
+wins most. Nobody serves a need whose protocol no run has, unless no run has scores at all; controls never do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from harness.leaderboard.effects import Found
 SHOWN = 3
 """Entrants a need."""
 
-Standing = Literal["shown", "open", "loses", "unknown"]
-_ORDER: tuple[Standing, ...] = ("shown", "open", "unknown", "loses")
+Standing = Literal["shown", "open", "doubtful", "unknown", "loses"]
+_ORDER: tuple[Standing, ...] = ("shown", "open", "doubtful", "unknown", "loses")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Answer:
         if self.standing == "shown":
             return f"loses less than {points:g} points (95 %)"
         if self.standing == "loses":
-            return f"shown to lose more than {points:g} points"
+            return f"lost more than {points:g} points"
         if not self.loss.sure:
             return f"undecided: {self.loss.samples} samples are too few"
         return f"undecided: may lose {max(0.0, -self.loss.low):.1f} points"
@@ -96,9 +96,15 @@ def answers(board: Board, points: float) -> list[Answer]:
 
 def _of_need(board: Board, clock: Clock, need: Need, points: float) -> list[Answer]:
     losses = _losses(board, need.protocol)
-    found = [one for key in sorted(clock.keys) for one in _answer(clock, need, key, losses.get(key), points)]
-    ordered = sorted(found, key=lambda one: (_ORDER.index(one.standing), -one.gain.value))
+    keys = sorted(clock.keys & losses.keys()) if board.sections else sorted(clock.keys)
+    found = [one for key in keys for one in _answer(clock, need, key, losses.get(key), points)]
+    ordered = sorted(found, key=_place)
     return [one for one in ordered if one.standing != "loses"][:SHOWN] or ordered[:1]
+
+
+def _place(one: Answer) -> tuple[int, float, float]:
+    """Bytes of methods at one budget are equal but for rounding: then the loss decides."""
+    return _ORDER.index(one.standing), -round(one.gain.value, 1), -one.loss.value if one.loss else 0.0
 
 
 def _losses(board: Board, protocol: str) -> dict[Key, Found]:
@@ -128,4 +134,6 @@ def standing(loss: Found | None, points: float) -> Standing:
         return "unknown"
     if loss.sure and loss.low >= -points:
         return "shown"
-    return "loses" if loss.sure and loss.high < -points else "open"
+    if loss.value >= -points:
+        return "open"
+    return "doubtful" if loss.sure and loss.high >= -points else "loses"

@@ -8,14 +8,14 @@ from urllib.parse import quote
 
 from harness.leaderboard.board import Board, Clock, Section, Standing
 from harness.leaderboard.effects import Found, loss
-from harness.leaderboard.needs import Answer
+from harness.leaderboard.needs import NEEDS, Answer, Need
 from harness.report import formats
 from harness.report.table import Cell, Table, label, number
 
 _LOSS = (
-    "Points: score less full attention's on the same samples; tasks and lengths count the same; 95 % intervals. Rank: by "
-    "mean score over the samples that all have answered, with the 95 % interval of the place (bootstrap). Kept: share of "
-    "the context's tokens over layers and KV heads, as recorded."
+    "Points: score less full attention's on the same samples; tasks and lengths count the same; 95 % intervals. Rank: "
+    "by mean score over the samples that all have answered, with the 95 % interval of the place (bootstrap). Kept: "
+    "share of the context's tokens over layers and KV heads, as recorded."
 )
 _TIMES = (
     "Full attention's time, or bytes of keys, values and the method's own stores, over the method's: above 1 is better."
@@ -26,11 +26,23 @@ _CELLS = "One row a task. A task links to its run's page, which has every sample
 def needs_table(found: Sequence[Answer], points: float) -> Table:
     """The first screen: which for what."""
     note = (
-        f"Of those that win: first whose loss is shown to stay within {points:g} points, then of whom nobody can tell yet. "
-        "Wins from: shortest prompt from which on it beats full attention at every length recorded."
+        f"Of those that win: first whose loss is shown to stay within {points:g} points, then those of whom nobody can "
+        "tell yet. Wins from: shortest prompt from which on it beats full attention at every length recorded."
     )
     head = ["you want", "method", "kept", "wins", "at", "loses", "how sure", "wins from"]
-    return Table("needs", "Which method for what", note, head, [_need(one, points) for one in found], labels=2)
+    rows = [_need(one, points) for one in found] + [_nobody(need) for need in NEEDS if need not in served(found)]
+    return Table("needs", "Which method for what", note, head, rows, labels=2)
+
+
+def served(found: Sequence[Answer]) -> list[Need]:
+    """Needs that somebody serves."""
+    return list(dict.fromkeys(one.need for one in found))
+
+
+def _nobody(need: Need) -> list[Cell]:
+    why = "no run has the question " + ("after the context" if need.protocol == "after" else "in the prompt")
+    nothing = number(None, formats.NOTHING)
+    return [label(need.title), label("-"), *[nothing] * 4, Cell(f"nobody wins, or {why}"), nothing]
 
 
 def _need(one: Answer, points: float) -> list[Cell]:

@@ -105,8 +105,9 @@ def _finds(study: StudyFile, found: Sequence[tuple[StudyRun, Sequence[CellEstima
         samples = sum(cell.samples or 0 for _, cells in runs for cell in cells if cell.method == REFERENCE)
         least = 100 * detectable(samples, study.spread, methods)
         wanted = samples_for(study.points / 100, study.spread, methods)
+        given = f"{methods} methods, 80 % power, standard deviation {study.spread:g}"
         lines.append(
             f"Budget {budget:g}, question {question}: {samples} samples a method find a loss of {least:.1f} points "
-            f"({methods} methods, 80 % power, standard deviation {study.spread:g}); {study.points:g} points take {wanted}."
+            f"({given}); {study.points:g} points take {wanted}."
         )
     return lines

@@ -81,9 +81,7 @@ def _word(claim: Published, reading: Reading) -> Judged:
         found = replace(found, low=found.value * (1 + COUNT_APART), high=found.value * (1 + COUNT_APART))
     judged = at_least(claim.claim, found)
     if claim.upto and judged.word == "does not hold":
-        reason = (
-            f"a maximum over settings that the source does not list; the longest prompt here has {reading.length:,}"
-        )
+        reason = f"a maximum over settings that are not listed; the longest prompt here has {reading.length:,}"
         judged = Judgement(claim.claim, "undecided", found, reason)
     return Judged(claim, replace(judged, measured=reading.found), reading)
 

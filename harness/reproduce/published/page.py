@@ -17,9 +17,9 @@ NAME = "claims"
 VERSION = 1
 HEAD = ["method", "what", "where", "paper", "here", "verdict", "read from, or why not"]
 NOTE = (
-    "A ratio holds where its whole 95 % interval (trimmed geometric mean of ratios paired by sample) reaches the figure, "
-    "does not hold where the whole interval stays below, and is undecided else, as with fewer than six pairs. Bytes hold "
-    "from 99 % of the figure on. Devices are rarely the paper's; what is said to be not applicable shows the nearest "
+    "A ratio holds where its whole 95 % interval (trimmed geometric mean of ratios paired by sample) reaches the "
+    "figure, does not hold where the whole interval stays below, and is undecided else, as with fewer than six pairs. "
+    "Bytes hold from 99 % of the figure on. Devices are rarely the paper's; what is not applicable shows the nearest "
     "reading all the same."
 )
 

@@ -1,4 +1,4 @@
-"""What recorded runs measured of the things that claims are about: one reading a run, method, length and set of tasks."""
+"""What recorded runs measured of what claims are about: one reading a run, method, length and set of tasks."""
 
 from __future__ import annotations
 
