@@ -129,7 +129,7 @@ def _about(method: str) -> list[str]:
     if method not in METHODS.names():
         return []
     text = cleandoc(sys.modules[METHODS.get(method).__module__].__doc__ or "")
-    return [" ".join(part.split()) for part in text.split("\n\n") if not part.lstrip().startswith("-")][:3]
+    return [" ".join(part.split()) for part in text.split("\n\n") if "\n- " not in part]
 
 
 def _render(title: str, facts: Sequence[tuple[str, str]], **parts: Any) -> str:

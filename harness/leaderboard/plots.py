@@ -13,6 +13,9 @@ from harness.leaderboard.effects import Found
 from harness.report.figures import canvas, colour_of, marker_of, tidy
 from harness.report.plots import pareto
 
+_LONG = 28
+"""Characters of a name beside a point."""
+
 
 class _Point(NamedTuple):
     name: str
@@ -48,6 +51,9 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     axes.axhline(0, color="#bbbbbb", linewidth=0.8)
     axes.axvline(1, color="#bbbbbb", linewidth=0.8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:.2g}x")
+    axes.xaxis.set_minor_formatter("{x:.2g}x")
+    axes.tick_params(which="both", labelsize=8)
     axes.set_xlabel(f"{words}: full attention over the method (log)")
     axes.set_ylabel("score less full attention's, points")
     axes.legend(frameon=False, fontsize=8)
@@ -65,7 +71,7 @@ def _points(section: Section, clock: Clock, measure: str) -> list[_Point]:
 
 
 def _short(entrant: str) -> str:
-    name = entrant if len(entrant) <= 28 else entrant.partition(":")[0]
+    name = entrant if len(entrant) <= _LONG else entrant.partition(":")[0]
     return f"({name})" if name.partition(":")[0] in CONTROLS else name
 
 

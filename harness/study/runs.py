@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
@@ -61,11 +63,11 @@ def study_runs(study: StudyFile, data_dir: Path | None = None, only: str = "*") 
         InputError: a method, task or option that there is not, with the line; no run that fits a pattern.
     """
     patterns = [pattern.strip() for pattern in only.split(",")]
-    found = [run for part in study.parts for run in _part(study, part, data_dir)]
-    chosen = [run for run in found if any(fnmatch(run.folder, pattern) for pattern in patterns)]
+    points = [point for part in study.parts for point in _points(part)]
+    chosen = [point for point in points if any(fnmatch(point.folder, pattern) for pattern in patterns)]
     if not chosen:
-        raise InputError(f"--only {only!r} fits none of the runs: {found[0].folder}, ... {found[-1].folder}")
-    return chosen
+        raise InputError(f"--only {only!r} fits none of the runs: {points[0].folder}, ... {points[-1].folder}")
+    return [_run(study, point, data_dir) for point in chosen]
 
 
 def check_runs(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
@@ -88,26 +90,40 @@ def check_runs(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
     return good, lines
 
 
-def _part(study: StudyFile, part: Part, data_dir: Path | None) -> Iterator[StudyRun]:
+class _Point(NamedTuple):
+    """Where a run is in the study."""
+
+    part: Part
+    budget: Entry
+    length: Entry | None
+    question: Entry
+
+    @property
+    def folder(self) -> str:
+        """Of its records, within the study's."""
+        length = {} if self.length is None else {"length": self.length.text}
+        point = {"kept": self.budget.text} | length | {"question": self.question.text}
+        name = "-".join(f"{key}={value}" for key, value in point.items())
+        return f"{folder_name(self.part.grid.name)}/{name}"
+
+
+def _points(part: Part) -> Iterator[_Point]:
     lengths: list[Entry | None] = [*part.grid.lengths] or [None]
-    for budget in part.budgets:
-        for length in lengths:
-            yield from _point(study, part, budget, length, data_dir)
+    questions = part.grid.runs.get("question", [Entry("prompt", 1)])
+    for budget, length, question in product(part.budgets, lengths, questions):
+        yield _Point(part, budget, length, question)
 
 
-def _point(
-    study: StudyFile, part: Part, budget: Entry, length: Entry | None, data_dir: Path | None
-) -> Iterator[StudyRun]:
+def _run(study: StudyFile, point: _Point, data_dir: Path | None) -> StudyRun:
+    part, budget, length, question = point
     tokens = int((length or part.length).text)
     shape = _shape(study, part)
     methods = [found for entry in study.methods for found in _matched(study, entry, budget.text, shape, tokens)]
     labels = [MethodGrid(one.label, {}, budget.line) for one in methods if one.label is not None]
-    grid = replace(part.grid, methods=labels, lengths=[] if length is None else [length])
-    for run in multiply(grid, data_dir).runs:
-        point = {"kept": budget.text, **({"length": length.text} if length else {}), "question": run.spec.question}
-        name = "-".join(f"{key}={value}" for key, value in point.items())
-        folder = f"{folder_name(part.grid.name)}/{name}"
-        yield StudyRun(part.grid.name, float(budget.text), tokens, methods, SweepRun(folder, point, run.spec))
+    axes = part.grid.runs | {"question": [question]}
+    grid = replace(part.grid, methods=labels, lengths=[] if length is None else [length], runs=axes)
+    (run,) = multiply(grid, data_dir).runs
+    return StudyRun(part.grid.name, float(budget.text), tokens, methods, replace(run, folder=point.folder))
 
 
 def _matched(study: StudyFile, entry: MethodEntry, budget: str, shape: ModelShape, length: int) -> Iterator[Matched]:
@@ -122,8 +138,9 @@ def _matched(study: StudyFile, entry: MethodEntry, budget: str, shape: ModelShap
 def _shape(study: StudyFile, part: Part) -> ModelShape:
     """Of the part's model; options are found for one shape."""
     models = part.grid.runs.get("model", [Entry("smollm2", 1)])
-    if len(models) > 1:
-        raise study.wrong(models[1].line, "a part has one model; make another part")
+    for key, values in part.grid.runs.items():
+        if key != "question" and len(values) > 1:
+            raise study.wrong(values[1].line, f"a part has one {key}; make another part")
     try:
         return _described(models[0].text)
     except InputError as error:

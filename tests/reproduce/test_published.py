@@ -1,0 +1,103 @@
+"""`harness reproduce claims`: the file of published claims, the word for each, the command."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.errors import InputError
+from harness.reproduce.claims import Claim, Measured
+from harness.reproduce.published.claims_file import Published, published, read_claims
+from harness.reproduce.published.judge import judge, judge_all
+from harness.reproduce.published.readings import Reading
+from harness.runner.catalog import METHODS
+from tests.command import run
+from tests.reproduce.test_sliminfer import made_up
+
+CLAIM = Published(
+    Claim("a", 2.0, "x"), "snapkv", "p", "https://a.b", "Table 1", "s", "decoding", "tpot", "llama-2-7b", 16384
+)
+READING = Reading("r", "snapkv:budget=2048", "random:llama-2-7b", "H200", True, 16384, 12, Measured(2.2, 2.1, 2.3))
+
+
+def test_the_file_names_methods_and_sources_that_are_there() -> None:
+    claims = published()
+    assert {one.method for one in claims} >= {"lazyllm", "quest", "snapkv", "minference", "fastkv", "gemfilter"}
+    assert {one.method for one in claims} <= set(METHODS.names())
+    assert all(one.source.startswith("https://") and one.claim.figure for one in claims)
+    assert sum(one.where == "Table 1" for one in claims) == 24
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(2.1, 2.3, "holds"), (1.5, 1.9, "does not hold"), (1.9, 2.3, "undecided")]
+)
+def test_an_interval_decides(low: float, high: float, word: str) -> None:
+    found = judge(CLAIM, [replace(READING, found=Measured((low + high) / 2, low, high))])
+    assert found.judgement.word == word and found.reading is not None
+
+
+def test_a_maximum_that_is_not_reached_is_undecided() -> None:
+    below = replace(READING, found=Measured(1.6, 1.5, 1.7))
+    assert judge(replace(CLAIM, upto=True), [below]).judgement.word == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"model": "random:llama-3.1-8b"}, "shape of llama-2-7b"),
+        ({"length": 32768}, "16,384 tokens"),
+        ({"gpu": False}, "of a GPU"),
+    ],
+)
+def test_what_is_not_the_papers_setting_is_not_judged_but_shown(changed: dict[str, object], why: str) -> None:
+    found = judge(CLAIM, [replace(READING, **changed)])  # type: ignore[arg-type]
+    assert found.judgement.word == "not applicable" and why in found.judgement.reason
+    assert found.reading is not None and found.reading.found.value == 2.2
+
+
+def test_nothing_to_read_is_said() -> None:
+    assert "no run has snapkv" in judge(CLAIM, []).judgement.reason
+    assert judge(replace(CLAIM, not_here="because"), [READING]).judgement.reason == "because"
+
+
+def test_bytes_need_no_interval() -> None:
+    claim = replace(CLAIM, measure="kv")
+    for value, word in ((1.97, "does not hold"), (1.99, "holds"), (2.5, "holds")):
+        assert judge(claim, [replace(READING, found=Measured(value, math.nan))]).judgement.word == word
+
+
+def test_the_command_judges_recorded_runs_slims_claims_among_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = made_up(tmp_path / "run")
+    assert run("reproduce", "claims", "--from", folder, "--output", tmp_path / "out") == 0
+    data = json.loads((tmp_path / "out/claims.json").read_text())["claims"]
+    assert len(data) == len(published()) + 10
+    assert {one["verdict"] for one in data if one["method"] == "slim"} >= {"holds"}
+    assert "Published claims" in capsys.readouterr().out
+    assert run("reproduce", "claims", "--from", tmp_path / "none", "--output", tmp_path / "out") == 2
+
+
+def test_claims_of_a_run_are_the_same_with_others_beside_it(tmp_path: Path) -> None:
+    one, two = made_up(tmp_path / "one"), made_up(tmp_path / "two", device="cpu")
+    alone, beside = judge_all([one]), judge_all([one, two])
+    assert [each.judgement.word for each in alone] == [each.judgement.word for each in beside]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- {method: a}", "line 1: the paper has no 'paper'"),
+        ("- {method: a, paper: b, source: c, where: d, setting: e, claims: [{what: f, measure: g, figure: 1}]}", "'g'"),
+        ("- {method: a, paper: b, source: c, where: d, setting: e, claims: [{what: f, measure: kv, figure: x}]}", "'x'"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_claims(path)

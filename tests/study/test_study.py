@@ -1,0 +1,244 @@
+"""`harness study`: the file, the matched options, the order of work, the clock, the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.engine.shape import ModelShape
+from harness.errors import InputError
+from harness.models.load import describe, load
+from harness.runner.catalog import METHODS, parse_methods
+from harness.runner.progress import Advance
+from harness.storage.record import Record
+from harness.storage.store import load as load_records
+from harness.storage.store import load_manifest
+from harness.study.execute import Timed, TimeIsUp, run_study, stages
+from harness.study.matching import FORMULAS, TOLERANCE, asked_share, filled, match
+from harness.study.runs import StudyRun, check_runs, study_runs
+from harness.study.samples import detectable, samples_for
+from harness.study.study_file import read_study
+from methods.common.sparse_prefill import SparsePrefill
+from tests.command import run
+
+FIELD = Path(__file__).resolve().parents[2] / "studies/field.yaml"
+QWEN = ModelShape("qwen2", 28, 1536, 8960, 12, 2, 128, 151936, 32768)
+LLAMA = ModelShape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072)
+STUDY = """
+name: tiny
+model: {model}
+budgets: [0.25, 0.5]
+methods:
+  - full
+  - snapkv:budget={{}}
+  - 0.5: slim:block=16:budgets={{}}/{{0.5}}/{{0.3333}}
+    0.25: slim:layers=1/2/3:block=16:budgets={{}}/{{0.5}}/{{0.3333}}
+  - ashape:window=64
+parts:
+  - name: first
+    tasks: [needle:depths=0.1/0.5/0.9:repeats=1, retrieval/multikey]
+    lengths: [768]
+    question: [prompt, after]
+    limit: 3
+  - name: speed
+    tasks: speed:new_tokens=2:repeats=2
+    lengths: [512, 1024]
+"""
+
+
+def tiny(folder: Path) -> str:
+    config = {
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 300,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"random:{folder / 'config.json'}"
+
+
+def written(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text.format(model=tiny(folder)))
+    return path
+
+
+def runs_of(folder: Path, only: str = "*") -> list[StudyRun]:
+    return study_runs(read_study(written(folder)), only=only)
+
+
+# --- matched options ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shape", "length"), [(QWEN, 4096), (QWEN, 32000), (LLAMA, 8192), (LLAMA, 131000)])
+@pytest.mark.parametrize("budget", ["0.5", "0.25", "0.125"])
+def test_every_method_of_the_field_meets_every_budget(shape: ModelShape, length: int, budget: str) -> None:
+    entries = read_study(FIELD).methods
+    templates = [entry.templates[budget].text for entry in entries if budget in entry.templates]
+    found = [match(text, float(budget), shape, length) for text in templates if "{" in text]
+    assert len(found) > 20 and [one.reason for one in found if one.label is None] == []
+    for one in found:
+        assert one.label is not None
+        share, _ = asked_share(one.label, shape, length)
+        assert share == one.share == pytest.approx(float(budget), rel=TOLERANCE)
+
+
+def test_the_field_leaves_no_method_out() -> None:
+    entries = read_study(FIELD).methods
+    named = {parse_methods(filled(text.text, 0.5, 4096))[0].kind for one in entries for text in one.templates.values()}
+    assert {METHODS.get(name) for name in METHODS.names()} - named == set()
+
+
+def test_a_budget_that_options_cannot_meet_says_so() -> None:
+    found = match("slim:budgets={}/{}/{}", 0.125, LLAMA, 8192)
+    assert found.label is None and "keeps 31" in found.reason
+
+
+def test_a_number_in_braces_is_a_share_or_tokens() -> None:
+    assert filled("m:a={}/{0.5}:b={t}:c={0.25t}", 0.3, 1000) == "m:a=0.3/0.15:b=300:c=75"
+    assert filled("m:a={2}", 0.7, 1000) == "m:a=1"
+
+
+def test_formulas_say_what_the_methods_do() -> None:
+    """Heads of 56 that keep everything, with two more layers read whole by Quest."""
+    assert asked_share("duo:sparsity=0.5:sinks=0:recent=100", QWEN, 1000)[0] == pytest.approx(28 / 56 + 28 / 56 * 0.1)
+    assert asked_share("quest:budget=100", QWEN, 1000) == (pytest.approx((2 + 26 * 0.1) / 28), "attended")
+    assert set(FORMULAS) <= set(METHODS.names())
+
+
+# --- the file -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "said"),
+    [
+        ("budgets: [0.25, 0.5]", "budgets: [0.25, 2]", 4, "share between 0 and 1"),
+        ("  - full\n", "", 6, "methods lack 'full'"),
+        ("name: speed", "nam: speed", 17, "did you mean 'name'"),
+        ("snapkv:budget", "snapkv:bugdet", 7, "bugdet"),
+        ("0.5: slim", "0.4: slim", 8, "0.4"),
+        ("name: speed", "name: first", 18, "two parts"),
+        ("limit: 3", "limit: 3\n    seed: [0, 1]", 17, "one seed"),
+    ],
+)
+def test_a_bad_file_is_one_line_with_its_number(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
+    assert old in STUDY
+    path = written(tmp_path, STUDY.replace(old, new))
+    with pytest.raises(InputError, match=f"line {line}: .*{said}|{said}"):
+        study_runs(read_study(path))
+
+
+def test_runs_are_points_and_patterns_choose_them(tmp_path: Path) -> None:
+    folders = [run.folder for run in runs_of(tmp_path)]
+    assert folders[:2] == ["first/kept=0.25-length=768-question=prompt", "first/kept=0.25-length=768-question=after"]
+    assert len(folders) == 8
+    assert len(runs_of(tmp_path, "speed/*1024*, first/kept=0.5-*after")) == 3
+    with pytest.raises(InputError, match="fits none"):
+        runs_of(tmp_path, "last/*")
+
+
+def test_fixed_options_run_at_the_first_budget_alone(tmp_path: Path) -> None:
+    labels = {run.budget: run.spec.methods for run in runs_of(tmp_path, "speed/*512*")}
+    assert "ashape:window=64" in labels[0.25] and "ashape" not in labels[0.5]
+
+
+def test_what_cannot_be_run_here_is_left_out_and_said(tmp_path: Path) -> None:
+    good, lines = check_runs(study_runs(read_study(written(tmp_path, STUDY.replace("[512, 1024]", "[512, 4096]")))))
+    assert len(good) == 6 and len(lines) == 1 and "4096" in lines[0] and "2048" in lines[0]
+
+
+# --- the order of work --------------------------------------------------------------------------------------------
+
+
+def test_stages_double_until_each_run_has_its_own_limit(tmp_path: Path) -> None:
+    first, second = runs_of(tmp_path)[:2]
+    other = replace(second, run=replace(second.run, spec=second.spec.model_copy(update={"limit": 6})))
+    found = [(run.folder == first.folder, limit) for run, limit in stages([first, other])]
+    assert found == [(True, 1), (False, 1), (True, 2), (False, 2), (True, 3), (False, 4), (False, 6)]
+    assert [limit for _, limit in stages([first, other], samples=2)] == [1, 1, 2, 2]
+
+
+class Clocked(Timed):
+    """Time is up behind so many records."""
+
+    def __init__(self, records: float) -> None:
+        super().__init__(Console(quiet=True), math.inf)
+        self.left = records
+
+    def check(self) -> None:
+        if self.left <= 0:
+            raise TimeIsUp
+
+    @contextmanager
+    def task(self, label: str, total: int) -> Iterator[Advance]:
+        with super().task(label, total) as advance:
+            yield lambda record: self._count(advance, record)
+
+    def _count(self, advance: Advance, record: Record) -> None:
+        self.left -= 1
+        advance(record)
+
+
+def counts(folder: Path) -> dict[str, int]:
+    return {path.parent.name: len(load_records(path.parent)) for path in sorted(folder.rglob("manifest.json"))}
+
+
+def test_a_study_that_stops_is_balanced_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+
+    def counted(model: str, device: str, dtype: str) -> Any:
+        loads.append(model)
+        return load(model, device, dtype)
+
+    monkeypatch.setattr("harness.study.execute.load", counted)
+    runs, folder = runs_of(tmp_path, "first/kept=0.25-*"), tmp_path / "out"
+    whole, _ = run_study(runs, folder, Clocked(19))
+    # Two runs, two tasks, four methods: a round of one sample each is 16 requests, 3 more are of the next.
+    assert not whole and sorted(counts(folder).values()) == [8, 11] and len(loads) == 1
+    whole, failures = run_study(runs, folder, Clocked(math.inf))
+    assert whole and not failures and set(counts(folder).values()) == {24}
+    for run in runs:
+        assert load_manifest(folder / run.folder).status == "complete"
+        assert not load_records(folder / run.folder).duplicated(["method", "task", "sample"]).any()
+    loads.clear()
+    assert run_study(runs, folder, Clocked(math.inf)) == (True, []) and loads == []
+
+
+def test_what_is_kept_is_what_was_matched(tmp_path: Path) -> None:
+    runs, folder = runs_of(tmp_path, "speed/*length=1024*"), tmp_path / "out"
+    run_study(runs, folder, Clocked(math.inf), samples=1)
+    for run in runs:
+        kept = load_records(folder / run.folder).set_index("method")["kept_fraction"]
+        for one in run.methods:
+            if one.budget == run.budget:
+                assert kept[one.label] == pytest.approx(run.budget, rel=0.05)
+
+
+def test_the_command_stops_in_time_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = written(tmp_path), tmp_path / "out"
+    only = ("--only", "first/kept=0.25*prompt,speed/*512*", "--output", folder)
+    assert run("study", path, *only, "--minutes", 0) == 0
+    assert "time is up" in capsys.readouterr().out and not folder.exists()
+    assert run("study", path, *only, "--dry-run") == 0
+    assert "find a loss of" in capsys.readouterr().out
+    assert run("study", path, *only, "--samples", 2) == 0
+    said = capsys.readouterr().out
+    assert "Which method for what" in said and (folder / "report/index.html").is_file()
+    page = (folder / "report/methods/snapkv.html").read_text()
+    assert "../runs/first/kept%3D0.25-length%3D768-question%3Dprompt/index.html#samples" in page or "Times" in page
+    assert run("study", path, "--from", tmp_path / "nothing") == 2
+
+
+def test_samples_and_loss_belong_together() -> None:
+    assert detectable(samples_for(0.03, 0.3, 20), 0.3, 20) <= 0.03 < detectable(samples_for(0.03, 0.3, 20) - 1, 0.3, 20)
+    assert samples_for(0.03, 0.3, 1) == pytest.approx(785, abs=1)  # (1.96 + 0.842)^2 x 100
+
+
+def test_shapes_of_the_parts_are_read_once_each() -> None:
+    assert describe("random:llama-3.1-8b").layers == 32
