@@ -21,6 +21,7 @@ from tests.reproduce.test_sliminfer import made_up
 CLAIM = Published(
     Claim("a", 2.0, "x"), "snapkv", "p", "https://a.b", "Table 1", "s", "decoding", "tpot", "llama-2-7b", 16384
 )
+PAPER = "- {method: a, paper: b, source: c, where: d, setting: e, claims: "
 READING = Reading("r", "snapkv:budget=2048", "random:llama-2-7b", "H200", True, 16384, 12, Measured(2.2, 2.1, 2.3))
 
 
@@ -93,7 +94,10 @@ def test_claims_of_a_run_are_the_same_with_others_beside_it(tmp_path: Path) -> N
     [
         ("- {method: a}", "line 1: the paper has no 'paper'"),
         ("- {method: a, paper: b, source: c, where: d, setting: e, claims: [{what: f, measure: g, figure: 1}]}", "'g'"),
-        ("- {method: a, paper: b, source: c, where: d, setting: e, claims: [{what: f, measure: kv, figure: x}]}", "'x'"),
+        (
+            "- {method: a, paper: b, source: c, where: d, setting: e, claims: [{what: f, measure: kv, figure: x}]}",
+            "'x'",
+        ),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:

@@ -1,0 +1,203 @@
+"""`harness leaderboard`: what goes together, losses and ranks with intervals, who serves which need, the pages."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from harness.leaderboard.board import Board
+from harness.leaderboard.effects import Found, loss, ranks, ratio, wins_from
+from harness.leaderboard.entries import read_entries
+from harness.leaderboard.frame import paired
+from harness.leaderboard.kinds import kind
+from harness.leaderboard.needs import answers, standing
+from harness.storage.record import Record
+from harness.storage.store import Manifest
+from tests.command import run
+from tests.recorded import save
+
+METHODS = {"full": (1.0, 1.0, 1.0), "good": (1.0, 2.0, 4.0), "fast": (0.2, 4.0, 4.0), "random": (0.9, 9.0, 9.0)}
+"""Share of right answers, times faster, times smaller."""
+
+
+def record(method: str, task: str, number: int, length: int, **changes: Any) -> Record:
+    right, faster, smaller = METHODS[method]
+    seconds = (1 + 0.01 * number) / (faster if length > 1024 else 0.5 if method != "full" else 1)
+    values: dict[str, Any] = {
+        "cell": f"{method} {task}", "method": method, "task": task, "sample": str(number), "prompt_hash": f"{number}",
+        "prompt_tokens": length, "context_tokens": length, "question": "prompt", "new_tokens": 2, "prediction": "a",
+        "score": float(number % 10 < 10 * right), "metric": "exact match", "answers": ["a"], "ttft_s": seconds,
+        "tpot_s": seconds / 10, "token_s": None, "parts_s": None, "e2e_s": 2 * seconds, "peak_memory_bytes": 10**6,
+        "kv_bytes": int(10**5 / smaller), "kv_bytes_host": 0, "extra_bytes": 0, "ledger": None, "prefill_flops": None,
+        "dense_flops": None, "decode_read_bytes": None, "prefill_floor_s": None, "decode_floor_s": None,
+        "device_state": None, "tokens_requested": [length], "tokens_kept": [length / smaller], "tokens_recomputed": 0,
+        "extra": {"length": length},
+    }  # fmt: skip
+    return Record(**values | changes)
+
+
+def made(folder: Path, *, source: str = "1", lengths: tuple[int, ...] = (1024, 4096), **changes: Any) -> Path:
+    """A run of four methods with twenty samples of each length."""
+    tasks = {f"needle:lengths={length}": length for length in lengths}
+    facts = {"weights_hash": "w", "dtype": "bfloat16", "task_sources": dict.fromkeys(tasks, source)}
+    given = {"run_hash": folder.name, "model": "m", "device": "cpu", "spec": {"question": "prompt"}, "facts": facts}
+    manifest = Manifest(**given | {"methods": list(METHODS), "tasks": list(tasks)} | changes)
+    records = [
+        record(method, task, number, length)
+        for task, length in tasks.items()
+        for number in range(20)
+        for method in METHODS
+    ]
+    return save(folder, manifest, records)
+
+
+def board(*folders: Path) -> Board:
+    return Board(read_entries(folders))
+
+
+def test_who_serves_a_need_loses_little_and_is_no_control(tmp_path: Path) -> None:
+    found = answers(board(made(tmp_path / "a")), points=10)
+    first = {one.need.title: one for one in reversed(found)}
+    quick = first["A short time to first token"]
+    assert (quick.entrant, quick.length, quick.standing, quick.starts) == ("good", 4096, "shown", "4,096")
+    assert quick.gain.value == pytest.approx(2) and quick.gain.low > 1.9
+    assert {one.entrant for one in found} == {"good"}
+    assert "Several questions about one text" not in first
+
+
+def test_with_a_narrow_margin_nothing_is_shown(tmp_path: Path) -> None:
+    (quick, *_) = answers(board(made(tmp_path / "a")), points=3)
+    assert quick.standing == "open" and quick.sureness(3) == "undecided: may lose 7.5 points"  # 3 of 40 unseen
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        (Found(-1, -2.5, 0.5, 90), "shown"),
+        (Found(-1, -4, 2, 90), "open"),
+        (Found(-4, -8, 0, 90), "doubtful"),
+        (Found(-9, -12, -6, 90), "loses"),
+        (Found(-1, samples=3), "open"),
+        (Found(-50, samples=3), "loses"),
+        (None, "unknown"),
+    ],
+)
+def test_what_is_known_of_a_loss(found: Found | None, word: str) -> None:
+    assert standing(found, 3) == word
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "other"}, "other model (other beside m)"),
+        ({"facts": {"weights_hash": "w", "dtype": "float32"}}, "other numbers (float32 beside bfloat16)"),
+        ({"spec": {"question": "after"}}, "other protocol (after beside prompt)"),
+    ],
+)
+def test_what_cannot_be_compared_stands_apart_with_the_reason(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    both = board(made(tmp_path / "a"), made(tmp_path / "b", **changes))
+    assert len(both.sections) == 2 and len(both.times) == 2
+    assert any(said in line for line in both.notes())
+    assert {len(section.group.entries) for section in both.sections} == {1}
+
+
+def test_times_of_two_devices_stand_apart_where_scores_do_not(tmp_path: Path) -> None:
+    both = board(made(tmp_path / "a"), made(tmp_path / "b", device="cuda"))
+    assert len(both.sections) == 1 and len(both.times) == 2
+
+
+def test_another_version_of_a_task_is_another_task(tmp_path: Path) -> None:
+    both = board(made(tmp_path / "a"), made(tmp_path / "b", source="2"))
+    assert sum("has 2 versions (1, 2)" in line for line in both.notes()) == 2
+    assert both.sections[0].rows["cell"].nunique() == 4
+
+
+def test_an_answer_that_two_runs_have_counts_once(tmp_path: Path) -> None:
+    one, two = board(made(tmp_path / "a")), board(made(tmp_path / "a"), made(tmp_path / "b"))
+    counts = [one.sections[0].standings[0].loss.samples, two.sections[0].standings[0].loss.samples]
+    assert counts == [40, 40]
+
+
+def rows(diff: np.ndarray[Any, Any], cells: int) -> pd.DataFrame:
+    number = len(diff)
+    return pd.DataFrame(
+        {
+            "diff": diff,
+            "cell": [f"c{n % cells}" for n in range(number)],
+            "unit": [f"u{n // cells}" for n in range(number)],
+        }
+    )
+
+
+@pytest.mark.parametrize("cells", [1, 10, 50])
+def test_intervals_of_losses_hold_the_truth_often_enough(cells: int) -> None:
+    generator, held = np.random.default_rng(1), 0
+    for _ in range(300):
+        diff = generator.choice([-1.0, 0.0, 1.0], size=100, p=[0.1, 0.85, 0.05])
+        found = loss(rows(diff, cells))
+        held += found.low <= -5 <= found.high
+    assert held / 300 >= 0.92
+
+
+def test_tasks_count_the_same_whatever_their_number_of_samples() -> None:
+    frame = rows(np.array([-1.0] * 10 + [0.0] * 90), 1).assign(cell=["a"] * 10 + ["b"] * 90, unit=range(100))
+    assert loss(frame.assign(unit=frame["unit"].astype(str))).value == pytest.approx(-50)
+
+
+def test_few_samples_have_no_interval_and_equal_ones_a_wide_one() -> None:
+    assert math.isnan(loss(rows(np.zeros(5), 1)).low)
+    same = loss(rows(np.zeros(30), 1))
+    assert (same.low, same.high) == pytest.approx((-10, 10))
+
+
+def test_ranks_have_intervals_that_overlap_where_methods_are_alike() -> None:
+    generator = np.random.default_rng(2)
+    share = {"best": 0.95, "alike": 0.93, "worst": 0.2}
+    frame = pd.DataFrame(
+        [
+            {
+                "entrant": name,
+                "cell": f"c{number % 4}",
+                "sample": str(number),
+                "score": float(generator.random() < right),
+            }
+            for name, right in share.items()
+            for number in range(80)
+        ]
+    )
+    found = ranks(frame)
+    assert found["worst"] == (3, 3, 3) and found["best"][2] == 2 and found["alike"][1] == 1
+    assert ranks(frame[(frame["entrant"] != "best") | (frame["sample"] == "nowhere")])["worst"] == (2, 2, 2)
+
+
+def test_where_a_method_starts_to_win(tmp_path: Path) -> None:
+    own = paired(read_entries([made(tmp_path / "a", lengths=(1024, 4096, 8192))]))
+    own = own[own["entrant"] == "good"]
+    assert wins_from(own, "ttft") == (4096, True) and wins_from(own, "kv") == (1024, True)
+    assert math.isnan(ratio(own, "kv").low) and ratio(own[own["length"] == 1024], "ttft").value == pytest.approx(0.5)
+
+
+def test_kinds_of_tasks() -> None:
+    assert kind("ruler/niah_multikey_2:lengths=4096") == kind("needle") == kind("retrieval/multikey") == "finding"
+    assert kind("longbench/trec_e") == "few-shot" and kind("speed:lengths=8") == "speed"
+
+
+def test_the_command_writes_pages_whose_links_lead_somewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: None
+) -> None:
+    assert run("leaderboard", made(tmp_path / "a"), "--output", tmp_path / "out", "--points", 10) == 0
+    said = capsys.readouterr().out
+    assert "`A short time to first token` | `good`" in said
+    page = (tmp_path / "out/index.html").read_text()
+    for address in ("methods/good.html", "runs/a/index.html"):
+        assert f'href="{address}"' in page and (tmp_path / "out" / address).is_file()
+    method = (tmp_path / "out/methods/fast.html").read_text()
+    assert "../runs/a/index.html#samples" in method and "needle:" in method
+    assert run("leaderboard", tmp_path / "nothing") == 2
