@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -107,8 +108,8 @@ class Clock:
     @cached_property
     def paces(self) -> list[Pace]:
         """Every entrant at every length."""
-        groups = self.rows.groupby(["entrant", "budget", "length"], sort=False)
-        return [_pace(str(key[0]), float(key[1]), int(key[2]), part) for key, part in groups]
+        groups: Any = self.rows.groupby(["entrant", "budget", "length"], sort=False)
+        return [_pace(str(name), float(budget), int(length), part) for (name, budget, length), part in groups]
 
     @cached_property
     def keys(self) -> set[Key]:

@@ -111,7 +111,8 @@ def _means(table: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64
 
 def _places(means: NDArray[np.float64]) -> NDArray[np.int64]:
     """[draws, m] means -> places from 1, the highest first; equal ones share the better place."""
-    return 1 + (means[:, None, :] > means[:, :, None] + 1e-12).sum(2)
+    places: NDArray[np.int64] = 1 + (means[:, None, :] > means[:, :, None] + 1e-12).sum(2)
+    return places
 
 
 def wins_from(rows: pd.DataFrame, measure: str) -> tuple[int | None, bool]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness.leaderboard.entries import Entry, version
 from harness.leaderboard.kinds import kind
@@ -66,7 +67,7 @@ def _bytes(records: pd.DataFrame) -> pd.Series:
     return numbers["kv_bytes"] + numbers["extra_bytes"].fillna(0.0)
 
 
-def _log_ratio(mine: pd.Series, theirs: pd.Series) -> np.ndarray:  # type: ignore[type-arg]
+def _log_ratio(mine: pd.Series, theirs: pd.Series) -> NDArray[np.float64]:
     above, below = (side.to_numpy(dtype=float, na_value=np.nan) for side in (mine, theirs))
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.log(above) - np.log(below)

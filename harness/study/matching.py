@@ -47,17 +47,17 @@ def _of_schedule(options: Any, shape: ModelShape, length: int) -> float:
 
 def _of_heads(options: Any, shape: ModelShape, length: int) -> float:
     heads = shape.layers * shape.kv_heads
-    full = (heads - math.ceil(options.sparsity * (heads - 1))) / heads
-    return full + (1 - full) * min(1.0, (options.sinks + options.recent) / length)
+    full = (heads - math.ceil(float(options.sparsity) * (heads - 1))) / heads
+    return full + (1 - full) * min(1.0, float(options.sinks + options.recent) / length)
 
 
 def _of_pages(options: Any, shape: ModelShape, length: int) -> float:
-    dense, read = min(options.dense_layers, shape.layers), budget_tokens(options.budget, length) / length
+    dense, read = min(int(options.dense_layers), shape.layers), budget_tokens(options.budget, length) / length
     return (dense + (shape.layers - dense) * read) / shape.layers
 
 
 def _of_found(options: Any, shape: ModelShape, length: int) -> float:
-    near = options.sinks + budget_tokens(options.recent, length)
+    near = int(options.sinks) + budget_tokens(options.recent, length)
     return min(1.0, (near + budget_tokens(options.topk, length)) / length)
 
 
@@ -155,10 +155,10 @@ def asked_share(label: str, shape: ModelShape, length: int) -> tuple[float, Kind
     """The share of a prompt's tokens that a method's options come to, mean over layers and KV heads."""
     (spec,) = parse_methods(label)
     spec.check(shape)
-    kind, formula = FORMULAS.get(spec.kind.name, ("kept", None))
-    if formula is not None:
+    if spec.kind.name in FORMULAS:
+        kind, formula = FORMULAS[spec.kind.name]
         return formula(spec.options, shape, length), kind
-    return _requested(spec, shape, length) / (shape.layers * length), kind
+    return _requested(spec, shape, length) / (shape.layers * length), "kept"
 
 
 def _requested(spec: MethodSpec, shape: ModelShape, length: int) -> int:

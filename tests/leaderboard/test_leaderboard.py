@@ -28,6 +28,7 @@ METHODS = {"full": (1.0, 1.0, 1.0), "good": (1.0, 2.0, 4.0), "fast": (0.2, 4.0, 
 def record(method: str, task: str, number: int, length: int, **changes: Any) -> Record:
     right, faster, smaller = METHODS[method]
     seconds = (1 + 0.01 * number) / (faster if length > 1024 else 0.5 if method != "full" else 1)
+    seconds *= 1 + 0.001 * (number * (3 if method == "full" else 5) % 7)
     values: dict[str, Any] = {
         "cell": f"{method} {task}", "method": method, "task": task, "sample": str(number), "prompt_hash": f"{number}",
         "prompt_tokens": length, "context_tokens": length, "question": "prompt", "new_tokens": 2, "prediction": "a",
@@ -65,7 +66,7 @@ def test_who_serves_a_need_loses_little_and_is_no_control(tmp_path: Path) -> Non
     first = {one.need.title: one for one in reversed(found)}
     quick = first["A short time to first token"]
     assert (quick.entrant, quick.length, quick.standing, quick.starts) == ("good", 4096, "shown", "4,096")
-    assert quick.gain.value == pytest.approx(2) and quick.gain.low > 1.9
+    assert quick.gain.value == pytest.approx(2, rel=0.01) and quick.gain.low > 1.9
     assert {one.entrant for one in found} == {"good"}
     assert "Several questions about one text" not in first
 
@@ -181,7 +182,9 @@ def test_where_a_method_starts_to_win(tmp_path: Path) -> None:
     own = paired(read_entries([made(tmp_path / "a", lengths=(1024, 4096, 8192))]))
     own = own[own["entrant"] == "good"]
     assert wins_from(own, "ttft") == (4096, True) and wins_from(own, "kv") == (1024, True)
-    assert math.isnan(ratio(own, "kv").low) and ratio(own[own["length"] == 1024], "ttft").value == pytest.approx(0.5)
+    assert math.isnan(ratio(own, "kv").low) and ratio(own[own["length"] == 1024], "ttft").value == pytest.approx(
+        0.5, rel=0.01
+    )
 
 
 def test_kinds_of_tasks() -> None:

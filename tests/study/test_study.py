@@ -107,7 +107,8 @@ def test_a_number_in_braces_is_a_share_or_tokens() -> None:
 def test_formulas_say_what_the_methods_do() -> None:
     """Heads of 56 that keep everything, with two more layers read whole by Quest."""
     assert asked_share("duo:sparsity=0.5:sinks=0:recent=100", QWEN, 1000)[0] == pytest.approx(28 / 56 + 28 / 56 * 0.1)
-    assert asked_share("quest:budget=100", QWEN, 1000) == (pytest.approx((2 + 26 * 0.1) / 28), "attended")
+    share, counted = asked_share("quest:budget=100", QWEN, 1000)
+    assert share == pytest.approx((2 + 26 * 0.1) / 28) and counted == "attended"
     assert set(FORMULAS) <= set(METHODS.names())
 
 
@@ -215,10 +216,11 @@ def test_what_is_kept_is_what_was_matched(tmp_path: Path) -> None:
     for each in runs:
         kept = load_records(folder / each.folder).set_index("method")["kept_fraction"]
         for one in each.methods:
-            if one.budget == each.budget:
+            if one.budget == each.budget and one.label is not None:
                 assert kept[one.label] == pytest.approx(each.budget, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_command_stops_in_time_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, folder = written(tmp_path), tmp_path / "out"
     only = ("--only", "first/kept=0.25*prompt,speed/*512*", "--output", folder)
