@@ -8,11 +8,13 @@ identity; the model stays loaded from one run to the next.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from harness.models.load import LoadedModel, load
@@ -74,6 +76,10 @@ class OneModel:
 
     def __call__(self, model: str, device: str, dtype: str) -> LoadedModel:
         """As `harness.models.load.load`."""
+        # The last run's engine has weights joined in its own way, and is in cycles: nothing else would free it in time.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if self._model is None or self._key != (model, device, dtype):
             self._model = None
             self._key, self._model = (model, device, dtype), load(model, device, dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 from harness.report.table import Cell, Table, label, number, to_markdown
@@ -15,7 +14,7 @@ from harness.study.runs import StudyRun
 from harness.study.samples import detectable, samples_for
 from harness.study.study_file import StudyFile
 from harness.sweep.cells import SweepRun
-from harness.sweep.estimate import CellEstimate, estimate
+from harness.sweep.estimate import CellEstimate, Counts, estimate
 from harness.sweep.outlook import duration
 
 _NOTE = (
@@ -28,6 +27,9 @@ _MATCHED_NOTE = (
 )
 _SCORELESS = "speed"
 
+Found = tuple[StudyRun, Sequence[CellEstimate]]
+"""A run and what its cells are estimated to take."""
+
 
 def outlook(study: StudyFile, runs: Sequence[StudyRun], folder: Path, samples: int | None = None) -> str:
     """Runs, sums and matched options as Markdown.
@@ -38,7 +40,8 @@ def outlook(study: StudyFile, runs: Sequence[StudyRun], folder: Path, samples: i
         folder: of its records; similar runs are looked for beside it.
         samples: of each task at most, if fewer than the study's own.
     """
-    found = [(run, estimate(_limited(run, samples), folder.parent)) for run in runs]
+    counts: Counts = {}
+    found = [(run, estimate(_limited(run, samples), folder.parent, counts)) for run in runs]
     head = ["run", "tasks", "methods", "requests", "time"]
     table = Table("outlook", study.name, _NOTE, head, [_row(run, cells) for run, cells in found], labels=1)
     matched = Table("matched", "Matched budgets", _MATCHED_NOTE, MATCHED_HEAD, matched_rows(runs), labels=4)
@@ -94,20 +97,27 @@ def _seconds(cells: Sequence[CellEstimate]) -> float | None:
     return sum(known) if len(known) == len(cells) else None
 
 
-def _finds(study: StudyFile, found: Sequence[tuple[StudyRun, Sequence[CellEstimate]]]) -> list[str]:
-    """How much is asked, and which loss that finds at each budget and protocol."""
+def _finds(study: StudyFile, found: Sequence[Found]) -> list[str]:
+    """How much is asked, and which loss that finds at each budget, under each protocol and over all."""
     lines = [f"{len(found)} runs, {sum(_requests(cells) for _, cells in found)} requests."]
     scored = [(run, cells) for run, cells in found if not cells[0].task.startswith(_SCORELESS)]
-    kinds = sorted(scored, key=lambda one: (-one[0].budget, one[0].spec.question))
-    for (budget, question), group in groupby(kinds, key=lambda one: (one[0].budget, one[0].spec.question)):
-        runs = list(group)
-        methods = max(len({cell.method for cell in cells}) for _, cells in runs) - 1
-        samples = sum(cell.samples or 0 for _, cells in runs for cell in cells if cell.method == REFERENCE)
-        least = 100 * detectable(samples, study.spread, methods)
-        wanted = samples_for(study.points / 100, study.spread, methods)
-        given = f"{methods} methods, 80 % power, standard deviation {study.spread:g}"
-        lines.append(
-            f"Budget {budget:g}, question {question}: {samples} samples a method find a loss of {least:.1f} points "
-            f"({given}); {study.points:g} points take {wanted}."
-        )
+    for budget in dict.fromkeys(run.budget for run, _ in scored):
+        own = [(run, cells) for run, cells in scored if run.budget == budget]
+        questions = dict.fromkeys(run.spec.question for run, _ in own)
+        parts = {
+            f"question {one}": [(run, cells) for run, cells in own if run.spec.question == one] for one in questions
+        }
+        parts |= {"over all": own} if len(parts) > 1 else {}
+        lines += [f"Budget {budget:g}, {name}: {_finding(study, part)}" for name, part in parts.items()]
     return lines
+
+
+def _finding(study: StudyFile, found: Sequence[Found]) -> str:
+    methods = max(len({cell.method for cell in cells}) for _, cells in found) - 1
+    samples = sum(cell.samples or 0 for _, cells in found for cell in cells if cell.method == REFERENCE)
+    least = 100 * detectable(samples, study.spread, methods)
+    wanted = samples_for(study.points / 100, study.spread, methods)
+    return (
+        f"{samples} samples a method find a loss of {least:.1f} points ({methods} methods, 80 % power, standard "
+        f"deviation {study.spread:g}); {study.points:g} points take {wanted}."
+    )

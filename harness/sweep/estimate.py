@@ -23,7 +23,7 @@ from harness.runner.plan import Plan, plan
 from harness.runner.spec import public_name
 from harness.storage.store import MANIFEST, load, load_manifest
 from harness.sweep.cells import SweepRun
-from tasks.base import Task
+from tasks.base import Task, TaskContext
 
 Source = Literal["recorded", "floor", "unknown"]
 _NEAR = 1 / 8
@@ -61,18 +61,27 @@ class _Seen:
     token_s: float
 
 
-def estimate(run: SweepRun, nearby: Path) -> list[CellEstimate]:
+Counts = dict[tuple[str, TaskContext], int | None]
+"""Samples of tasks that were counted, so that runs of the same tasks count them once."""
+
+
+def estimate(run: SweepRun, nearby: Path, counts: Counts | None = None) -> list[CellEstimate]:
     """One estimate a cell, tasks first, as they will be run.
 
     Args:
         run: of a sweep.
         nearby: folder whose runs, and whose folders' runs, are looked through for similar records.
+        counts: is filled, and read.
     """
+    counts = {} if counts is None else counts
     seen, planned = _seen(nearby), plan(run.spec)
     device = resolve_device(run.spec.device)
     rates = ceilings(device, resolve_dtype(run.spec.dtype, device))
     here = [one for one in seen if (one.model, one.device) == (public_name(run.spec.model), device.type)]
-    samples = {task.label: _samples(task) for task in planned.tasks}
+    for task in planned.tasks:
+        if (task.label, task.context) not in counts:
+            counts[task.label, task.context] = _samples(task)
+    samples = {task.label: counts[task.label, task.context] for task in planned.tasks}
     return [
         _cell(planned, method.label, task, samples[task.label], here, rates)
         for task in planned.tasks
