@@ -1,9 +1,9 @@
 """Options with which methods keep the same number of tokens, although each means something else by its own.
 
 What is matched is the mean of kept prompt tokens over layers and KV heads, as a share of the prompt: a method says it
-of a prompt length before it sees a prompt (`Method.tokens_requested`). Four know it only behind one, and two keep all
-and attend to a part: for these `FORMULAS` says what their options come to. The share in the braces of a method's text
-is then found by bisection, since more of it never keeps less.
+of a prompt length before it sees a prompt (`Method.tokens_requested`). Some know it only behind one, some keep whole
+blocks of what they ask for, and two keep all and attend to a part: for these `FORMULAS` says what their options come
+to. The share in the braces of a method's text is then found by bisection, since more of it never keeps less.
 """
 
 from __future__ import annotations
@@ -41,7 +41,26 @@ def _of_budget(options: Any, shape: ModelShape, length: int) -> float:
 
 
 def _of_schedule(options: Any, shape: ModelShape, length: int) -> float:
-    layers, tokens = pruning_layers(options.layers, shape.layers), budgets_in_tokens(options.budgets, length)
+    return _scheduled(options, _tokens(options, length), shape, length)
+
+
+def _of_blocks(options: Any, shape: ModelShape, length: int) -> float:
+    """Whole blocks that fit each budget; the last one may be short, and stays."""
+    kept, now, block = [], length, int(options.block)
+    for tokens in _tokens(options, length):
+        short = -now % block
+        now = now if tokens >= now else (tokens + short) // block * block - short
+        kept.append(now)
+    return _scheduled(options, kept, shape, length)
+
+
+def _tokens(options: Any, length: int) -> list[int]:
+    least = (int(options.sink) + int(options.tail)) * int(options.block)
+    return [max(least, tokens) for tokens in budgets_in_tokens(options.budgets, length)]
+
+
+def _scheduled(options: Any, tokens: list[int], shape: ModelShape, length: int) -> float:
+    layers = pruning_layers(options.layers, shape.layers)
     return sum(requested_tokens(layers, tokens, length, shape.layers)) / (length * shape.layers)
 
 
@@ -64,6 +83,9 @@ def _of_found(options: Any, shape: ModelShape, length: int) -> float:
 FORMULAS: dict[str, tuple[Kind, Formula]] = {
     "gemfilter": ("kept", _of_budget),
     "kvzip": ("kept", _of_budget),
+    "slim": ("kept", _of_blocks),
+    "random": ("kept", _of_blocks),
+    "recent": ("kept", _of_blocks),
     "truncate": ("kept", _of_schedule),
     "duo": ("kept", _of_heads),
     "quest": ("attended", _of_pages),

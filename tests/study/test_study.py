@@ -105,7 +105,9 @@ def test_a_number_in_braces_is_a_share_or_tokens() -> None:
 
 
 def test_formulas_say_what_the_methods_do() -> None:
-    """Heads of 56 that keep everything, with two more layers read whole by Quest."""
+    """Heads of 56 that keep everything, two layers read whole by Quest, whole blocks and the short last one of slim."""
+    slim, _ = asked_share("slim:layers=14:budgets=200", QWEN, 1000)
+    assert slim == pytest.approx((1000 + 2 * 64 + 40) / 2000)  # 1000 is 15 blocks and 40 tokens
     assert asked_share("duo:sparsity=0.5:sinks=0:recent=100", QWEN, 1000)[0] == pytest.approx(28 / 56 + 28 / 56 * 0.1)
     share, counted = asked_share("quest:budget=100", QWEN, 1000)
     assert share == pytest.approx((2 + 26 * 0.1) / 28) and counted == "attended"
