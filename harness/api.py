@@ -11,9 +11,10 @@ import pandas as pd
 from rich.console import Console
 
 from harness.errors import unknown
+from harness.executors.fleet import Fleet
 from harness.report.render import render
 from harness.runner.catalog import METHODS, TASKS
-from harness.runner.execute import execute
+from harness.runner.fan_out import execute_with
 from harness.runner.plan import plan
 from harness.runner.progress import Progress
 from harness.runner.spec import RunSpec
@@ -32,6 +33,10 @@ def run(
     method_file: Paths = (),
     task_file: Paths = (),
     progress: bool = True,
+    executor: str | None = None,
+    workers: int | None = None,
+    ray_address: str | None = None,
+    accelerator: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Runs methods on tasks, as `harness run` does, and returns the records.
@@ -47,6 +52,7 @@ def run(
         method_file: Python file, or files, that define methods; read anew with every call.
         task_file: likewise for tasks.
         progress: whether to say on standard error how far it is.
+        executor, workers, ray_address, accelerator: where it runs, if not in this process; as for the command.
         options: every other option of the command, with underscores: `limit`, `max_length`, `device`, `seed`, ...
 
     Returns:
@@ -60,12 +66,17 @@ def run(
     """
     for name in options:
         if name not in RunSpec.model_fields:
-            own = ("output", "method_file", "task_file", "progress")
+            where = ("executor", "workers", "ray_address", "accelerator")
+            own = ("output", "method_file", "task_file", "progress", *where)
             raise unknown("option of harness.run", name, {*RunSpec.model_fields, *own})
     given = {"methods": _joined(methods), "tasks": _joined(tasks), "model": model, **options}
     spec, folder = prepare(given, output, _paths(method_file), _paths(task_file))
-    console = Console(stderr=True, quiet=not progress)
-    for failure in execute(plan(spec), folder, Progress(console), MethodWorker):
+    fleet, shown = (
+        Fleet.read(executor, workers, ray_address, accelerator),
+        Progress(Console(stderr=True, quiet=not progress)),
+    )
+    planned = plan(spec, elsewhere=fleet is not None)
+    for failure in execute_with(fleet, planned, folder, shown, MethodWorker):
         warnings.warn(failure, stacklevel=2)
     render(folder)
     records = load(folder)

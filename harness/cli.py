@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.errors import InputError
-from harness.flags import OUTPUT, MethodFiles, TaskFiles
+from harness.flags import OUTPUT, Accelerator, ExecutorName, MethodFiles, RayAddress, TaskFiles, Workers
 from harness.leaderboard.command import leaderboard_command
 from harness.predict.command import predict_command
 from harness.reproduce.command import app as reproduce_app
@@ -70,6 +70,11 @@ def run_command(
     parts: Annotated[bool, typer.Option(help="also time the parts of TTFT")] = False,
     ledger: Annotated[bool, typer.Option(help="also measure memory by purpose, in a pass of its own")] = False,
     noise_floor: Annotated[bool, typer.Option(help="also run full attention against itself")] = False,
+    timing: Annotated[bool, typer.Option(help="also measure times; without, machines may be shared")] = True,
+    executor: ExecutorName = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a summary as JSON, and nothing else")] = False,
@@ -82,16 +87,18 @@ def run_command(
 ) -> None:
     """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
     from harness.api import prepare
+    from harness.executors.fleet import Fleet
     from harness.runner.terminal import draw_json, draw_tables, run, show
 
+    fleet = Fleet.read(executor, workers, ray_address, accelerator)
     given = {
         "model": model, "methods": methods, "tasks": tasks, "data_dir": data_dir, "limit": limit,
         "max_length": max_length, "device": device, "dtype": dtype, "attention": attention, "engine": engine,
         "memory_limit": memory_limit, "seed": seed, "question": question, "parts": parts, "ledger": ledger,
-        "noise_floor": noise_floor,
+        "noise_floor": noise_floor, "timing": timing,
     }  # fmt: skip
     spec, folder = prepare(given, output, method_file or (), task_file or ())
-    show(*run(spec, folder, draw_json if as_json else draw_tables))
+    show(*run(spec, folder, draw_json if as_json else draw_tables, fleet))
 
 
 @app.command("resume")
@@ -100,15 +107,21 @@ def resume_command(
     samples: Annotated[int | None, typer.Option(help="samples a task, if not as many as before")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder of data sets")] = None,
     model: Annotated[str | None, typer.Option(help="where the model lies; paths are not recorded")] = None,
+    executor: ExecutorName = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
 ) -> None:
     """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
+    from harness.executors.fleet import Fleet
     from harness.runner.terminal import resume, show
 
+    fleet = Fleet.read(executor, workers, ray_address, accelerator)
     _load_methods(method_file)
     _load_tasks(task_file)
-    show(*resume(folder, samples, data_dir, model))
+    show(*resume(folder, samples, data_dir, model, fleet))
 
 
 @app.command("runs")

@@ -25,7 +25,11 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """All classes of one kind, found on first use."""
+    """All classes of one kind, found on first use.
+
+    Attributes:
+        files: that were loaded, in order; another process that loads them knows the same names.
+    """
 
     def __init__(self, kind: str, package: str, base: type[T], group: str = "") -> None:
         """
@@ -36,6 +40,7 @@ class Registry(Generic[T]):
             group: entry point group of installed packages; "" for `harness.<package>`.
         """
         self.kind, self.package, self.base, self.group = kind, package, base, group or f"harness.{package}"
+        self.files: list[Path] = []
         self._classes: dict[str, type[T]] = {}
         self._searched = False
 
@@ -70,6 +75,7 @@ class Registry(Generic[T]):
         found = self._add_from(_import_file(path))
         if not found:
             raise InputError(f"{path} defines no {self.kind}: no named subclass of {self.base.__name__}")
+        self.files = [file for file in self.files if file != path] + [path]
         return found
 
     def _search(self) -> None:

@@ -19,7 +19,7 @@ FLOORS = (
     {"harness.statistics", "harness.storage", "harness.engine", "tasks"},
     {"harness.models", "methods", "harness.rows", "harness.shape"},
     {"harness.measuring"},
-    {"harness.report", "harness.gates"},
+    {"harness.report", "harness.gates", "harness.executors"},
     {"harness.runner", "harness.predict"},
     {"harness.conformance", "harness.sweep", "harness.reproduce"},
     {"harness.leaderboard"},

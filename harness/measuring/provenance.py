@@ -1,10 +1,12 @@
 """Where and with what a run was made: enough to judge its numbers, nothing that tells whose machine it was.
 
-No paths, user names, host names or addresses. Whatever cannot be found out is null.
+No paths, user names, host names or addresses; a host is a hash of its name, which tells machines apart. Whatever cannot
+be found out is null.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -37,17 +39,18 @@ def environment() -> dict[str, Any]:
     """Machine and software, as JSON values.
 
     Returns:
-        `python`, `platform`; `cpu` (`model`, `cores`, `usable`: those this process may run on); `memory_bytes`;
-        `packages` (version or null); `cuda` (one entry a visible device, see `_device`; null without a driver);
-        `git` (`commit`, `dirty`; null outside the project's own repository).
+        `host` (see `host_hash`); `python`, `platform`; `cpu` (`model`, `cores`, `usable`: those this process may run
+        on); `memory_bytes`; `packages` (version or null); `cuda` (one entry a visible device, see `_device`; null
+        without a driver); `git` (`commit`, `dirty`; null outside the project's own repository).
     """
     return {
+        "host": host_hash(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": {"model": cpu_model(), "cores": psutil.cpu_count(logical=False), "usable": _usable_cpus()},
+        "cpu": {"model": cpu_model(), "cores": psutil.cpu_count(logical=False), "usable": usable_cpus()},
         "memory_bytes": psutil.virtual_memory().total,
         "packages": {name: _version(name) for name in PACKAGES},
-        "cuda": _cuda(),
+        "cuda": gpus(),
         "git": _git(Path(__file__).resolve().parents[2]),
     }
 
@@ -68,12 +71,34 @@ def cpu_model() -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _usable_cpus() -> int | None:
+def usable_cpus() -> int | None:
+    """How many processors this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count()
 
 
-def _cuda() -> list[dict[str, Any]] | None:
+def host_hash() -> str:
+    """Which machine this is: 12 hex digits of the sha256 of its name."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:12]
+
+
+def worker(device: str) -> dict[str, Any]:
+    """Who answers in this process, for its records.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Returns:
+        `host` (see `host_hash`), `process` (its number), `device` (name of the chip), `gpu_uuid` and `driver` (null
+        on a CPU).
+    """
+    card = next(iter(gpus() or []), {}) if device == "cuda" else {"name": cpu_model()}
+    chip = {"device": card.get("name"), "gpu_uuid": card.get("uuid"), "driver": card.get("driver")}
+    return {"host": host_hash(), "process": os.getpid(), **chip}
+
+
+def gpus() -> list[dict[str, Any]] | None:
+    """The GPUs that CUDA programs started here would see, see `_device`; None without a driver."""
     # NVML answers without making a CUDA context, which would cost memory and seconds even where no GPU is used.
     try:
         import pynvml
@@ -110,6 +135,7 @@ def _device(nvml: Any, handle: Any) -> dict[str, Any]:
     """One GPU: the clocks are the highest it may run at in MHz, since the current ones change by the second."""
     return {
         "name": _ask(nvml, lambda: nvml.nvmlDeviceGetName(handle)),
+        "uuid": _ask(nvml, lambda: nvml.nvmlDeviceGetUUID(handle)),
         "driver": _ask(nvml, nvml.nvmlSystemGetDriverVersion),
         "memory_bytes": _ask(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total),
         "sm_clock_max_mhz": _ask(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM)),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,10 @@ class Ceilings:
     threads: int
     quiet: bool
     gemm_flops_sustained: float = 0.0
+
+
+NO_CEILINGS = Ceilings(math.inf, math.inf, device="", dtype="", torch="", threads=0, quiet=False)
+"""Nothing is known, and nothing said: whatever is done takes no time at best."""
 
 
 @dataclass(frozen=True)

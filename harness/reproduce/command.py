@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.flags import OUTPUT
+from harness.flags import OUTPUT, Accelerator, ExecutorName, RayAddress, Workers
+
+if TYPE_CHECKING:
+    from harness.executors.fleet import Fleet
 
 app = typer.Typer(help="Measure published claims again and judge them.", no_args_is_help=True)
 
@@ -34,6 +37,10 @@ def sliminfer_command(
     output: Annotated[
         Path | None, typer.Option(*OUTPUT, help="results folder; the same run in the same folder resumes")
     ] = (None),
+    executor: ExecutorName = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded run; measures nothing")] = None,
     elsewhere: Annotated[
         str | None, typer.Option("--predict", help="with --from: predict the run for a device, rtx-4090 is the paper's")
@@ -43,6 +50,7 @@ def sliminfer_command(
     ),
 ) -> None:
     """SlimInfer's table: TTFT, end to end and prompt KV of full, lazyllm and slim; paper beside here."""
+    from harness.executors.fleet import Fleet
     from harness.gates.tolerance import parse_undecided
     from harness.reproduce.claims import exit_code
     from harness.reproduce.sliminfer.page import write
@@ -51,10 +59,11 @@ def sliminfer_command(
 
     if elsewhere is not None:
         return _predict(run, elsewhere)
-    choice = parse_undecided(undecided)
+    choice, fleet = parse_undecided(undecided), Fleet.read(executor, workers, ray_address, accelerator)
     machine = {"device": device, "dtype": dtype, "attention": attention, "engine": engine}
     chosen = {option: value for option, value in machine.items() if value != "auto"}
-    folder, failures = (run, []) if run else _measure(model, lengths, new_tokens, repeats, slim, output, **chosen)
+    asked = (model, lengths, new_tokens, repeats, slim, output)
+    folder, failures = (run, []) if run else _measure(*asked, fleet, **chosen)
     text, judgements, paths = write(read(folder), folder)
     show(text, paths, failures)
     if code := exit_code(judgements, choice):
@@ -72,7 +81,14 @@ def _predict(run: Path | None, device: str) -> None:
 
 
 def _measure(
-    model: str, lengths: str, new_tokens: str, repeats: int, slim: str, output: Path | None, **machine: Any
+    model: str,
+    lengths: str,
+    new_tokens: str,
+    repeats: int,
+    slim: str,
+    output: Path | None,
+    fleet: Fleet | None,
+    **machine: Any,
 ) -> tuple[Path, Sequence[str]]:
     """Runs, or resumes, the paper's table; returns its folder, and a line for each method that failed."""
     from harness.models.load import describe
@@ -84,7 +100,7 @@ def _measure(
     options = run_options(setting_for(describe(model), prompts[-1]), prompts, counts, repeats, slim)
     spec = RunSpec.read({"model": model, **options, **machine})
     folder = output or spec.default_folder("reproduce-sliminfer")
-    _, _, failures = run(spec, folder)
+    _, _, failures = run(spec, folder, fleet=fleet)
     return folder, failures
 
 
@@ -104,9 +120,14 @@ def diffusion_command(
     output: Annotated[
         Path | None, typer.Option(*OUTPUT, help="results folder; the same probe in the same folder resumes")
     ] = (None),
+    executor: ExecutorName = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded probe; measures nothing")] = None,
 ) -> None:
     """Information diffusion: from which layer on may the rows that say the answer be dropped, and who reads them?"""
+    from harness.executors.fleet import Fleet
     from harness.reproduce.diffusion.page import write
     from harness.reproduce.diffusion.plan import arms_of, plan_probe
     from harness.reproduce.diffusion.worker import ProbeWorker
@@ -115,11 +136,13 @@ def diffusion_command(
 
     if run is not None:
         return show(*write(run))
+    fleet = Fleet.read(executor, workers, ray_address, accelerator)
     chosen = numbers("--layers", layers, 1) if layers else ()
     task = f"diffusion:lengths={lengths}:depths={depths}:repeats={repeats}"
-    plan = plan_probe(model, task, chosen, list(arms_of(arms)), seed=seed, device=device, dtype=dtype)
+    machine = {"seed": seed, "device": device, "dtype": dtype}
+    plan = plan_probe(model, task, chosen, list(arms_of(arms)), elsewhere=fleet is not None, **machine)
     folder = output or plan.spec.default_folder("reproduce-diffusion")
-    show(*run_plan(plan, folder, ProbeWorker, write, "the same command"))
+    show(*run_plan(plan, folder, ProbeWorker, write, "the same command", fleet))
 
 
 @app.command("claims")

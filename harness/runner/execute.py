@@ -7,37 +7,55 @@ from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.measuring.provenance import environment
+from harness.measuring.provenance import environment, worker
 from harness.runner.failures import Failures
 from harness.runner.plan import CellSpec, Plan
 from harness.runner.progress import Progress
+from harness.runner.spec import RunSpec
 from harness.storage.record import Record
 from harness.storage.store import RunStore
 
 Job = Callable[[], Record]
 """Runs one request when it is called."""
+Key = tuple[str, str]
+"""A request: hash of its cell, and its sample's id."""
 
 
 class Worker(Protocol):
-    """Holds a loaded model and runs requests. It knows neither store nor terminal, and is made of a plan alone."""
+    """Holds a loaded model and runs requests. It knows neither store nor terminal, and is made of a plan alone.
+
+    Attributes:
+        plan: makes the plan again of its specification, in whatever process.
+    """
+
+    plan: Callable[[RunSpec], Plan]
+
+    def __init__(self, plan: Plan) -> None:
+        """Loads the model.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
 
     def facts(self) -> dict[str, Any]:
         """What is known of the run only now that the model is loaded."""
 
-    def jobs(self, cells: Sequence[CellSpec], done: Set[tuple[str, str]]) -> list[Job]:
+    def jobs(self, cells: Sequence[CellSpec], done: Set[Key]) -> list[Job]:
         """The requests of one task's cells, in their order.
 
         Args:
             cells: of one task.
-            done: (hash of the cell, sample) of every record that there is.
+            done: every request that is not to be run; each one is looked for in it, in their order.
 
         Raises:
             InputError: the task's data turns out bad.
         """
 
 
-def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan], Worker]) -> list[str]:
+def execute(plan: Plan, folder: Path, progress: Progress, start: type[Worker]) -> list[str]:
     """Runs, or resumes, a plan and leaves `folder` complete, or marked incomplete if it is stopped or requests failed.
+
+    `harness.runner.fan_out` does the same with other processes and machines.
 
     Args:
         plan: what to do.
@@ -52,17 +70,22 @@ def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan]
         InputError: the folder is of another run, the model cannot be loaded, or data turns out bad.
     """
     with RunStore(folder, plan.manifest(), environment()) as store:
-        worker, failures = start(plan), Failures()
-        store.describe(**worker.facts())
+        answering, failures, here = start(plan), Failures(), worker(plan.device.type)
+        store.describe(**answering.facts())
         # All data is read before the first request; what a task needs goes when the task is done.
-        tasks = deque((cells[0].task, worker.jobs(cells, store.done)) for cells in plan.cells())
+        tasks = deque((cells[0].task, answering.jobs(cells, store.done)) for cells in plan.cells())
         while tasks:
             task, jobs = tasks.popleft()
             with progress.task(task, len(jobs)) as advance:
                 for job in jobs:
-                    record = job()
+                    record = answered_by(here, job)
                     store.append(record)
                     failures.count(record)
                     advance(record)
         store.finish(failures.lines())
     return failures.lines()
+
+
+def answered_by(worker: dict[str, Any], job: Job) -> Record:
+    """Runs a request; its record says who did."""
+    return job().model_copy(update={"worker": worker})

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from harness.engine.attention import check_attention
@@ -57,6 +58,11 @@ class Plan:
     methods: list[MethodSpec]
     tasks: list[Task]
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process runs it."""
+        return resolve_device(self.spec.device)
+
     def cells(self) -> list[list[CellSpec]]:
         """All cells, task by task: the methods of a task take turns at its samples, so they stay together."""
         return [
@@ -72,12 +78,12 @@ class Plan:
         """The task of a cell of this run."""
         return next(task for task in self.tasks if task.label == cell.task)
 
-    def manifest(self) -> Manifest:
-        """What the store keeps of it."""
+    def manifest(self, device: str | None = None) -> Manifest:
+        """What the store keeps of it; `device` says where it runs, if not here: "cpu" or "cuda"."""
         return Manifest(
             run_hash=self.spec.run_hash(),
             model=public_name(self.spec.model),
-            device=resolve_device(self.spec.device).type,
+            device=device or self.device.type,
             latency_only=self.spec.model.startswith("random:"),
             methods=[method.label for method in self.methods],
             tasks=[task.label for task in self.tasks],
@@ -85,15 +91,18 @@ class Plan:
         )
 
 
-def plan(spec: RunSpec) -> Plan:
+def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     """Checks everything that can be checked without loading the model.
+
+    Args:
+        spec: what the user asks for.
+        elsewhere: other processes will do it, on their devices; this one's is not looked at.
 
     Raises:
         InputError: whatever is wrong, in one line.
     """
-    check_attention(spec.attention, resolve_device(spec.device))
-    check_engine(spec.engine, resolve_device(spec.device))
-    limit_memory(resolve_device(spec.device), spec.memory_limit)
+    if not elsewhere:
+        _check_device(spec, resolve_device(spec.device))
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
     tasks = _distinct(build_tasks(spec.tasks, context))
@@ -102,6 +111,12 @@ def plan(spec: RunSpec) -> Plan:
         method.check(shape)
     _check_lengths(spec, tasks, shape)
     return Plan(spec, shape, methods, tasks)
+
+
+def _check_device(spec: RunSpec, device: torch.device) -> None:
+    check_attention(spec.attention, device)
+    check_engine(spec.engine, device)
+    limit_memory(device, spec.memory_limit)
 
 
 def _distinct(tasks: Sequence[Task]) -> list[Task]:

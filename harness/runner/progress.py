@@ -21,16 +21,21 @@ class Progress:
         """Args:
         console: where to print.
         """
-        self._console = console
+        self.console = console
+
+    def say(self, line: str) -> None:
+        """Prints a line, above whatever bar there is."""
+        if not self.console.quiet:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
         """Shows one task's progress; call what it yields with every record."""
-        if not self._console.is_terminal:
+        if not self.console.is_terminal:
             yield self._plain(label, total)
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self._console) as bar:
+        with Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console) as bar:
             line = bar.add_task(label, total=total)
             yield lambda record: bar.update(line, advance=1, description=f"{label} [dim]{_method(record)}[/]")
 
@@ -40,9 +45,9 @@ class Progress:
         def advance(record: Record) -> None:
             nonlocal done
             done += 1
-            line = f"{label} {done}/{total} {record.method}: {_outcome(record)}"
-            if not self._console.quiet:
-                print(line, file=self._console.file, flush=True)
+            line = f"{label} {done}/{total} {record.method}: {outcome(record)}"
+            if not self.console.quiet:
+                print(line, file=self.console.file, flush=True)
 
         return advance
 
@@ -51,7 +56,8 @@ def _method(record: Record) -> str:
     return record.method.partition(":")[0]
 
 
-def _outcome(record: Record) -> str:
+def outcome(record: Record) -> str:
+    """How a request ended, in a few words."""
     if OUT_OF_MEMORY in record.extra:
         return f"out of memory, {record.prompt_tokens} tokens"
     if FAILED in record.extra:

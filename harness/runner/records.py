@@ -26,6 +26,9 @@ UNTIMED: dict[str, Any] = dict.fromkeys(
 )  # fmt: skip
 """The fields of a request that nobody timed, or of a method that only simulates pruning: all null."""
 
+LATENCIES: dict[str, Any] = {name: None for name in Record.model_fields if name.endswith("_s")}
+"""The fields that hold seconds, null: of a run that is there for its answers."""
+
 
 def identity(cell: Cell, prompt: Prompt, late: int | None = None) -> dict[str, Any]:
     """Who was asked what; `late`: tokens that followed the prefill, if the method is not to be asked."""

@@ -20,7 +20,7 @@ from harness.runner.faults import comes_from, told
 from harness.runner.grades import Graded, grade
 from harness.runner.loaded import Cell, LoadedRun
 from harness.runner.loglikelihood import rate_choices
-from harness.runner.records import UNTIMED, counts, identity, times, unanswered
+from harness.runner.records import LATENCIES, UNTIMED, counts, identity, times, unanswered
 from harness.runner.samples import Prompt
 from harness.runner.stops import StopTexts
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY, Record
@@ -89,6 +89,8 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     values["extra"] |= measured.survivors | _notes(method, measured)
     if not method.simulated:
         values |= times(run.engine, method, measured, bench.ceilings, values["context_tokens"])
+    if not run.spec.timing:
+        values |= LATENCIES
     graded = _score(run, cell, prompt, measured)
     values |= {"prediction": graded.prediction, "score": graded.score}
     values["extra"] |= {} if graded.problem is None else {NOT_SCORED: graded.problem}

@@ -36,6 +36,10 @@ class WrongOption(InputError):
         self.option, self.reason = option, reason
 
 
+_LATER = frozenset({"timing"})
+"""Options that runs of earlier versions do not know; those who leave them alone ask for the same run as then."""
+
+
 class RunSpec(BaseModel):
     """Everything the user may decide about a run.
 
@@ -56,6 +60,7 @@ class RunSpec(BaseModel):
     parts: bool = False
     ledger: bool = False
     noise_floor: bool = False
+    timing: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     memory_limit: Annotated[float, Field(gt=0)] | None = None
@@ -70,6 +75,13 @@ class RunSpec(BaseModel):
         except InputError as error:
             raise ValueError(str(error)) from None
         return items
+
+    @field_validator("timing")
+    @classmethod
+    def _leaves_something(cls, timing: bool, others: ValidationInfo) -> bool:
+        if not timing and others.data.get("parts"):
+            raise ValueError("--parts are parts of a time")
+        return timing
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Self:
@@ -89,7 +101,9 @@ class RunSpec(BaseModel):
         """The part that shapes answers, as JSON values."""
         methods = ",".join(map(sum_without_paths, parse_sums(self.methods)))
         named = {"methods": methods, "tasks": without_paths(self.tasks)}
-        return self.model_dump(mode="json", exclude={"limit", "data_dir"}) | named | {"model": public_name(self.model)}
+        fields = type(self).model_fields
+        left_out = {"limit", "data_dir"} | {name for name in _LATER if getattr(self, name) == fields[name].default}
+        return self.model_dump(mode="json", exclude=left_out) | named | {"model": public_name(self.model)}
 
     def run_hash(self) -> str:
         """Hash of what the user asked for; equal hashes may share a results folder."""

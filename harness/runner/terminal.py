@@ -15,9 +15,11 @@ import typer
 from rich.console import Console
 
 from harness.errors import InputError
+from harness.executors.fleet import Fleet
 from harness.report.json_summary import json_summary
 from harness.report.render import render
-from harness.runner.execute import Worker, execute
+from harness.runner.execute import Worker
+from harness.runner.fan_out import execute_with
 from harness.runner.plan import Plan, plan
 from harness.runner.progress import Progress
 from harness.runner.spec import RunSpec, WrongOption
@@ -32,13 +34,20 @@ Ran = tuple[str, Sequence[Path], Sequence[str]]
 """The same of a run, and a line for each method that failed on a task."""
 
 
-def run(spec: RunSpec, folder: Path, draw: Callable[[Path], Drawn] | None = None) -> Ran:
+def run(spec: RunSpec, folder: Path, draw: Callable[[Path], Drawn] | None = None, fleet: Fleet | None = None) -> Ran:
     """Runs, or resumes, a specification and draws its table, or what `draw` draws; see `run_plan`."""
     go_on = f"the same command, or 'harness resume {folder}'"
-    return run_plan(plan(spec), folder, MethodWorker, draw or draw_tables, go_on)
+    planned = plan(spec, elsewhere=fleet is not None)
+    return run_plan(planned, folder, MethodWorker, draw or draw_tables, go_on, fleet)
 
 
-def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None, model: str | None = None) -> Ran:
+def resume(
+    folder: Path,
+    limit: int | None = None,
+    data_dir: Path | None = None,
+    model: str | None = None,
+    fleet: Fleet | None = None,
+) -> Ran:
     """Goes on with the run that a folder holds; see `run_plan`.
 
     Args:
@@ -46,6 +55,7 @@ def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None,
         limit: samples a task, if not as many as before.
         data_dir: of LongBench; paths are not recorded.
         model: where it lies, if it is a path.
+        fleet: where it runs, if not in this process.
     """
     recorded = load_manifest(folder).spec
     changed = {key: value for key, value in {"limit": limit, "model": model}.items() if value is not None}
@@ -53,11 +63,16 @@ def resume(folder: Path, limit: int | None = None, data_dir: Path | None = None,
         spec = RunSpec.read(recorded | changed | {"data_dir": data_dir})
     except WrongOption as error:
         raise WrongOption("samples", error.reason) if error.option == "limit" else error from None
-    return run(spec, folder)
+    return run(spec, folder, fleet=fleet)
 
 
 def run_plan(
-    planned: Plan, folder: Path, start: Callable[[Plan], Worker], draw: Callable[[Path], Drawn], go_on: str
+    planned: Plan,
+    folder: Path,
+    start: type[Worker],
+    draw: Callable[[Path], Drawn],
+    go_on: str,
+    fleet: Fleet | None = None,
 ) -> Ran:
     """Runs, or resumes, a plan and draws what is recorded.
 
@@ -67,13 +82,14 @@ def run_plan(
         start: makes who answers.
         draw: writes what is for people from the folder's records.
         go_on: how to, if it is interrupted.
+        fleet: where it runs, if not in this process.
 
     Raises:
         InputError: bad input.
         typer.Exit: interrupted; what is recorded by then has been drawn and printed.
     """
     try:
-        failures = execute(planned, folder, Progress(Console(stderr=True)), start)
+        failures = execute_with(fleet, planned, folder, Progress(Console(stderr=True)), start)
     except KeyboardInterrupt:
         # There may be too little to draw.
         with suppress(InputError):

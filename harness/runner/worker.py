@@ -16,12 +16,12 @@ from harness.engine.request import Request
 from harness.measuring.clock import synchronize
 from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
-from harness.measuring.roofline import ceilings
+from harness.measuring.roofline import NO_CEILINGS, ceilings
 from harness.models.load import load
 from harness.runner.execute import Job
 from harness.runner.loaded import Cell, Loader, load_run
 from harness.runner.order import order
-from harness.runner.plan import CellSpec, Plan
+from harness.runner.plan import CellSpec, Plan, plan
 from harness.runner.request import Bench, release, run_request
 from harness.runner.samples import Prompt, read_prompts
 from harness.storage.record import Record
@@ -30,6 +30,8 @@ from harness.storage.record import Record
 class MethodWorker:
     """A `harness.runner.execute.Worker` that measures requests under methods."""
 
+    plan = staticmethod(plan)
+
     def __init__(self, plan: Plan, loader: Loader = load) -> None:
         """Loads the model.
 
@@ -37,7 +39,7 @@ class MethodWorker:
             InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
         """
         run = load_run(plan, loader)
-        limits = ceilings(run.device, run.model.model.dtype)
+        limits = ceilings(run.device, run.model.model.dtype) if run.spec.timing else NO_CEILINGS
         monitor = gpu_monitor(run.device)
         synchronize(run.device)
         meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
@@ -60,7 +62,8 @@ class MethodWorker:
 
     def _run(self, cells: Sequence[Cell], cell: Cell, prompt: Prompt) -> Record:
         there = prompt.on(self._bench.run.device)
-        self._warm_up.before(there, cells)
+        if self._bench.run.spec.timing:
+            self._warm_up.before(there, cells)
         return run_request(self._bench, cell, there)
 
 

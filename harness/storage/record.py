@@ -137,6 +137,11 @@ class Record(BaseModel):
         description="clocks, temperature, power, throttle reasons and foreign processes of the GPU right after the "
         "request; its power at rest before the run, and the seconds of a step of its energy counter"
     )
+    worker: dict[str, str | int | None] | None = Field(
+        default=None,
+        description="who answered: host (a hash), process, device, gpu_uuid, driver (measuring.provenance.worker); "
+        "null in older records",
+    )
     tokens_requested: list[Count] = Field(description="prompt tokens a layer that the method's options ask for")
     tokens_kept: Sequence[Count | MeanCount] = Field(
         min_length=1,

@@ -144,6 +144,30 @@ class RunStore:
         answered = {label for cell in self._cells for label in cell}
         return {label: fact[label] for label in fact if label in answered} if isinstance(fact, dict) else fact
 
+    def made_in(self, environment: dict[str, Any]) -> None:
+        """Adds a worker's machine and software to the manifest, with the next record, unless they are there."""
+        if environment not in self._environments:
+            self._environments = [*self._environments, environment]
+            if self.manifest.status == "running":
+                self._set(environments=self._environments)
+
+    def arrange(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Puts the records on disk into the order of their (cell, sample), in one step; others stay behind them.
+
+        Raises:
+            InputError: the disk is full or gone.
+        """
+        if self.manifest.status != "running":
+            return
+        ranks = {key: rank for rank, key in enumerate(keys)}
+        lines = Samples.read(self.folder).whole.splitlines(keepends=True)
+        ranked = sorted(lines, key=lambda line: ranks.get(_key(line), len(ranks)))
+        if ranked != lines:
+            os.close(self._file)
+            del self._file
+            _replace(self.folder / SAMPLES, b"".join(ranked))
+            self._open()
+
     def finish(self, reasons: Sequence[str] = ()) -> None:
         """Marks the run complete, or incomplete where there are reasons, and seals its records.
 
@@ -188,8 +212,11 @@ class RunStore:
         """From here on the run changes. A torn last line goes first."""
         _unpack(self.folder)
         self._set(status="running", reasons=[], records=None, environments=self._environments)
-        self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._open()
         os.ftruncate(self._file, self._whole)
+
+    def _open(self) -> None:
+        self._file = os.open(self.folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def _write(self, line: bytes) -> None:
         """All of the line or nothing: a disk that fills up, and Ctrl-C, may leave a part of it."""
@@ -285,6 +312,11 @@ def _resumed(folder: Path, asked: Manifest, *, anew: bool) -> Manifest:
         raise InputError(f"{folder} holds a different run; {_ANOTHER}")
     asked_fields = ("run_hash", "model", "device", "latency_only", "methods", "tasks", "spec")
     return found.model_copy(update={name: getattr(asked, name) for name in asked_fields})
+
+
+def _key(line: bytes) -> tuple[str, str]:
+    values = json.loads(line)
+    return values["cell"], values["sample"]
 
 
 def _joined(environments: list[dict[str, Any]], environment: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -68,8 +68,12 @@ def multiply(grid: GridFile, data_dir: Path | None = None) -> Sweep:
     return Sweep(grid, runs, options)
 
 
-def check(sweep: Sweep) -> None:
+def check(sweep: Sweep, *, elsewhere: bool = False) -> None:
     """Checks all that can be checked without weights, before the first run.
+
+    Args:
+        sweep: the grid.
+        elsewhere: see `harness.runner.plan.plan`.
 
     Raises:
         InputError: anything wrong with models, data or how methods fit them, with the line where that is known.
@@ -77,7 +81,7 @@ def check(sweep: Sweep) -> None:
     _check_shapes(sweep.grid)
     _check_data(sweep.grid, sweep.runs[0].spec.data_dir)
     for run in sweep.runs:
-        plan(run.spec)
+        plan(run.spec, elsewhere=elsewhere)
 
 
 def _methods(grid: GridFile) -> dict[str, tuple[str, dict[str, str]]]:

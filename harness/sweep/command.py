@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import InputError
-from harness.flags import OUTPUT
+from harness.flags import OUTPUT, Accelerator, ExecutorName, RayAddress, Workers
 
 if TYPE_CHECKING:
+    from harness.executors.fleet import Fleet
     from harness.sweep.cells import Sweep
 
 
@@ -27,8 +28,13 @@ def sweep_command(
     source: Annotated[
         Path | None, typer.Option("--from", help="draw what this folder has recorded of the grid; runs nothing")
     ] = None,
+    executor: ExecutorName = None,
+    workers: Workers = None,
+    ray_address: RayAddress = None,
+    accelerator: Accelerator = None,
 ) -> None:
     """Run a grid of settings; one table, one plot an axis; the same command resumes."""
+    from harness.executors.fleet import Fleet
     from harness.sweep.cells import check, multiply
     from harness.sweep.grid_file import read_grid
 
@@ -37,16 +43,17 @@ def sweep_command(
         if dry_run or output is not None:
             raise InputError("--from draws in its folder what is recorded there: no --dry-run, no --output")
         return _draw(sweep, source)
-    check(sweep)
+    fleet = Fleet.read(executor, workers, ray_address, accelerator)
+    check(sweep, elsewhere=fleet is not None)
     folder = output or Path("results") / grid.stem
     if not dry_run:
-        return _run(sweep, folder)
+        return _run(sweep, folder, fleet)
     from harness.sweep.outlook import outlook
 
     print(outlook(sweep, folder), flush=True)
 
 
-def _run(sweep: Sweep, folder: Path) -> None:
+def _run(sweep: Sweep, folder: Path, fleet: Fleet | None) -> None:
     """Every run in turn; whatever ends them, what is recorded by then gets its table and plots."""
     from harness.runner.terminal import run, show
     from harness.sweep.pages import write
@@ -55,7 +62,7 @@ def _run(sweep: Sweep, folder: Path) -> None:
     try:
         for index, one in enumerate(sweep.runs, start=1):
             print(f"run {index}/{len(sweep.runs)}: {one.folder}", file=sys.stderr, flush=True)
-            failures += run(one.spec, folder / one.folder)[2]
+            failures += run(one.spec, folder / one.folder, fleet=fleet)[2]
     finally:
         if paths := write(sweep, folder):
             show(paths[0].read_text(encoding="utf-8"), paths, failures)

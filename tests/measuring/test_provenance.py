@@ -101,6 +101,9 @@ class FakeNvml(types.ModuleType):
     def nvmlDeviceGetMaxClockInfo(self, handle: str, which: int) -> int:
         return 1000 * which
 
+    def nvmlDeviceGetUUID(self, handle: str) -> str:
+        return f"uuid of {handle}"
+
     def nvmlDeviceGetPowerManagementLimit(self, handle: str) -> int:
         raise self.NVMLError
 
@@ -114,7 +117,7 @@ def test_cuda_lists_the_visible_devices(monkeypatch: pytest.MonkeyPatch, visible
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    devices = provenance._cuda()
+    devices = provenance.gpus()
     assert devices is not None and [device["name"] for device in devices] == names
     for device in devices:
         assert device["sm_clock_max_mhz"] == 1000 and device["power_limit_w"] is None
@@ -122,6 +125,6 @@ def test_cuda_lists_the_visible_devices(monkeypatch: pytest.MonkeyPatch, visible
 
 def test_no_driver_is_null(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pynvml", FakeNvml(working=False))
-    assert provenance._cuda() is None
+    assert provenance.gpus() is None
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    assert provenance._cuda() is None
+    assert provenance.gpus() is None

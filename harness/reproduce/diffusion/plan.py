@@ -32,7 +32,9 @@ _ENGINE = {"attention": "sdpa", "engine": "stock"}
 """The same on every machine: nothing is timed, and the probe changes what decode steps see."""
 
 
-def plan_probe(model: str, task: str, layers: Sequence[int], arms: Sequence[str], **machine: Any) -> Plan:
+def plan_probe(
+    model: str, task: str, layers: Sequence[int], arms: Sequence[str], *, elsewhere: bool = False, **machine: Any
+) -> Plan:
     """Checks a probe.
 
     Args:
@@ -40,6 +42,7 @@ def plan_probe(model: str, task: str, layers: Sequence[int], arms: Sequence[str]
         task: `diffusion` with options, in the command line's grammar.
         layers: first layers without the dropped rows; none means seven, evenly spread over the model's depth.
         arms: of `ARMS`.
+        elsewhere: see `harness.runner.plan.plan`.
         machine: seed, device, dtype of `RunSpec`.
 
     Raises:
@@ -49,16 +52,22 @@ def plan_probe(model: str, task: str, layers: Sequence[int], arms: Sequence[str]
     chosen = layers or [max(1, round(shape.layers * eighth / 8)) for eighth in range(1, 8)]
     # Arms that differ in what decode sees stand side by side, so that they share a prefill.
     labels = [f"probe:{ARMS[arm]}:layer={layer}" for layer in dict.fromkeys(chosen) for arm in arms]
-    methods = [*parse_methods(REFERENCE), *map(probe_spec, labels)]
+    asked = {"model": model, "tasks": task, "methods": ",".join([REFERENCE, *labels])}
+    return plan_of(RunSpec.read(asked | _ENGINE | machine), elsewhere=elsewhere)
+
+
+def plan_of(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
+    """The plan of a probe that is fully specified; see `plan_probe`."""
+    shape, item = describe(spec.model), parse_item(spec.tasks)
+    methods = [*parse_methods(REFERENCE), *map(probe_spec, spec.methods.split(",")[1:])]
     for method in methods:
         method.check(shape)
-    asked = {"model": model, "tasks": task, "methods": ",".join([REFERENCE, *labels])}
-    spec = RunSpec.read(asked | _ENGINE | machine)
-    tasks = list(DiffusionNeedle.expand(parse_item(task), TaskContext(seed=spec.seed)))
-    resolve_device(spec.device)
+    tasks = list(DiffusionNeedle.expand(item, TaskContext(seed=spec.seed)))
+    if not elsewhere:
+        resolve_device(spec.device)
     for one in tasks:
         if (one.longest_prompt() or 0) + 16 > shape.max_context:
-            raise InputError(f"--lengths: {model} has a context of {shape.max_context} tokens")
+            raise InputError(f"--lengths: {spec.model} has a context of {shape.max_context} tokens")
     return Plan(spec, shape, methods, tasks)
 
 

@@ -21,6 +21,7 @@ from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.models.load import LoadedModel
+from harness.reproduce.diffusion.plan import plan_of
 from harness.reproduce.diffusion.probe import Places, Probe
 from harness.runner.execute import Job
 from harness.runner.loaded import Cell, load_run
@@ -38,6 +39,8 @@ Read = tuple[Tensor, int]
 
 class ProbeWorker:
     """A `harness.runner.execute.Worker` that rates the known answer behind every probed prompt."""
+
+    plan = staticmethod(plan_of)
 
     def __init__(self, plan: Plan) -> None:
         """Loads the model.
