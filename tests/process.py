@@ -11,15 +11,15 @@ from pathlib import Path
 
 from tests.command import run
 
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
     ["harness.runner.terminal", "harness.runner.loaded", "transformers.models.llama.modeling_llama"]
 )
 
 
 def start(*arguments: object, errors: Path = Path(os.devnull)) -> BaseProcess:
     """Starts `harness ARGUMENTS`, whose standard error goes to a file."""
-    process = _FORKS.Process(target=_command, args=(arguments, errors))
+    process = FORKS.Process(target=_command, args=(arguments, errors))
     process.start()
     return process
 

@@ -98,6 +98,9 @@ class RayExecutor:
             raise InputError("device cuda was asked for, but no machine of the cluster has a GPU")
         self._kind = self._pinned(accelerator) if self.device == "cuda" else None
         self._avoided: set[str] = set()
+        # A process for each task, which ends with it.
+        once = ray.remote(num_returns="streaming", max_calls=1, max_retries=0, retry_exceptions=False)
+        self._task: Any = once(_carry_out)
         self._running: dict[Any, int] = {}
         self._nodes: dict[int, str] = {}
         self._waiting_since: float | None = None
@@ -113,10 +116,8 @@ class RayExecutor:
 
     def start(self, number: int, order: bytes) -> None:
         """See `Executor`."""
-        task = self._ray.remote(_carry_out).options(
-            num_returns="streaming", max_calls=1, max_retries=0, retry_exceptions=False, **self._needs()
-        )
         self._nodes.pop(number, None)
+        task = self._task.options(**self._needs())
         self._running[task.remote(self._answer, zlib.compress(order))] = number
 
     def next(self) -> Event:

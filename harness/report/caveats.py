@@ -1,4 +1,6 @@
-"""What the numbers of a run do not show: requests that have none, prompts that were cut, methods that keep too much."""
+"""What the numbers of a run do not show: requests without any, prompts that were cut, methods that keep too much, times
+of different cards.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from harness.statistics.paired import REFERENCE, cards
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY
 
 WITHOUT = {
@@ -43,6 +46,9 @@ def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
     over = records[[_over(*row) for row in zip(records["tokens_kept"], records["tokens_requested"], strict=True)]]
     yield from _told("Kept more tokens than requested", "", _by_cell(over, records))
     yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
+    apart = records[_apart(records)]
+    yield from _told("Times not paired", f", measured on another card than `{REFERENCE}`", _by_cell(apart, records))
+    yield from _told("Measured on different kinds of device", "", _kinds(records))
 
 
 def _told(title: str, words: str, listed: list[str]) -> Iterator[Caveat]:
@@ -60,6 +66,22 @@ def _by_cell(found: pd.DataFrame, records: pd.DataFrame) -> list[str]:
 
 def _over(kept: list[float], requested: list[int]) -> bool:
     return any(have > asked for have, asked in zip(kept, requested, strict=False))
+
+
+def _apart(records: pd.DataFrame) -> list[bool]:
+    """Whether a request was timed on another card than full attention's answer to the same sample."""
+    found = list(zip(records["task"], records["sample"], records["method"], cards(records), strict=True))
+    reference = {(task, sample): card for task, sample, method, card in found if method == REFERENCE}
+    timed = records["ttft_s"].notna()
+    apart = [reference.get((task, sample), card) != card for task, sample, _, card in found]
+    return [bool(one and has) for one, has in zip(apart, timed, strict=True)]
+
+
+def _kinds(records: pd.DataFrame) -> list[str]:
+    """Chips by name, where they are not all the same."""
+    workers = [one for one in records.get("worker", ()) if isinstance(one, dict)]
+    counts = Counter(str(one.get("device")) for one in workers)
+    return [f"{name}: {count} requests" for name, count in counts.items()] if len(counts) > 1 else []
 
 
 def _cut(records: pd.DataFrame) -> list[str]:

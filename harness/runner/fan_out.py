@@ -32,8 +32,8 @@ from harness.storage.store import RunStore
 ANSWER = "harness.runner.orders:answer"
 RETRIES = 2
 UNITS_A_SLOT, FEWEST = 4, 8
-"""Each unit loads the model, which asks for few of them, with several samples at least; who is done first takes over from
-the others, which asks for many."""
+"""Each unit loads the model, which asks for few of them, with several samples at least; who is done first takes over
+from the others, which asks for many."""
 
 Samples = dict[str, list[str]]
 """Task -> ids of some of its samples."""

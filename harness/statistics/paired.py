@@ -65,7 +65,8 @@ def compare(
     """Every other method against the reference, on the samples that both answered.
 
     Rows `all` weigh all tasks that every method has records of the same, so that no method gets the easier ones.
-    Samples whose `extra["context_hash"]` is the same within a task are one cluster.
+    Samples whose `extra["context_hash"]` is the same within a task are one cluster. Times of different cards make no
+    pair (`cards`).
 
     Args:
         records: one row a record (`harness.storage.store.load`).
@@ -202,22 +203,36 @@ def leaders(records: pd.DataFrame, measure: str, seed: int = 0, by: str = "task"
     return {(task, method) for task, group in _groups(records, by) for method in _lead(group, measure, seed)}
 
 
+def cards(records: pd.DataFrame) -> list[str]:
+    """The chip that answered each request: a GPU by its UUID, a CPU by its name and host; "" in older records."""
+    workers = records["worker"] if "worker" in records else [None] * len(records)
+    return [_card(one) if isinstance(one, dict) else "" for one in workers]
+
+
+def _card(worker: dict[str, Any]) -> str:
+    return str(worker.get("gpu_uuid") or f"{worker.get('device')} of {worker.get('host')}")
+
+
 @dataclass(frozen=True)
 class _Panel:
-    """One task: a row a sample, a column a method; costs as logs, what is missing NaN."""
+    """One task: a row a sample, a column a method; costs as logs, what is missing NaN; `cards` by number."""
 
     task: str
     methods: list[str]
     units: NDArray[np.int64]
     present: NDArray[np.bool_]
     values: dict[str, Floats]
+    cards: NDArray[np.int64]
 
     def pairs(self, measure: str, method: str, reference: str) -> Pairs:
         """Differences, above 0 where the method is better than the reference."""
         sign = 1.0 if measure == "score" else -1.0
         values = self.values[measure]
         one, other = self.methods.index(method), self.methods.index(reference)
-        return pairs(sign * (values[:, one] - values[:, other]), self.units, f"{method}\0{self.task}")
+        differences = sign * (values[:, one] - values[:, other])
+        if measure != "score":
+            differences[self.cards[:, one] != self.cards[:, other]] = np.nan
+        return pairs(differences, self.units, f"{method}\0{self.task}")
 
     def shared(self, *methods: str) -> NDArray[np.int64]:
         """Units of the samples that all of these methods have a record of."""
@@ -238,7 +253,7 @@ def _panels(records: pd.DataFrame) -> list[_Panel]:
     if records.duplicated(["method", "task", "sample"]).any():
         raise InputError("a method has answered a sample of a task twice; records of one run at a time can be compared")
     frame = records[["method", "task", "sample"]].copy()
-    frame["unit"] = _clusters(records)
+    frame["unit"], frame["card"] = _clusters(records), pd.factorize(np.array(cards(records), dtype=object))[0]
     frame["score"] = records["score"].astype(float)
     for name, column in COSTS.items():
         cost = records[column].to_numpy(dtype=float, na_value=np.nan) if column in records else np.nan
@@ -257,7 +272,9 @@ def _panel(task: str, group: pd.DataFrame) -> _Panel:
     units[rows] = pd.factorize(group["unit"])[0]
     present = np.zeros((len(samples), len(methods)), dtype=bool)
     present[rows, columns] = True
-    return _Panel(task, [str(method) for method in methods], units, present, values)
+    where = np.full((len(samples), len(methods)), -1, dtype=np.int64)
+    where[rows, columns] = group["card"]
+    return _Panel(task, [str(method) for method in methods], units, present, values, where)
 
 
 def _clusters(records: pd.DataFrame) -> list[str]:
@@ -367,10 +384,13 @@ def _measured(group: Sequence[_Panel], measure: str, method: str) -> bool:
 
 
 def _complete(panel: _Panel, measure: str, methods: Sequence[str]) -> _Panel:
-    """The samples of which all methods have the measure."""
+    """The samples of which all methods have the measure, times of one card."""
     columns = [panel.methods.index(name) for name in methods]
     rows = np.isfinite(panel.values[measure][:, columns]).all(axis=1)
-    return replace(panel, units=panel.units[rows], values={measure: panel.values[measure][rows]})
+    if measure != "score":
+        rows &= (panel.cards[:, columns] == panel.cards[:, columns[:1]]).all(axis=1)
+    values = {measure: panel.values[measure][rows]}
+    return replace(panel, units=panel.units[rows], values=values, cards=panel.cards[rows])
 
 
 def _centre(panel: _Panel, measure: str, method: str) -> float:

@@ -1,0 +1,83 @@
+"""Workers and drivers killed at random moments: the run, resumed by the same command, ends as if nothing had happened.
+
+HARNESS_KILLS=20 kills twenty times instead of four; HARNESS_KILL_SEED draws other moments.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import time
+from collections import Counter
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.executors.fleet import Fleet
+from harness.storage.store import load_manifest
+from tests.executors.runs import comparable, expected, keys, light_run, settle, start_light
+
+KILLS = int(os.environ.get("HARNESS_KILLS", "4"))
+SEED = int(os.environ.get("HARNESS_KILL_SEED", "0"))
+EACH = 20
+_WORKERS = {"local": "harness.executors.process", "ray": "ray::_carry_out"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "local",
+        pytest.param(
+            "ray", marks=pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed")
+        ),
+    ],
+)
+def test_a_run_whose_workers_and_drivers_are_killed_ends_like_one_that_was_left_alone(
+    kind: str, tmp_path: Path
+) -> None:
+    whole, broken, moments, samples = tmp_path / "whole", tmp_path / "broken", random.Random(SEED), EACH * KILLS
+    settle(whole, samples)
+    light_run(whole, Fleet("local", workers=2))
+    settle(broken, samples, seconds=0.1)
+    fleet, killed = Fleet(kind, workers=2), Counter[str]()
+    while killed.total() < KILLS:
+        driver = start_light(broken, fleet)
+        while killed.total() < KILLS and driver.is_alive():
+            time.sleep(moments.uniform(0.05, 1.5))
+            killed.update(victims(driver, kind, moments))
+        driver.kill()
+        driver.join()
+        assert len(keys_so_far(broken)) < 2 * samples, "the run was over before it could be killed often enough"
+    settle(broken, samples)
+    assert light_run(broken, Fleet("local", workers=2)) == []
+    print(f"{kind}: killed {dict(killed)}")
+    assert comparable(broken / "run") == comparable(whole / "run") and keys(broken / "run") == expected(samples)
+    assert load_manifest(broken / "run").status == "complete" and killed["worker"] and killed["driver"]
+
+
+def victims(driver: BaseProcess, kind: str, moments: random.Random) -> list[str]:
+    """Kills one of the workers, or one time in four the driver; says which it was, if there was one."""
+    assert driver.pid is not None
+    if not (workers := [one for one in psutil.Process(driver.pid).children(recursive=True) if is_worker(one, kind)]):
+        return []
+    if moments.random() < 0.25:
+        driver.kill()
+        driver.join()
+        return ["driver"]
+    moments.choice(workers).kill()
+    return ["worker"]
+
+
+def is_worker(process: psutil.Process, kind: str) -> bool:
+    try:
+        return _WORKERS[kind] in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+def keys_so_far(folder: Path) -> list[tuple[str, str]]:
+    return keys(folder / "run") if (folder / "run/samples.jsonl").exists() else []
