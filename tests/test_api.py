@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_records_come_back_and_a_second_call_goes_on(tmp_path: Path, capsys: pyt
 
 
 def test_call_and_command_are_one_run(tmp_path: Path) -> None:
-    asked = {"model": random_model(tmp_path), "tasks": TASKS[0], "methods": "full"}
+    asked: dict[str, Any] = {"model": random_model(tmp_path), "tasks": TASKS[0], "methods": "full"}
     options = [text for name, value in asked.items() for text in (f"--{name}", value)]
     harness.run(**asked, output=tmp_path / "run", max_length=512, progress=False)
     before = (tmp_path / "run/samples.jsonl").read_bytes()

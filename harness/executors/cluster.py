@@ -187,7 +187,7 @@ class RayExecutor:
                 if asked
                 else f"the cluster's GPUs are of {len(kinds)} kinds: {', '.join(kinds)}; choose one with --accelerator"
             )
-        return chosen[0]
+        return str(chosen[0])
 
     def _needs(self) -> dict[str, Any]:
         """What a task takes of its machine."""
@@ -205,7 +205,7 @@ class RayExecutor:
 
 
 def _has(node: Mapping[str, Any], resource: str) -> bool:
-    return node["Resources"].get(resource, 0) > 0
+    return bool(node["Resources"].get(resource, 0) > 0)
 
 
 def _carry_out(answer: str, order: bytes) -> Iterator[bytes]:

@@ -62,8 +62,8 @@ def sliminfer_command(
     choice, fleet = parse_undecided(undecided), Fleet.read(executor, workers, ray_address, accelerator)
     machine = {"device": device, "dtype": dtype, "attention": attention, "engine": engine}
     chosen = {option: value for option, value in machine.items() if value != "auto"}
-    asked = (model, lengths, new_tokens, repeats, slim, output)
-    folder, failures = (run, []) if run else _measure(*asked, fleet, **chosen)
+    asked: dict[str, Any] = {"repeats": repeats, "slim": slim, "output": output, "fleet": fleet, **chosen}
+    folder, failures = (run, []) if run else _measure(model, lengths, new_tokens, **asked)
     text, judgements, paths = write(read(folder), folder)
     show(text, paths, failures)
     if code := exit_code(judgements, choice):

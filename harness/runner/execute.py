@@ -22,13 +22,11 @@ Key = tuple[str, str]
 
 
 class Worker(Protocol):
-    """Holds a loaded model and runs requests. It knows neither store nor terminal, and is made of a plan alone.
+    """Holds a loaded model and runs requests. It knows neither store nor terminal, and is made of a plan alone."""
 
-    Attributes:
-        plan: makes the plan again of its specification, in whatever process.
-    """
-
-    plan: Callable[[RunSpec], Plan]
+    @staticmethod
+    def plan(spec: RunSpec) -> Plan:
+        """The plan of a specification, made again in whatever process."""
 
     def __init__(self, plan: Plan) -> None:
         """Loads the model.

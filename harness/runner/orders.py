@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -180,8 +180,8 @@ def _plan(order: Order) -> Plan:
         METHODS.load_file(file)
     for file in order.task_files:
         TASKS.load_file(file)
-    make: Callable[[RunSpec], Plan] = order.worker.plan
-    return make(order.spec)
+    kind: type[Worker] = order.worker
+    return kind.plan(order.spec)
 
 
 def _meets(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

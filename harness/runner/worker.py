@@ -24,13 +24,17 @@ from harness.runner.order import order
 from harness.runner.plan import CellSpec, Plan, plan
 from harness.runner.request import Bench, release, run_request
 from harness.runner.samples import Prompt, read_prompts
+from harness.runner.spec import RunSpec
 from harness.storage.record import Record
 
 
 class MethodWorker:
     """A `harness.runner.execute.Worker` that measures requests under methods."""
 
-    plan = staticmethod(plan)
+    @staticmethod
+    def plan(spec: RunSpec) -> Plan:
+        """Of `harness run`."""
+        return plan(spec)
 
     def __init__(self, plan: Plan, loader: Loader = load) -> None:
         """Loads the model.

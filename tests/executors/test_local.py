@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
+from harness.executors.executor import Event
 from harness.executors.fleet import Fleet
 from harness.executors.local import LocalExecutor, local_executor
 from harness.measuring import provenance
@@ -33,7 +34,7 @@ def test_two_workers_give_the_records_of_one_process(tmp_path: Path, capsys: pyt
     assert comparable(two) == comparable(one) and len(comparable(one)) == 12
     alone, shared = load_manifest(one), load_manifest(two)
     assert (alone.run_hash, alone.facts, alone.device) == (shared.run_hash, shared.facts, shared.device)
-    by_sample = {}
+    by_sample: dict[str, set[int]] = {}
     for row in rows(two):
         by_sample.setdefault(row["sample"], set()).add(row["worker"]["process"])
     processes = set.union(*by_sample.values())
@@ -119,9 +120,9 @@ def test_a_record_that_comes_twice_is_taken_once(tmp_path: Path) -> None:
     settle(tmp_path, 3)
     with pytest.MonkeyPatch.context() as patch:
         original = LocalExecutor.next
-        seen = []
+        seen: list[Event] = []
 
-        def twice(self: LocalExecutor) -> object:
+        def twice(self: LocalExecutor) -> Event:
             if seen and seen[-1].message is not None and b'"record"' in seen[-1].message:
                 return seen.pop()
             seen.append(original(self))

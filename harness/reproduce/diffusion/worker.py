@@ -30,6 +30,7 @@ from harness.runner.plan import CellSpec, Plan
 from harness.runner.prompts import encode_with_question
 from harness.runner.records import UNTIMED, identity
 from harness.runner.samples import Prompt, hash_of
+from harness.runner.spec import RunSpec
 from harness.storage.record import Record
 from tasks.base import Sample
 
@@ -40,7 +41,10 @@ Read = tuple[Tensor, int]
 class ProbeWorker:
     """A `harness.runner.execute.Worker` that rates the known answer behind every probed prompt."""
 
-    plan = staticmethod(plan_of)
+    @staticmethod
+    def plan(spec: RunSpec) -> Plan:
+        """Of a probe."""
+        return plan_of(spec)
 
     def __init__(self, plan: Plan) -> None:
         """Loads the model.
