@@ -8,11 +8,12 @@ again, twice at most, without what it had answered; a record that comes a second
 
 from __future__ import annotations
 
-import math
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,13 @@ Samples = dict[str, list[str]]
 """Task -> ids of some of its samples."""
 
 
+class Unit(NamedTuple):
+    """Samples that are answered by one process, and their requests."""
+
+    samples: Samples
+    keys: list[Key]
+
+
 class Lost(NamedTuple):
     """A unit has ended before its time: why, and whether it is given out again."""
 
@@ -50,6 +58,8 @@ class Ended(NamedTuple):
     """A unit has ended."""
 
 
+Ask = Callable[[], Order | None]
+"""Asks for an order as it is now; None where nothing is left of it."""
 Step = tuple[int, Message | Lost | Ended]
 """Of which unit, and what."""
 
@@ -114,33 +124,30 @@ class _Run:
         missing = {key for _, keys in listing.tasks for key in keys} - self.store.done
         units = units_of(listing, missing, self.executor.slots())
         with shown(self.progress, len(units), len(missing)) as board:
-            self._answer(units, listing, board)
+            self._answer(units, board)
         self.store.arrange([key for _, keys in listing.tasks for key in keys])
         self.store.finish(lines := self._lines())
         return lines
 
     def _survey(self) -> tuple[Terms, Listing]:
         """What the run's requests are, and what workers have to be like; read by a worker, since it takes a model."""
-        terms: Terms | None = None
-        listing: Listing | None = None
-        for _, step in given_out(self.executor, {0: lambda: self.order}):
+        terms: list[Terms] = []
+        listings: list[Listing] = []
+        for _, step in given_out(self.executor, {0: lambda: None if listings else self.order}):
             if isinstance(step, Hello):
-                terms = step.terms
-                self.store.describe(**terms.facts)
+                terms.append(step.terms)
+                self.store.describe(**step.terms.facts)
                 self.store.made_in(step.environment)
             elif isinstance(step, Listing):
-                listing = step
+                listings.append(step)
             elif isinstance(step, Fault) and step.whose == "input":
                 raise InputError(step.text)
             elif isinstance(step, Lost) and not step.again:
                 raise InputError(f"no worker could begin: {step.why}")
-        if terms is None or listing is None:
-            raise InputError("no worker could begin: it ended without a word")
-        return terms, listing
+        return terms[-1], listings[-1]
 
-    def _answer(self, units: Sequence[Samples], listing: Listing, board: Board) -> None:
-        cells = {key: task for task, keys in listing.tasks for key in keys}
-        orders = {number: self._order(samples, cells) for number, samples in enumerate(units, start=1)}
+    def _answer(self, units: Sequence[Unit], board: Board) -> None:
+        orders = {number: partial(self._order, unit) for number, unit in enumerate(units, start=1)}
         for number, step in given_out(self.executor, orders):
             if isinstance(step, Answered):
                 self._take(step.record, board)
@@ -150,25 +157,16 @@ class _Run:
             elif isinstance(step, Lost):
                 board.lost(number, step.why, step.again)
                 if not step.again:
-                    self.given_up[step.why] += len(self._open(units[number - 1], cells))
+                    self.given_up[step.why] += sum(not self._is_done(key) for key in units[number - 1].keys)
             elif isinstance(step, Ended):
                 board.ended(number)
 
-    def _order(self, samples: Samples, cells: Mapping[Key, str]) -> Callable[[], Order]:
-        """The order of a unit as it is when it is given out."""
-
-        def order() -> Order:
-            done = [key for key in self._of(samples, cells) if self._is_done(key)]
-            return self.order.model_copy(update={"samples": samples, "done": done})
-
-        return order
-
-    def _of(self, samples: Samples, cells: Mapping[Key, str]) -> list[Key]:
-        ids = {task: set(names) for task, names in samples.items()}
-        return [key for key, task in cells.items() if key[1] in ids.get(task, ())]
-
-    def _open(self, samples: Samples, cells: Mapping[Key, str]) -> list[Key]:
-        return [key for key in self._of(samples, cells) if not self._is_done(key)]
+    def _order(self, unit: Unit) -> Order | None:
+        """The order of a unit as it is now."""
+        done = [key for key in unit.keys if self._is_done(key)]
+        if len(done) == len(unit.keys):
+            return None
+        return self.order.model_copy(update={"samples": unit.samples, "done": done})
 
     def _is_done(self, key: Key) -> bool:
         return key in self.store.done or key in self.failed
@@ -189,22 +187,23 @@ class _Run:
         return [*self.failures.lines(), *reasons]
 
 
-def units_of(listing: Listing, missing: set[Key], slots: int) -> list[Samples]:
+def units_of(listing: Listing, missing: set[Key], slots: int) -> list[Unit]:
     """All samples with requests that are missing, cut into units of neighbours, as equal as can be."""
-    todo = [
-        (task, sample)
-        for task, keys in listing.tasks
-        for sample in dict.fromkeys(sample for cell, sample in keys if (cell, sample) in missing)
-    ]
+    keys: defaultdict[tuple[str, str], list[Key]] = defaultdict(list)
+    for task, requests in listing.tasks:
+        for key in requests:
+            keys[task, key[1]].append(key)
+    todo = [sample for sample, requests in keys.items() if not missing.isdisjoint(requests)]
     slots = max(1, slots)
     count = min(len(todo), max(slots, min(slots * UNITS_A_SLOT, len(todo) // FEWEST)))
-    ends = [math.ceil(len(todo) * number / count) for number in range(count + 1)] if count else []
-    return [_by_task(todo[begin:end]) for begin, end in zip(ends, ends[1:], strict=False)]
+    ends = [len(todo) * number // count for number in range(count + 1)] if count else []
+    blocks = [todo[begin:end] for begin, end in pairwise(ends)]
+    return [Unit(_by_task(block), [key for sample in block for key in keys[sample]]) for block in blocks]
 
 
-def _by_task(pairs: Sequence[tuple[str, str]]) -> Samples:
+def _by_task(block: Sequence[tuple[str, str]]) -> Samples:
     samples: Samples = {}
-    for task, sample in pairs:
+    for task, sample in block:
         samples.setdefault(task, []).append(sample)
     return samples
 
@@ -215,19 +214,21 @@ def where(hello: Hello) -> str:
     return f"{hello.host}, {card[:12]}" if card else f"{hello.host}, process {hello.worker['process']}"
 
 
-def given_out(executor: Executor, orders: Mapping[int, Callable[[], Order]]) -> Iterator[Step]:
+def given_out(executor: Executor, orders: Mapping[int, Ask]) -> Iterator[Step]:
     """Gives orders out, as many at a time as there are slots, until all have ended.
 
     Args:
         executor: carries them out.
-        orders: by number; each is asked for when it is given out, and again when its process or its machine failed it.
+        orders: by number; each is asked for when it is given out, when it has ended, and when it is given out again.
     """
-    waiting, tries, faults = deque(orders), Counter[int](), dict[int, Fault]()
-    running: set[int] = set()
+    waiting, running, tries, faults = deque(orders), set[int](), Counter[int](), dict[int, Fault]()
     while waiting or running:
         while waiting and len(running) < max(1, executor.slots()):
-            running.add(number := waiting.popleft())
-            executor.start(number, orders[number]().model_dump_json().encode())
+            if (order := orders[number := waiting.popleft()]()) is not None:
+                running.add(number)
+                executor.start(number, order.model_dump_json().encode())
+        if not running:
+            break
         number, line, death = executor.next()
         if line is not None:
             message = read_message(line)
@@ -237,13 +238,14 @@ def given_out(executor: Executor, orders: Mapping[int, Callable[[], Order]]) -> 
             continue
         running.discard(number)
         fault = faults.pop(number, None)
-        if fault is None and not death:
+        if orders[number]() is None:  # whatever became of its process when all was said
             yield number, Ended()
             continue
         tries[number] += 1
         again = tries[number] <= RETRIES and (fault is None or fault.whose == "machine")
         if fault is not None and fault.whose == "machine":
             executor.avoid(number)
-        yield number, Lost(fault.text if fault else f"its worker died: {death}", again)
+        ended = f"its worker died: {death}" if death else "its worker left requests out"
+        yield number, Lost(fault.text if fault else ended, again)
         if again:
             waiting.appendleft(number)

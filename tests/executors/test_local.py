@@ -86,6 +86,17 @@ def test_a_unit_whose_workers_die_three_times_is_given_up(tmp_path: Path, capsys
     assert light_run(tmp_path, one) == [] and keys(tmp_path / "run") == expected(6)
 
 
+def test_what_a_worker_left_out_is_asked_again_and_nothing_where_all_was_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settle(tmp_path, 20)
+    for name in ("leave-3", "late-19"):
+        (tmp_path / name).touch()
+    assert light_run(tmp_path, LOCAL) == [] and keys(tmp_path / "run") == expected(20)
+    assert capsys.readouterr().err.count("its worker left requests out; it starts again") == 1
+    assert not (tmp_path / "late-19").exists() and len((tmp_path / "asked").read_text().splitlines()) == 40
+
+
 def test_a_disk_that_is_full_costs_a_unit_a_new_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settle(tmp_path, 20)
     (tmp_path / "full-5").touch()

@@ -18,7 +18,7 @@ def test_environment_is_json_and_complete() -> None:
     assert json.loads(json.dumps(found)) == found
     assert found["packages"]["torch"] and found["packages"]["transformers"]
     assert found["cpu"]["usable"] >= 1 and found["memory_bytes"] > 0
-    assert set(found) == {"python", "platform", "cpu", "memory_bytes", "packages", "cuda", "git"}
+    assert set(found) == {"host", "python", "platform", "cpu", "memory_bytes", "packages", "cuda", "git"}
 
 
 def test_environment_tells_nothing_of_whose_machine_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
