@@ -1,8 +1,9 @@
 """Workers that measure nothing, and so begin at once: what executors and who gives out orders do can be watched.
 
 An order's folder says what happens: `samples` holds how many there are and how many seconds a request takes; `die-3`
-kills the process at sample 3 and is gone then, `leave-3` ends it there, `full-3` writes to a disk that is full, `late-3`
-kills it when all is said, `other-HOST` gives one machine another version of a package. Every request that is answered leaves a line in `asked`.
+kills the process at sample 3 and is gone then, `leave-3` ends it there, `full-3` writes to a disk that is full,
+`late-3` kills it when all is said, `other-HOST` gives one machine another version of a package. Every request that is
+answered leaves a line in `asked`.
 """
 
 from __future__ import annotations
