@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,7 @@ def test_a_method_from_a_file_and_python(tmp_path: Path, forget_methods: None) -
     file.write_text(
         'from harness.engine.method import Method\n\n\nclass Mine(Method):\n    name = "mine"\n    summary = "mine"\n'
     )
-    asked = {"model": random_model(tmp_path), "tasks": "speed:lengths=256:new_tokens=1:repeats=1", "progress": False}
-    found = harness.run(["full", "mine"], method_file=file, output=tmp_path / "run", executor="local", **asked)
+    asked: dict[str, Any] = {"model": random_model(tmp_path), "tasks": "speed:lengths=256:new_tokens=1:repeats=1"}
+    where: dict[str, Any] = {"output": tmp_path / "run", "executor": "local", "progress": False}
+    found = harness.run(["full", "mine"], method_file=file, **where, **asked)
     assert sorted(found["method"]) == ["full", "mine"] and found["ttft_s"].notna().all()
