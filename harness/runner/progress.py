@@ -65,5 +65,5 @@ def outcome(record: Record) -> str:
     if NOT_SCORED in record.extra:
         return f"not scored: {record.extra[NOT_SCORED]}"
     score = "" if record.score is None else f"score {record.score:.2f}, "
-    ttft = "simulated" if record.ttft_s is None else f"TTFT {record.ttft_s:.3f} s"
+    ttft = "not timed" if record.ttft_s is None else f"TTFT {record.ttft_s:.3f} s"
     return f"{score}{ttft}, {record.prompt_tokens} + {record.new_tokens} tokens"
