@@ -34,7 +34,8 @@ def _read_gates(value: Any) -> Any:
         lines = Path(value).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'not a text'}") from None
-    rows = tuple(_row(number, line) for number, line in enumerate(lines, 1) if line.strip())
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#"))
+    rows = tuple(_row(number, line) for number, line in numbered)
     if len({len(row) for row in rows}) != 1:
         raise ValueError("expected a row a layer, with as many numbers in each")
     return Gates(rows)
