@@ -30,9 +30,8 @@ from harness.engine.ragged import RaggedCache
 from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
-from harness.errors import InputError
 from harness.options import OptionSet
-from methods.common.gates import GateFile, full_heads, reach
+from methods.common.gates import Gates, check_gates, full_heads, gates_for, reach
 from methods.common.sinks import both_ends
 from methods.replay.duo import SinksAndRecent
 
@@ -56,8 +55,8 @@ class Duo(Method):
         )
         sinks: Annotated[int, Field(ge=0)] = Field(64, description="first tokens of a streaming head; paper: 64")
         recent: Annotated[int, Field(ge=1)] = Field(256, description="last tokens of a streaming head; paper: 256")
-        heads: GateFile | None = Field(
-            None, description="TSV file of gates, a row a layer; without one a training-free score of each prompt"
+        heads: Annotated[Gates | None, gates_for("duo")] = Field(
+            None, description="TSV file of gates, or smollm2; without one a training-free score of each prompt"
         )
 
     options: Options
@@ -71,12 +70,7 @@ class Duo(Method):
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` for gates of another model."""
         assert isinstance(options, cls.Options)
-        rows = options.heads.rows if options.heads else None
-        if rows and (len(rows), len(rows[0])) != (shape.layers, shape.kv_heads):
-            raise InputError(
-                f"{cls.name}: heads has gates for {len(rows)} layers of {len(rows[0])} KV heads; "
-                f"the model has {shape.layers} of {shape.kv_heads}"
-            )
+        check_gates(cls.name, options.heads, shape)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Forgets the last request, and its scores."""

@@ -46,6 +46,7 @@ def calibrate(
         InputError: there is no such model, its context is too short, or `out` cannot be written.
     """
     _check(settings, describe(model))
+    _make_room(out)
     loaded = load(model, device, dtype)
     trainer = Trainer(loaded, make(loaded.shape, loaded.model.device), settings)
     state = out.with_name(f"{out.name}.state")
@@ -64,6 +65,16 @@ def _check(settings: Settings, shape: ModelShape) -> None:
         raise InputError(
             f"--length {settings.length}: want at least {SHORTEST} tokens, and the model has {shape.context_words}"
         )
+
+
+def _make_room(out: Path) -> None:
+    """Minutes of training should not end in a folder that is not there."""
+    if out.is_dir():
+        raise InputError(f"cannot write {out}: it is a folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from None
 
 
 def _in_words(settings: Settings, held: Held) -> str:

@@ -38,7 +38,6 @@ def write_losses(path: Path, losses: Sequence[Losses]) -> None:
 
 def _write(path: Path, lines: Sequence[str]) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None

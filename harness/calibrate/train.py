@@ -130,7 +130,7 @@ class Trainer:
         self._optimizer.step()
         self._schedule.step()
         self.training.settle()
-        return Losses(float(error), float(penalty), float(self.training.values().mean()))
+        return Losses(float(error.detach()), float(penalty.detach()), float(self.training.values().mean()))
 
     def _read(self, number: int) -> Lesson:
         text = passkeys(self._model.tokenizer, self.settings.length, f"{self.settings.seed} {number}")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from pydantic import BeforeValidator
 from torch import Tensor
 
+from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
+from harness.errors import InputError
 from methods.common.future import Move
 from methods.common.scores import head_attention
 
+_OWN = Path(__file__).resolve().parent.parent / "data"
+"""Where files of gates lie that come with the methods: METHOD-MODEL.tsv."""
 _POSITIONS = 500
 """Places that the score looks back over."""
 
@@ -26,12 +31,35 @@ class Gates:
     rows: tuple[tuple[float, ...], ...]
 
 
-def _read_gates(value: Any) -> Any:
-    """Reads `full_attention_heads.tsv`, as DuoAttention publishes it; gates beyond 0 and 1 are cut to that."""
+def gates_for(method: str) -> BeforeValidator:
+    """Reads an option that names a file of gates, or a model whose gates for the method come with the harness.
+
+    Its value is what is in the file, so that this is what identifies a run.
+    """
+    return BeforeValidator(partial(_read_gates, method))
+
+
+def check_gates(owner: str, gates: Gates | None, shape: ModelShape) -> None:
+    """Raises `InputError` where a method's gates are of a model of another shape."""
+    rows = gates.rows if gates else None
+    if rows and (len(rows), len(rows[0])) != (shape.layers, shape.kv_heads):
+        raise InputError(
+            f"{owner}: heads has gates for {len(rows)} layers of {len(rows[0])} KV heads; "
+            f"the model has {shape.layers} of {shape.kv_heads}"
+        )
+
+
+def _read_gates(method: str, value: Any) -> Any:
+    """Reads `full_attention_heads.tsv`, as DuoAttention publishes it; gates beyond 0 and 1 are cut to that.
+
+    What numpy and pandas take for a comment is one here, too.
+    """
     if not isinstance(value, str):
         return value
+    own = _OWN / f"{method}-{value}.tsv"
     try:
-        lines = Path(value).expanduser().read_text(encoding="utf-8").splitlines()
+        path = own if own.is_file() else Path(value).expanduser()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or 'not a text'}") from None
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip() and not line.startswith("#"))
@@ -49,10 +77,6 @@ def _row(number: int, line: str) -> tuple[float, ...]:
     if not all(map(math.isfinite, gates)):
         raise ValueError(f"line {number}: expected numbers with tabs between them")
     return tuple(min(max(gate, 0.0), 1.0) for gate in gates)
-
-
-GateFile = Annotated[Gates, BeforeValidator(_read_gates)]
-"""An option that names a file of gates. Its value is what is in the file, so that this is what identifies a run."""
 
 
 def full_heads(gates: Tensor, sparsity: float) -> list[list[bool]]:
