@@ -1,4 +1,4 @@
-"""LycheeDecode: a table of what each row of each head sees, full in retrieval heads, inherited from above in the others."""
+"""LycheeDecode: what each row of each head sees, all of it in retrieval heads, what is handed down in the others."""
 
 from __future__ import annotations
 
