@@ -14,7 +14,9 @@ Interpretations:
 - the request stands as plain text without a chat template's turn around it; where a model has no tokenizer, the chunk
   alone is read;
 - what is read again has the positions behind the context; theirs may exceed what the model was trained for;
-- `plus`, which would weigh scores by what values add, is not here.
+- `plus=true` is KVzip+ (Jégou and Jeblick, arXiv 2601.07891): attention counts times the L2 norm of what the value adds
+  to the residual stream, W_O v of the query head that pays it. kvpress also divides by the norm of the row that pays,
+  behind the layer's own normalisation, which is about the same for all rows of a layer.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class KVzip(Evicting):
         budget: Budget = Field(0.3, description="prompt tokens that KV heads keep in the mean; paper: 0.3")
         sinks: Annotated[int, Field(ge=1)] = Field(4, description="first tokens that always stay; paper: 4")
         chunk: Annotated[int, Field(ge=1)] = Field(2000, description="tokens that are repeated at a time; paper: 2000")
+        plus: bool = Field(False, description="weigh attention by what values add to the output: KVzip+")
 
     options: Options
 
@@ -97,10 +100,14 @@ class KVzip(Evicting):
     def _rate(self, layer: int, heads: Heads, prompt_len: int) -> None:
         if len(self._scores) == layer:
             self._scores.append(torch.full((heads.k.shape[1], prompt_len), torch.inf, device=heads.k.device))
-        sinks, keys = self.options.sinks, self.cache[layer].keys
+        sinks, cache = self.options.sinks, self.cache[layer]
         part = slice(max(self._part.start, sinks), min(self._part.stop, prompt_len))
-        if part.start < part.stop:
-            self._scores[layer][:, part] = peaks(heads.q, keys[:sinks], keys[part], heads.k)
+        if part.start >= part.stop:
+            return
+        paid = peaks(heads.q, cache.keys[:sinks], cache.keys[part], heads.k)
+        if self.options.plus:
+            paid *= head_output_norms(cache.values[part], self.model.out_weight(layer))
+        self._scores[layer][:, part] = paid.view(heads.k.shape[1], -1, paid.shape[1]).amax(1)
 
     def _forget(self, prompt_len: int) -> None:
         """Keeps the best of all layers and heads, in memory of their own."""
@@ -124,20 +131,33 @@ class KVzip(Evicting):
 
 
 def peaks(q: Tensor, sinks: Tensor, chunk: Tensor, k: Tensor) -> Tensor:
-    """The most attention that a token of a chunk gets from any row that repeats it: [kv_heads, tokens] float32.
+    """The most attention that a token of a chunk gets from any row that repeats it: [heads, tokens] float32.
 
     Args:
         q: the repeating rows', [m, heads, d].
         sinks, chunk: cached keys that all rows see, [tokens, kv_heads, d].
         k: the repeating rows', [m, kv_heads, d]; each sees those up to its own.
     """
-    best = torch.zeros(k.shape[1], len(chunk), device=k.device)
+    best = torch.zeros(q.shape[1], len(chunk), device=k.device)
     before, place = torch.cat((sinks, chunk)), torch.arange(len(k), device=k.device)
     for begin in range(0, len(q), _ROWS):
         rows, own = q[begin : begin + _ROWS], k[: begin + _ROWS]
         logits = head_dots(rows, torch.cat((before, own))).float() / math.sqrt(q.shape[2])
         future = place[: len(own)] > place[begin : begin + len(rows)].unsqueeze(1)
         logits[:, :, len(before) :].masked_fill_(future, -torch.inf)
-        paid = logits.softmax(-1)[:, :, len(sinks) : len(before)].amax(1)
-        best = torch.maximum(best, paid.view(k.shape[1], -1, len(chunk)).amax(1))
+        best = torch.maximum(best, logits.softmax(-1)[:, :, len(sinks) : len(before)].amax(1))
     return best
+
+
+def head_output_norms(v: Tensor, weight: Tensor) -> Tensor:
+    """L2 norm of what each value adds to the residual stream through each query head: [heads, n] float32.
+
+    By |W v|^2 = v . (W^T W) v, so that a token costs d^2 operations a head and not hidden * d.
+
+    Args:
+        v: [n, kv_heads, d].
+        weight: of the layer's output projection, [hidden, heads * d].
+    """
+    parts = weight.float().view(len(weight), -1, v.shape[2]).transpose(0, 1)
+    values = v.float().repeat_interleave(len(parts) // v.shape[1], 1).transpose(0, 1)
+    return ((values @ (parts.transpose(1, 2) @ parts)) * values).sum(-1).clamp(min=0).sqrt()

@@ -34,19 +34,34 @@ def repeats(ids: Tensor, chunk: int) -> list[tuple[range, Tensor]]:
     return found
 
 
+@pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize(
     ("length", "chunk", "share", "sinks"), [(50, 2000, 0.5, 4), (50, 20, 0.3, 1), (40, 3, 0.25, 5)]
 )
-def test_it_keeps_what_its_twin_keeps(heads: str, length: int, chunk: int, share: float, sinks: int) -> None:
+def test_it_keeps_what_its_twin_keeps(
+    heads: str, length: int, chunk: int, share: float, sinks: int, plus: bool
+) -> None:
     ids, model = distinct_ids(length), tiny_model(heads=heads)
-    method = build(f"kvzip:budget={share}:chunk={chunk}:sinks={sinks}", engine(heads))
+    method = build(f"kvzip:budget={share}:chunk={chunk}:sinks={sinks}:plus={plus}", engine(heads))
     engine(heads).read(method, Request(ids, 1))
-    table = zip_table(model, ids, repeats(ids, chunk), sinks)
+    table = zip_table(model, ids, repeats(ids, chunk), sinks, plus)
     table[:, :, :sinks] = torch.inf
     for cache, layer in zip(method.cache, zip_keeps(table, share), strict=True):
         held = [positions.tolist() for positions in cache.kept_positions()]
         assert held == [row.nonzero().flatten().tolist() for row in layer]
+
+
+def test_weighing_by_what_values_add_keeps_others() -> None:
+    plain, plus = (build(f"kvzip:budget=20:plus={plus}", engine()) for plus in ("false", "true"))
+    for method in (plain, plus):
+        engine().read(method, Request(random_ids(100), 1))
+    pairs = zip(plain.cache, plus.cache, strict=True)
+    assert any(
+        one.tolist() != other.tolist()
+        for ours, theirs in pairs
+        for one, other in zip(ours.kept_positions(), theirs.kept_positions(), strict=True)
+    )
 
 
 def test_memory_is_of_what_is_kept_and_every_head_has_the_sinks() -> None:

@@ -86,15 +86,20 @@ class FastTwin(EvictionTwin):
         return hidden[chosen], positions[chosen]
 
 
-@torch.no_grad()
 def prefill(model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Each layer's rotated queries and keys of a dense prefill, [n, heads, d] and [n, kv_heads, d]."""
+    return [(q, k) for q, k, _ in with_values(model, ids)]
+
+
+@torch.no_grad()
+def with_values(model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The same and the values, [n, kv_heads, d]."""
     decoder, n, heads = Decoder(model), len(ids), []
     hidden, causal = decoder.embed(ids), torch.ones(n, n, dtype=torch.bool).tril()
     for layer in range(decoder.depth):
         q, k, v = decoder.project(layer, hidden)
         q, k = decoder.rotate(q, torch.arange(n)), decoder.rotate(k, torch.arange(n))
-        heads.append((q, k))
+        heads.append((q, k, v))
         hidden = decoder.finish(layer, hidden, mix(probabilities(q, k, causal), v))
     return heads
 
@@ -160,13 +165,14 @@ class DuoTwin(EvictionTwin):
         return Twin.attend(self, layer, raw_q, q, positions, mask)
 
 
-def zip_scores(q: Tensor, sinks: Tensor, chunk: Tensor, repeat: Tensor) -> Tensor:
+def zip_scores(q: Tensor, sinks: Tensor, chunk: Tensor, repeat: Tensor, adds: Tensor | None = None) -> Tensor:
     """KVzip: the most that any row which repeats a chunk looks at each of its tokens.
 
     Args:
         q: the repeating rows', [m, heads, d].
         sinks, chunk: cached keys, [tokens, kv_heads, d].
         repeat: the repeating rows', [m, kv_heads, d].
+        adds: what attention to a token counts, [heads, tokens of the chunk]; 1 if not given.
 
     Returns:
         [kv_heads, tokens of the chunk].
@@ -177,12 +183,21 @@ def zip_scores(q: Tensor, sinks: Tensor, chunk: Tensor, repeat: Tensor) -> Tenso
         for row in range(len(q)):
             keys = torch.cat((before, repeat[: row + 1]))[:, head // group].float()
             weights = torch.softmax(keys @ q[row, head].float() / math.sqrt(q.shape[2]), dim=0)
-            paid = weights[len(sinks) : len(before)]
+            paid = weights[len(sinks) : len(before)] * (1 if adds is None else adds[head])
             scores[head // group] = torch.maximum(scores[head // group], paid)
     return scores
 
 
-def zip_table(model: Any, ids: Tensor, repeats: list[tuple[range, Tensor]], sinks: int) -> Tensor:
+@torch.no_grad()
+def zip_adds(model: Any, layer: int, values: Tensor) -> Tensor:
+    """KVzip+: how long the vector is that a value, [n, kv_heads, d], adds through each query head: [heads, n]."""
+    projection, (_, kv_heads, d) = model.model.layers[layer].self_attn.o_proj.weight, values.shape
+    heads = projection.shape[1] // d
+    added = [values[:, head * kv_heads // heads] @ projection[:, head * d : (head + 1) * d].T for head in range(heads)]
+    return torch.stack([rows.square().sum(1).sqrt() for rows in added])
+
+
+def zip_table(model: Any, ids: Tensor, repeats: list[tuple[range, Tensor]], sinks: int, plus: bool = False) -> Tensor:
     """Scores of a whole context, [layers, kv_heads, tokens]; sinks have 1.
 
     Args:
@@ -190,14 +205,16 @@ def zip_table(model: Any, ids: Tensor, repeats: list[tuple[range, Tensor]], sink
         ids: the context.
         repeats: chunks of positions, and the ids that are fed behind the context to have each repeated.
         sinks: tokens that stay.
+        plus: KVzip+.
     """
     layers: list[Tensor] = []
     for chunk, more in repeats:
-        for layer, (q, k) in enumerate(prefill(model, torch.cat((ids, more)))):
+        for layer, (q, k, v) in enumerate(with_values(model, torch.cat((ids, more)))):
             if len(layers) == layer:
                 layers.append(torch.ones(k.shape[1], len(ids)))
             places = [position for position in chunk if position >= sinks]
-            scores = zip_scores(q[len(ids) :], k[:sinks], k[places], k[len(ids) :])
+            adds = zip_adds(model, layer, v[places]) if plus else None
+            scores = zip_scores(q[len(ids) :], k[:sinks], k[places], k[len(ids) :], adds)
             layers[layer][:, places] = scores
     return torch.stack(layers)
 
