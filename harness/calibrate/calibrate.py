@@ -57,7 +57,7 @@ def calibrate(
     write_losses(report, trainer.losses)
     state.unlink(missing_ok=True)
     above = f"gates above one half: {int((gates > 0.5).sum())} of {gates.numel()}"
-    return [above, _in_words(settings, held), f"wrote {out}", f"wrote {report}"]
+    return [above, f"held-out answers: {_in_words(settings, held)}", f"wrote {out}", f"wrote {report}"]
 
 
 def _check(settings: Settings, shape: ModelShape) -> None:
@@ -79,22 +79,22 @@ def _make_room(out: Path) -> None:
 
 def _in_words(settings: Settings, held: Held) -> str:
     return (
-        f"held-out answers: {held.full:.1%} of their tokens right under full attention, "
+        f"{held.full:.1%} of their tokens right under full attention, "
         f"{held.kept:.1%} with {settings.share:.3g} of the heads whole (error {held.error:.4f})"
     )
 
 
 def _provenance(settings: Settings, model: LoadedModel, trainer: Trainer, held: Held) -> dict[str, Any]:
     """What the file says ahead of its rows; names no path."""
-    of = asdict(settings)
-    options = " ".join(f"--{key} {value}" for key, value in of.items() if key != "method" and value)
+    name, dtype = Path(model.name).name, str(model.model.dtype).removeprefix("torch.")
+    of = {"model": name, **asdict(settings), "device": model.model.device.type, "dtype": dtype}
+    options = " ".join(f"--{key} {value}" for key, value in of.items() if key != "method" and value is not None)
     packages = environment()["packages"]
     return {
         "gates of": f"{settings.method}, a row a layer, a number for each KV head",
         "trained by": f"harness calibrate {settings.method} {options}",
-        "model": f"{Path(model.name).name}, weights {model.weights_hash}",
-        "device": f"{model.model.device.type}, {str(model.model.dtype).removeprefix('torch.')}",
+        "weights": model.weights_hash,
         "versions": ", ".join(f"{name} {packages[name]}" for name in _PACKAGES),
         "loss": f"error {trainer.losses[0].error:.4f} at first, {trainer.losses[-1].error:.4f} in the last step",
-        "held out": _in_words(settings, held),
+        "held-out answers": _in_words(settings, held),
     }

@@ -34,7 +34,7 @@ class Settings:
         rate: of Adam, at its highest.
         seed: of texts and draws.
         share: of KV heads that are to be whole, in the held-out check at least.
-        sinks, recent, penalty: of duo. topk: of lychee.
+        sinks, recent, penalty: of duo, else None. topk: of lychee, else None.
     """
 
     method: str
@@ -44,10 +44,10 @@ class Settings:
     rate: float
     seed: int
     share: float
-    sinks: int = 0
-    recent: int = 0
-    penalty: float = 0.0
-    topk: int = 0
+    sinks: int | None = None
+    recent: int | None = None
+    penalty: float | None = None
+    topk: int | None = None
 
 
 @dataclass(frozen=True)
