@@ -5,9 +5,10 @@ streaming head keeps the first and the last tokens only and lets go of the oldes
 at original positions. Each head has memory for what it keeps.
 
 Interpretations:
-- gates come from a file as the authors publish it (`full_attention_heads.tsv`). They publish none for most models, so
-  without a file heads are rated by a training-free score of the prompt at hand (`methods.common.gates.reach`). Then all
-  keys and values are there until the last layer has been rated, and only then those of streaming heads go;
+- gates come from a file as the authors publish it (`full_attention_heads.tsv`), or as `harness calibrate duo` trains it
+  for any model; `heads=smollm2` names the embedded model's. Without one, heads are rated by a training-free score of
+  the prompt at hand (`methods.common.gates.reach`). Then all keys and values are there until the last layer has been
+  rated, and only then those of streaming heads go;
 - of equal gates the lower layer's and head's counts as the higher; the authors' code draws lots;
 - the prefill is dense for every head, as in the authors' code where a prompt comes in one piece;
 - tokens that come in together (a question) see all that a head holds and each other, up to themselves.
@@ -31,7 +32,7 @@ from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
 from harness.options import OptionSet
-from methods.common.gates import Gates, check_gates, full_heads, gates_for, reach
+from methods.common.gates import GateFile, check_gates, full_heads, gates_for, reach
 from methods.common.sinks import both_ends
 from methods.replay.duo import SinksAndRecent
 
@@ -55,8 +56,8 @@ class Duo(Method):
         )
         sinks: Annotated[int, Field(ge=0)] = Field(64, description="first tokens of a streaming head; paper: 64")
         recent: Annotated[int, Field(ge=1)] = Field(256, description="last tokens of a streaming head; paper: 256")
-        heads: Annotated[Gates | None, gates_for("duo")] = Field(
-            None, description="TSV file of gates, or smollm2; without one a training-free score of each prompt"
+        heads: Annotated[GateFile | None, gates_for("duo")] = Field(
+            None, description="trained gates (smollm2 comes along); without them a training-free score of each prompt"
         )
 
     options: Options

@@ -31,7 +31,7 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.best import best
-from methods.common.gates import Gates, check_gates, full_heads, gates_for
+from methods.common.gates import GateFile, Gates, check_gates, full_heads, gates_for
 from methods.replay.lychee import LycheeReplay
 
 
@@ -56,8 +56,8 @@ class Lychee(Method):
             0.125, description="share of KV heads that look for tokens, the first layer's included; paper: 32 of 256"
         )
         vote: Literal["mean", "max"] = Field("mean", description="what of its query heads' attention rates a token")
-        heads: Annotated[Gates | None, gates_for("lychee")] = Field(
-            None, description="TSV file of gates, or smollm2; without one whole layers look for tokens, evenly spaced"
+        heads: Annotated[GateFile | None, gates_for("lychee")] = Field(
+            None, description="trained gates (smollm2 comes along); without them layers, evenly spaced"
         )
 
     options: Options

@@ -17,6 +17,7 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.measuring.provenance import environment
 from harness.models.load import LoadedModel, describe, load
+from harness.runner.spec import public_name
 
 _PACKAGES = ("harness", "torch", "transformers")
 
@@ -86,8 +87,8 @@ def _in_words(settings: Settings, held: Held) -> str:
 
 def _provenance(settings: Settings, model: LoadedModel, trainer: Trainer, held: Held) -> dict[str, Any]:
     """What the file says ahead of its rows; names no path."""
-    name, dtype = Path(model.name).name, str(model.model.dtype).removeprefix("torch.")
-    of = {"model": name, **asdict(settings), "device": model.model.device.type, "dtype": dtype}
+    dtype = str(model.model.dtype).removeprefix("torch.")
+    of = {"model": public_name(model.name), **asdict(settings), "device": model.model.device.type, "dtype": dtype}
     options = " ".join(f"--{key} {value}" for key, value in of.items() if key != "method" and value is not None)
     packages = environment()["packages"]
     return {

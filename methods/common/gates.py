@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 from torch import Tensor
 
 from harness.engine.shape import ModelShape
@@ -29,6 +29,10 @@ class Gates:
     """A gate for each KV head, 0 (recent tokens suffice) to 1 (needs all): a row a layer."""
 
     rows: tuple[tuple[float, ...], ...]
+
+
+GateFile = Annotated[Gates, WithJsonSchema({"type": "string", "format": "FILE.tsv, or a model's name"})]
+"""The value of an option that `gates_for` reads."""
 
 
 def gates_for(method: str) -> BeforeValidator:
