@@ -9,9 +9,9 @@ Interpretations (the authors publish neither code nor head roles):
   they pay to a token;
 - the newest token is always attended to, and counts in the budget;
 - nothing is skipped while the cache fits the budget;
-- gates come from a file, a number for each KV head as `harness calibrate lychee` writes it, and the highest are
-  retrieval heads; those of the first layer are among them. Without a file there are no trained roles: whole layers
-  look for tokens, evenly spaced, which is how TidalDecode (arXiv 2410.05076) shares a choice among layers;
+- gates come from a file, a number for each KV head as `harness calibrate lychee` writes it. Retrieval heads are those
+  above one half, or a share of the highest, and all of the first layer. Without a file there are no trained roles:
+  whole layers look for tokens, evenly spaced, which is how TidalDecode (arXiv 2410.05076) shares a choice among layers;
 - tokens that come in together (a question) are taken one by one, each with its own sets.
 """
 
@@ -34,6 +34,9 @@ from methods.common.best import best
 from methods.common.gates import GateFile, Gates, check_gates, full_heads, gates_for
 from methods.replay.lychee import LycheeReplay
 
+_SHARE = 0.125
+"""Of layers that look for tokens where there are no gates."""
+
 
 class Lychee(Method):
     """Keeps all keys and values, reads few in most heads.
@@ -52,8 +55,10 @@ class Lychee(Method):
         """How many tokens are handed down, and by which heads."""
 
         budget: Budget = Field(1024, description="tokens that a sparse head attends to; paper: 1024 to 4096")
-        retrieval: Annotated[float, Field(ge=0, le=1)] = Field(
-            0.125, description="share of KV heads that look for tokens, the first layer's included; paper: 32 of 256"
+        retrieval: Annotated[float, Field(ge=0, le=1)] | None = Field(
+            None,
+            description="share of KV heads that look for tokens, the first layer's included (paper: 32 of 256); "
+            "by itself those with gates above one half, or 0.125 without gates",
         )
         vote: Literal["mean", "max"] = Field("mean", description="what of its query heads' attention rates a token")
         heads: Annotated[GateFile | None, gates_for("lychee")] = Field(
@@ -143,18 +148,20 @@ class Lychee(Method):
         return {"head_roles": source, "retrieval_heads": sum(map(sum, self.retrieves))}
 
 
-def roles(gates: Gates | None, share: float, shape: ModelShape) -> list[list[bool]]:
-    """Which KV heads of each layer look for tokens: about that share of all, and all of the first layer.
+def roles(gates: Gates | None, share: float | None, shape: ModelShape) -> list[list[bool]]:
+    """Which KV heads of each layer look for tokens; all of the first layer do.
 
     Args:
         gates: the higher ones do; None for whole layers.
-        share: 0 to 1.
+        share: of all heads, about; None for the gates above one half.
         shape: of the model.
     """
     if gates is None:
-        count = max(1, round(share * shape.layers))
+        count = max(1, round((_SHARE if share is None else share) * shape.layers))
         looking = {number * shape.layers // count for number in range(count)}
         return [[layer in looking] * shape.kv_heads for layer in range(shape.layers)]
+    if share is None:
+        return [[gate > 0.5 or layer == 0 for gate in row] for layer, row in enumerate(gates.rows)]
     first = torch.full((1, shape.kv_heads), torch.inf)
     chosen = full_heads(torch.cat((first, torch.tensor(gates.rows[1:]).view(-1, shape.kv_heads))), 1 - share)
     return [[True] * shape.kv_heads, *chosen[1:]]

@@ -58,7 +58,7 @@ def calibrate(
     write_losses(report, trainer.losses)
     state.unlink(missing_ok=True)
     above = f"gates above one half: {int((gates > 0.5).sum())} of {gates.numel()}"
-    return [above, f"held-out answers: {_in_words(settings, held)}", f"wrote {out}", f"wrote {report}"]
+    return [above, f"held-out answers: {_in_words(held)}", f"wrote {out}", f"wrote {report}"]
 
 
 def _check(settings: Settings, shape: ModelShape) -> None:
@@ -78,10 +78,10 @@ def _make_room(out: Path) -> None:
         raise InputError(f"cannot write {out}: {error.strerror}") from None
 
 
-def _in_words(settings: Settings, held: Held) -> str:
+def _in_words(held: Held) -> str:
     return (
         f"{held.full:.1%} of their tokens right under full attention, "
-        f"{held.kept:.1%} with {settings.share:.3g} of the heads whole (error {held.error:.4f})"
+        f"{held.kept:.1%} with {held.share:.1%} of the heads attending to everything (error {held.error:.4f})"
     )
 
 
@@ -97,5 +97,5 @@ def _provenance(settings: Settings, model: LoadedModel, trainer: Trainer, held: 
         "weights": model.weights_hash,
         "versions": ", ".join(f"{name} {packages[name]}" for name in _PACKAGES),
         "loss": f"error {trainer.losses[0].error:.4f} at first, {trainer.losses[-1].error:.4f} in the last step",
-        "held-out answers": _in_words(settings, held),
+        "held-out answers": _in_words(held),
     }

@@ -55,7 +55,7 @@ def duo_command(
 
     settings = Settings("duo", length, texts, steps, rate, seed, share, sinks=sinks, recent=recent, penalty=penalty)
     _calibrate(
-        settings, lambda shape, place: Streaming(shape, place, sinks, recent, penalty), out, model, device, dtype
+        settings, lambda shape, place: Streaming(shape, place, sinks, recent, penalty, share), out, model, device, dtype
     )
 
 

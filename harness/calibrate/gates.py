@@ -39,24 +39,27 @@ class Training(Protocol):
     def values(self) -> Tensor:
         """The gates so far, [layers, kv_heads], 0 to 1."""
 
-    def roles(self, share: float) -> Tensor:
-        """Gates of 0 and 1 as the method would have them, with that share of heads at 1."""
+    def roles(self) -> Tensor:
+        """Gates of 0 and 1 as the method has them."""
 
 
 class Streaming:
     """DuoAttention's gates (arXiv 2410.10819, section 2.3): numbers cut to 0 to 1, pulled down by their mean."""
 
-    def __init__(self, shape: ModelShape, device: torch.device, sinks: int, recent: int, weight: float) -> None:
+    def __init__(
+        self, shape: ModelShape, device: torch.device, sinks: int, recent: int, weight: float, share: float
+    ) -> None:
         """
         Args:
             shape: of the model.
             device: of the gates.
             sinks, recent: first and last tokens that a head with gate 0 sees beside the newest one.
             weight: of the penalty.
+            share: of heads that are full in the end.
         """
         self.sparse: Sparse = _Ends(sinks, recent)
         self._gates = nn.Parameter(torch.ones(shape.layers, shape.kv_heads, device=device))
-        self._weight = weight
+        self._weight, self._share = weight, share
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
         """The gates."""
@@ -79,9 +82,10 @@ class Streaming:
         """As they are."""
         return self._gates.detach()
 
-    def roles(self, share: float) -> Tensor:
-        """The greatest."""
-        return _hard(self.values(), share)
+    def roles(self) -> Tensor:
+        """The greatest, at that share."""
+        full = full_heads(self.values().cpu(), 1 - self._share)
+        return torch.tensor(full, dtype=torch.float32, device=self._gates.device)
 
 
 class Inheriting:
@@ -127,11 +131,9 @@ class Inheriting:
         """How probable a gate above one half is."""
         return self._first_whole(self._above(0.5))
 
-    def roles(self, share: float) -> Tensor:
-        """The most probable ones, the first layer's among them."""
-        values = self.values()
-        values[0] = 2
-        return _hard(values, share)
+    def roles(self) -> Tensor:
+        """Those that are probable."""
+        return (self.values() > 0.5).float()
 
     def _above(self, gate: float) -> Tensor:
         """How probable a greater one is."""
@@ -174,7 +176,3 @@ class _Inherited:
         if above is None:
             return chosen, chosen
         return above, torch.where((gate > 0.5).view(-1, 1, 1), chosen, above)
-
-
-def _hard(gates: Tensor, share: float) -> Tensor:
-    return torch.tensor(full_heads(gates.cpu(), 1 - share), dtype=torch.float32).to(gates.device)

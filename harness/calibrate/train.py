@@ -33,7 +33,7 @@ class Settings:
         steps: of training.
         rate: of Adam, at its highest.
         seed: of texts and draws.
-        share: of KV heads that are to be whole, in the held-out check at least.
+        share: of KV heads that are to be full, or retrieval heads.
         sinks, recent, penalty: of duo, else None. topk: of lychee, else None.
     """
 
@@ -64,10 +64,12 @@ class Held:
     """Held-out texts: the share of the answers' tokens that is right, and the error, both means.
 
     Attributes:
+        share: of the heads, those whose gate is 1.
         full: accuracy of full attention.
         kept: of the heads as the method would have them. error: theirs.
     """
 
+    share: float
     full: float
     kept: float
     error: float
@@ -112,12 +114,12 @@ class Trainer:
     def held_out(self) -> Held:
         """How the gates do on other texts, made 0 and 1."""
         lessons = [self._read(-1 - number) for number in range(_HELD_OUT)]
-        gates, of = self.training.roles(self.settings.share), self._distillation
+        gates, of = self.training.roles(), self._distillation
         hidden = [of.hidden(lesson, gates, self.training.sparse) for lesson in lessons]
         full = [of.accuracy(lesson, lesson.hidden) for lesson in lessons]
         kept = [of.accuracy(*pair) for pair in zip(lessons, hidden, strict=True)]
         errors = [float(of.error_of(*pair)) for pair in zip(lessons, hidden, strict=True)]
-        return Held(*(sum(each) / _HELD_OUT for each in (full, kept, errors)))
+        return Held(float(gates.mean()), *(sum(each) / _HELD_OUT for each in (full, kept, errors)))
 
     def _step(self, number: int) -> Losses:
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + number)

@@ -66,13 +66,13 @@ def test_gates_of_0_and_1_are_the_method_itself(name: str, family: str, heads: s
     training: Training
     if name == "duo":
         text = f"duo:sinks=3:recent=9:sparsity=0.5:heads={file}"
-        training = Streaming(model.shape, CPU, 3, 9, 0.1)
+        training = Streaming(model.shape, CPU, 3, 9, 0.1, 0.5)
         training._gates.copy_(drawn)
     else:
-        text = f"lychee:budget=10:retrieval=0.4:heads={file}"
         training = Inheriting(model.shape, CPU, 10, 0.4)
-        training._a.copy_(drawn * 4)
-    hidden = distillation.hidden(lesson, training.roles(0.5 if name == "duo" else 0.4), training.sparse)
+        training._a.copy_(drawn * 4 - 2)
+        text = f"lychee:budget=10:heads={gate_rows(file, training.values())}"
+    hidden = distillation.hidden(lesson, training.roles(), training.sparse)
     logits = hidden @ model.model.lm_head.weight.T
     torch.testing.assert_close(list(logits), decoded(text, engine, ids), atol=1e-3, rtol=1e-3)
     assert float(distillation.error_of(lesson, hidden)) > 1e-4
@@ -84,7 +84,7 @@ def test_the_teacher_is_full_attention_and_gates_of_1_are_the_teacher() -> None:
     distillation, lesson, ids = lesson_of(model)
     whole = model.model(ids.unsqueeze(0), output_hidden_states=True).hidden_states[-1][0, CONTEXT:]
     torch.testing.assert_close(lesson.hidden, whole, atol=1e-4, rtol=1e-4)
-    for training in (Streaming(model.shape, CPU, 3, 9, 0.1), Inheriting(model.shape, CPU, 10, 0.4)):
+    for training in (Streaming(model.shape, CPU, 3, 9, 0.1, 0.5), Inheriting(model.shape, CPU, 10, 0.4)):
         ones = torch.ones(LAYERS, model.shape.kv_heads)
         assert float(distillation.error_of(lesson, distillation.hidden(lesson, ones, training.sparse))) < 1e-9
 
@@ -104,7 +104,7 @@ def test_gates_of_heads_that_add_nothing_go_first(kind: str, tmp_path: Path, mon
         model.model.model.layers[layer].self_attn.o_proj.weight[:, head * 32 : head * 32 + 32] = 0
     texts = [Passkeys(random_ids(CONTEXT + BEHIND, seed), CONTEXT, torch.ones(BEHIND) > 0) for seed in range(4)]
     monkeypatch.setattr(train, "passkeys", lambda tokenizer, length, seed: texts[int(seed.split()[1]) % 4])
-    streaming, inheriting = Streaming(model.shape, CPU, 1, 4, 0.003), Inheriting(model.shape, CPU, 4, 0.3)
+    streaming, inheriting = Streaming(model.shape, CPU, 1, 4, 0.003, 0.5), Inheriting(model.shape, CPU, 4, 0.3)
     training: Training = streaming if kind == "duo" else inheriting
     trainer = Trainer(model, training, Settings(kind, 72, 4, 80, 0.05, 0, 0.5))
     trainer.run(tmp_path / "state", lambda step, losses: None)

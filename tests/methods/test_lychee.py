@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from harness.engine.request import Request
 from harness.engine.step import Step
 from harness.errors import InputError
 from harness.runner.catalog import parse_methods
+from methods.common import gates as gates_module
 from methods.lychee import Lychee
 from tests.methods.test_duo import written
 from tests.methods.test_eviction import distinct_ids
@@ -21,9 +23,10 @@ from tests.reference.lychee import LycheeTwin, retrieval_heads, spaced_layers
 from tests.tiny import FAMILIES, HEAD_DIM, HEADS, LAYERS, build, random_ids, tiny_engine, tiny_model, tiny_shape
 
 STEPS = 5
-CASES: list[tuple[int, int | float, float, str]] = [
+CASES: list[tuple[int, int | float, float | None, str]] = [
     (90, 20, 0.4, "mean"), (90, 20, 0.4, "max"), (120, 0.1, 0.6, "mean"), (40, 42, 0.25, "mean"), (60, 2, 0.3, "max"),
     (30, 1.0, 0.2, "mean"), (50, 9, 0.0, "mean"), (12, 100, 0.5, "max"),
+    (80, 25, None, "mean"),
 ]  # fmt: skip
 """Prompt, budget, share of retrieval heads, vote; the fourth outgrows its budget in decode."""
 
@@ -48,11 +51,12 @@ def lychee(text: str, engine: Engine) -> Lychee:
     ],
 )
 def test_it_answers_as_its_twin(
-    length: int, budget: int | float, share: float, vote: str, model: Model, tmp_path: Path
+    length: int, budget: int | float, share: float | None, vote: str, model: Model, tmp_path: Path
 ) -> None:
     table = gates(tiny_shape(model[1]).kv_heads, length)
     full, written_budget = retrieval_heads(table, share), int(budget) if budget == 1 else budget
-    asked = f"budget={written_budget}:retrieval={share}:vote={vote}:heads={written(tmp_path, table)}"
+    chosen = "" if share is None else f":retrieval={share}"
+    asked = f"budget={written_budget}{chosen}:vote={vote}:heads={written(tmp_path, table)}"
     method, ids = lychee(asked, tiny_engine(*model)), distinct_ids(length + STEPS)
     assert method.retrieves == full
     twin = LycheeTwin(tiny_model(*model), length, len(ids), budget, full, vote)
@@ -103,6 +107,17 @@ def test_each_token_of_a_question_goes_by_its_own_sets() -> None:
             last = engine.forward(method, ids[start : start + size], Step("decode", start, size))
         logits.append(last)
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["duo", "lychee"])
+def test_the_embedded_models_gates_come_along(name: str) -> None:
+    (spec,) = parse_methods(f"{name}:heads=smollm2")
+    rows = spec.options.heads.rows  # type: ignore[attr-defined]
+    assert spec.label == f"{name}:heads=smollm2" and {len(row) for row in rows} == {3} and len(rows) == 30
+    spec.check(replace(tiny_shape(), layers=30, kv_heads=3, heads=9))
+    file = Path(gates_module.__file__).parents[1] / "data" / f"{name}-smollm2.tsv"
+    ahead = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert any(f"harness calibrate {name} " in line for line in ahead)
 
 
 def test_gates_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -12,8 +12,13 @@ from torch import Tensor
 from tests.reference.model import Twin, best, tokens_of
 
 
-def retrieval_heads(gates: Sequence[Sequence[float]], share: float) -> list[list[bool]]:
-    """All of layer 0, and from the greatest gate down until the share of all heads, rounded up, is reached."""
+def retrieval_heads(gates: Sequence[Sequence[float]], share: float | None) -> list[list[bool]]:
+    """All of layer 0, and from the greatest gate down until the share of all heads, rounded up, is reached.
+
+    Without a share, those whose gate is above one half.
+    """
+    if share is None:
+        return [[layer == 0 or gate > 0.5 for gate in row] for layer, row in enumerate(gates)]
     kv_heads = len(gates[0])
     wanted = len(gates) * kv_heads - math.ceil(round((len(gates) * kv_heads - 1) * (1 - share), 6)) if share else 0
     others = [(-gate, layer, head) for layer, row in enumerate(gates) if layer for head, gate in enumerate(row)]
