@@ -165,7 +165,7 @@ def test_the_command_writes_gates_that_the_method_reads(
     assert gates.shape == (6, 2) and ((gates >= 0) & (gates <= 1)).all() and (gates != gates[1, 0]).any()
     (spec,) = parse_methods(f"{name}:heads={out}")
     spec.check(tiny_shape())
-    np.testing.assert_allclose(np.array(spec.options.heads.rows), gates)  # type: ignore[attr-defined]
+    assert np.allclose(spec.options.heads.rows, gates)  # type: ignore[attr-defined]
     ahead = [line for line in out.read_text().splitlines() if line.startswith("#")]
     assert any("weights: " in line for line in ahead) and any("--steps 3 --rate" in line for line in ahead)
     assert str(tmp_path) not in "".join(ahead)
