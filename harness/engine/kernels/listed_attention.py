@@ -25,6 +25,7 @@ from harness.engine.kernels.online_softmax import (
     leave,
     share_of,
     take_in_new,
+    take_in_tile,
 )
 from harness.engine.kernels.token_select import best_tokens
 
@@ -155,22 +156,16 @@ def _attend(
         inside = place < end
         listed = tl.load(tokens + kv_head * count + place, mask=inside & (all_read == 0), other=0)
         offset = tl.where(all_read, place.to(tl.int64), listed) * (KV_HEADS * DIM)
-        key = tl.load(keys + offset[None, :] + at[:, None], mask=inside[None, :], other=0.0)
-        value = tl.load(values + offset[:, None] + at[None, :], mask=inside[:, None], other=0.0)
-        logit = tl.dot(query, key, input_precision="ieee") * SCALE
+        seen = inside[None, :]
+        top, total, acc, logit = take_in_tile(query, keys, values, offset, inside, seen, top, total, acc, DIM, SCALE)
         left = logits + head[:, None].to(tl.int64) * room + place[None, :]
-        tl.store(left, logit, mask=mine[:, None] & inside[None, :] & all_read)
-        logit = tl.where(inside[None, :], logit, float("-inf"))
-        higher = tl.maximum(top, tl.max(logit, 1))
-        weight, shrink = tl.exp2(logit - higher[:, None]), tl.exp2(top - higher)
-        acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
-        top, total = higher, total * shrink + tl.sum(weight, 1)
+        tl.store(left, logit, mask=mine[:, None] & seen & all_read)
 
     # The first share takes in the new token, from the inputs: nobody reads the slot that it is written to.
     first = split == 0
     new_key = tl.load(k + kv_head * k_stride + at, mask=first & (at < DIM), other=0.0)
     new_value = tl.load(v + kv_head * v_stride + at, mask=first & (at < DIM), other=0.0)
-    top, total, acc = take_in_new(query, new_key, new_value, first, top, total, acc, SCALE)
+    top, total, acc, _ = take_in_new(query, new_key, new_value, first, top, total, acc, SCALE)
     slot = length.to(tl.int64) * (KV_HEADS * DIM)
     tl.store(keys + slot + at, new_key, mask=first & (at < DIM))
     tl.store(values + slot + at, new_value, mask=first & (at < DIM))
