@@ -24,6 +24,7 @@ from torch import Tensor
 
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
+from harness.errors import InputError
 from harness.options import Budget, OptionSet, budget_tokens
 from methods.common.reviving import Reviving
 from methods.common.schedule import check_schedule, pruning_layers, requested_tokens
@@ -57,6 +58,16 @@ class LazyLLM(Reviving):
         """Raises `InputError` for layers the model lacks, and for a model too shallow for the default schedule."""
         assert isinstance(options, cls.Options)
         check_schedule(cls.name, options.layers, options.keep, shape)
+
+    @classmethod
+    def check_batch(cls, options: OptionSet) -> None:
+        """Raises `InputError` with revival: a step would bring in as many rows as each request asks back."""
+        assert isinstance(options, cls.Options)
+        if options.revive:
+            raise InputError(
+                f"{cls.name}: requests are not decoded together with revive=true, since decode brings rows back; "
+                "set revive=false"
+            )
 
     def pruning_points(self) -> tuple[int, ...]:
         """The option `layers`."""

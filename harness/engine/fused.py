@@ -130,6 +130,13 @@ class FusedVerbs(Verbs):
         out: Tensor = self._gemv.norm_gemv(rows.hidden[-1:], weight, eps, self.lm_head.weight, pdl=self._pdl)
         return out[0]
 
+    def all_logits(self, rows: Rows) -> Tensor:
+        """Logits of every row, [n, vocab]."""
+        if len(rows) == 1:
+            return self.logits(rows).unsqueeze(0)
+        hidden = self._rowwise.rms_norm(rows.hidden, self.norm.weight, self.norm.variance_epsilon)
+        return nn.functional.linear(hidden, self.lm_head.weight)
+
 
 class _FusedRotary(Rotary):
     """Angles in one launch instead of a dozen, which a decode step would notice."""

@@ -109,6 +109,13 @@ class Method:
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` where the options do not fit the model; called before its weights load."""
 
+    @classmethod
+    def check_batch(cls, options: OptionSet) -> None:
+        """Raises `InputError` where requests cannot be decoded together; called before the model's weights load.
+
+        They can where a decode step brings in the new token's row and no other.
+        """
+
     def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
         """The token ids, [m], that the model is to see of the prompt `ids`, [n]; positions count from 0 in them.
 

@@ -34,6 +34,13 @@ class Rows:
         attended = None if self.attended is None else self.attended.index_select(0, index)
         return Rows(self.hidden.index_select(0, index), self.positions.index_select(0, index), attended)
 
+    def single(self) -> Iterator[Rows]:
+        """The rows one by one, for hooks that see one request each."""
+        for row in range(len(self)):
+            at = slice(row, row + 1)
+            attended = None if self.attended is None else self.attended[at]
+            yield Rows(self.hidden[at], self.positions[at], attended)
+
     def merged(self, other: Rows | None) -> Rows:
         """These rows and others between layers, in the order of their positions."""
         if other is None:

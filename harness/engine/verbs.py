@@ -53,6 +53,11 @@ class Verbs:
         last: Tensor = self.lm_head(self.norm(rows.hidden[-1:]))
         return last[0]
 
+    def all_logits(self, rows: Rows) -> Tensor:
+        """Logits of every row, [n, vocab]."""
+        logits: Tensor = self.lm_head(self.norm(rows.hidden))
+        return logits
+
     def out_weight(self, layer: int) -> Tensor:
         """Of a layer's output projection, [hidden, heads * head_dim]."""
         weight: Tensor = self.layers[layer].self_attn.o_proj.weight

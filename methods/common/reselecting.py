@@ -84,9 +84,9 @@ class Reselecting(Method):
         return out
 
     def replay(self) -> Replay:
-        """The same work for every token: what comes in is decided, and fetched, on the device."""
+        """The same work for every token: what comes in, where there is a choice, is decided and fetched on the device."""
         self._park()
-        return self._replay
+        return self._replay if self.active else self.dense_replay
 
     def _park(self) -> None:
         """Once a request, ahead of decode: the caches are left with their active blocks."""

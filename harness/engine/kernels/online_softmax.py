@@ -32,9 +32,9 @@ def check_shape(heads: int, kv_heads: int, head_dim: int) -> None:
 
 
 @triton.jit
-def share_of(tokens, SPLITS: tl.constexpr) -> Any:
-    """Tokens a share, and shares that have any; the first counts always, since it has the new tokens too."""
-    share = tl.maximum(tl.cdiv(tl.cdiv(tokens, SPLITS), STEP), 1) * STEP
+def share_of(tokens, SPLITS: tl.constexpr, least=0) -> Any:
+    """Tokens a share, at `least` so many, and shares that have any; the first always counts, as it has new tokens."""
+    share = tl.maximum(tl.cdiv(tl.maximum(tl.cdiv(tokens, SPLITS), least), STEP), 1) * STEP
     return share, tl.maximum(tl.cdiv(tokens, share), 1)
 
 

@@ -2,6 +2,7 @@
 
 A CUDA graph replays the same launches with the same arguments. Addresses and lengths that change from request to
 request, and lengths that grow with every token, therefore live in device memory, and one recorded step serves all.
+Requests that are decoded together have a row each.
 """
 
 from __future__ import annotations
@@ -20,29 +21,32 @@ _LENGTH = 2
 
 
 class DecodeTable:
-    """The caches of the request that is being decoded, one token a step.
+    """The caches of the requests that are being decoded, one token a step.
 
     Attributes:
-        rows: [layers, 3] int64, a row a layer: address of its keys, of its values, tokens it holds before this step.
+        batch: requests at once.
+        rows: [layers * batch, 3] int64, layer by layer, a row a request: address of its keys, of its values, tokens it
+            holds before this step.
         attention: the kernel, and the buffers that its launches share.
     """
 
-    def __init__(self, shape: ModelShape, device: torch.device) -> None:
+    def __init__(self, shape: ModelShape, device: torch.device, batch: int = 1) -> None:
         """
         Args:
             shape: the model's.
             device: of its keys and values.
+            batch: requests at once.
         """
         from harness.engine.kernels.decode_attention import DecodeAttention
 
-        self.shape, self.device = shape, device
-        self.rows = torch.zeros((shape.layers, 3), dtype=torch.int64, device=device)
+        self.shape, self.device, self.batch = shape, device, batch
+        self.rows = torch.zeros((shape.layers * batch, 3), dtype=torch.int64, device=device)
         self.attention = DecodeAttention(
-            shape.heads, shape.kv_heads, shape.head_dim, device, pdl=dependent_launch(device)
+            shape.heads, shape.kv_heads, shape.head_dim, device, batch=batch, pdl=dependent_launch(device)
         )
 
     def load(self, caches: Sequence[LayerCache]) -> None:
-        """From now on the kernels work on these caches, which have room for the tokens to come."""
+        """From now on the kernels work on these caches, in the order of rows, which have room for tokens to come."""
         rows = [[cache.keys.data_ptr(), cache.values.data_ptr(), cache.length] for cache in caches]
         self.rows.copy_(torch.tensor(rows), non_blocking=True)
 
@@ -58,17 +62,16 @@ class DecodeTable:
         self.rows[:, _LENGTH:] -= full
 
     def attend(self, layer: int, heads: Heads, logits: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Stores one token's key and value behind the layer's cached ones and attends to all of them.
+        """Stores each request's token behind its cached ones of the layer and attends to all of them.
 
         Args:
-            layer, heads: of the token.
+            layer, heads: of the tokens.
             logits: see `harness.engine.kernels.decode_attention.DecodeAttention.dense`.
 
         Returns:
-            [1, heads * head_dim].
+            [batch, heads * head_dim].
         """
-        q, k, v = heads.q[0], heads.k[0], heads.v[0]
-        out: Tensor = self.attention.dense(q, k, v, self.rows, layer, logits=logits)
+        out: Tensor = self.attention.dense(heads.q, heads.k, heads.v, self.rows, layer, logits=logits)
         return out
 
     def advance(self) -> None:

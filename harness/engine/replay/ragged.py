@@ -18,7 +18,7 @@ class RaggedReplay(Replay):
     """One new token a step attends to all that each KV head holds, however many tokens that is."""
 
     def __init__(self) -> None:
-        # [layers, kv_heads, 3] int64: what a row of `DecodeTable` says of a layer, of each of its KV heads.
+        # [layers * batch, kv_heads, 3] int64: what a row of `DecodeTable` says of a layer, of each of its KV heads.
         self._rows = torch.empty(0)
 
     def load(self, caches: Sequence[LayerCache], table: DecodeTable) -> None:
@@ -29,8 +29,8 @@ class RaggedReplay(Replay):
         self._rows.copy_(rows, non_blocking=True)
 
     def attend(self, layer: int, heads: Heads, table: DecodeTable) -> Tensor:
-        """Stores one token's key and value behind those of every head and attends to all of them."""
-        out: Tensor = table.attention.ragged(heads.q[0], heads.k[0], heads.v[0], self._rows, layer)
+        """Stores each request's token behind those of every head and attends to all of them."""
+        out: Tensor = table.attention.ragged(heads.q, heads.k, heads.v, self._rows, layer)
         return out
 
     def end_step(self) -> Overlap | None:

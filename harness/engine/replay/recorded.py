@@ -3,6 +3,8 @@
 A decode step of an 8B model is some 200 kernels of 5 to 60 microseconds; launching them one by one from Python takes
 longer than running them and hides what a method saves. Addresses, lengths, token and position live on the device.
 
+Requests that are decoded together are rows of one step, which is recorded for their number.
+
 A method that does the same work on the device for every token is one graph. One whose steps differ in how many rows run
 through which layers (`Replay.cuts`) is cut there: every piece is captured for a few numbers of rows, and the host, once
 it knows how many there are, replays those that fit.
@@ -10,7 +12,8 @@ it knows how many there are, replays those that fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import closing
 from itertools import pairwise
 from math import gcd
 from typing import Any
@@ -34,7 +37,9 @@ _SLICES = 256
 
 
 class RecordedDecode:
-    """Replays one method's decode step. Where there is no CUDA the step runs as it is, so tests need no GPU.
+    """Replays a decode step of one request, or of as many as the table has rows for.
+
+    Where there is no CUDA the step runs as it is, so tests need no GPU.
 
     Attributes:
         overlap: of the last step with what runs beside it; None where nothing does.
@@ -45,17 +50,17 @@ class RecordedDecode:
     ) -> None:
         """
         Args:
-            embed: ids [1] -> hidden state [1, hidden].
+            embed: ids [batch] -> hidden states [batch, hidden].
             verbs: what a layer does before and after its attention.
             table: of the caches, shared by all methods of an engine.
-            cuts: layers before which the step is cut.
+            cuts: layers before which the step is cut; none where there are several requests.
         """
         self._embed, self._verbs, self._table = embed, verbs, table
         self._on_cuda = table.device.type == "cuda"
-        self._token = torch.zeros(1, dtype=torch.int64, device=table.device)
-        self._position = torch.zeros(1, dtype=torch.int64, device=table.device)
+        self._token = torch.zeros(table.batch, dtype=torch.int64, device=table.device)
+        self._position = torch.zeros(table.batch, dtype=torch.int64, device=table.device)
         self._hidden = torch.empty(0)
-        self._host = torch.zeros((2, 1), dtype=torch.int64, pin_memory=self._on_cuda)
+        self._host = torch.zeros((2, table.batch), dtype=torch.int64, pin_memory=self._on_cuda)
         depth = table.shape.layers
         self._pieces = [Piece(range(*ends), ends[1] == depth) for ends in pairwise((0, *cuts, depth))]
         self._recorded = False
@@ -71,10 +76,7 @@ class RecordedDecode:
         count: int,
         stop_ids: frozenset[int],
     ) -> Iterator[int]:
-        """Yields the tokens that follow.
-
-        The next step is under way before a token is handed out, so the device never waits for the host. What was begun
-        and not asked for is forgotten.
+        """Yields the tokens that follow, of one request.
 
         Args:
             replay: what the method does in a step.
@@ -83,7 +85,38 @@ class RecordedDecode:
             count: tokens to come, at least 1.
             stop_ids: tokens behind which none follows.
         """
-        self._prepare(replay, caches, token, position)
+
+        def give_back(given: int) -> None:
+            replay.give_back(caches, given, position)
+
+        with closing(self.steps(replay, caches, token, [position], count, give_back)) as steps:
+            for (out,) in steps:
+                yield out
+                if out in stop_ids:
+                    return
+
+    def steps(
+        self,
+        replay: Replay,
+        caches: Sequence[LayerCache],
+        token: Tensor,
+        positions: Sequence[int],
+        count: int,
+        give_back: Callable[[int], None],
+    ) -> Generator[list[int]]:
+        """Yields each step's tokens, one of each request.
+
+        The next step is under way before a token is handed out, so the device never waits for the host. What was begun
+        and not asked for is forgotten.
+
+        Args:
+            replay: what is done in a step.
+            caches: in the order of the table's rows, with room for `count` tokens.
+            token: [batch], the last ones. positions: their places in their sequences.
+            count: steps to come, at least 1.
+            give_back: is told how many steps were handed out, when they end or are closed.
+        """
+        self._prepare(replay, caches, token, positions)
         given = 0
         try:
             self._pieces[0].replay(1)
@@ -93,29 +126,27 @@ class RecordedDecode:
                 given += 1
                 if given < count:
                     self._pieces[0].replay(1)
-                yield (out := arrived())
-                if out in stop_ids:
-                    return
+                yield arrived()
         finally:
-            replay.give_back(caches, given, position)
+            give_back(given)
 
-    def _prepare(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, position: int) -> None:
+    def _prepare(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, positions: Sequence[int]) -> None:
         key = replay.key()
         recording = not self._recorded or self._key != key
         if recording:
             replay.take(caches, rehearsal=True)
-            self._load(replay, caches, token, position)
+            self._load(replay, caches, token, positions)
             self._record(replay)
             self._recorded, self._key = True, key
-        self._load(replay, caches, token, position)
+        self._load(replay, caches, token, positions)
         if recording:
             replay.undo(self._table)
         replay.take(caches, rehearsal=False)
 
-    def _load(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, position: int) -> None:
+    def _load(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, positions: Sequence[int]) -> None:
         replay.load(caches, self._table)
         self._token.copy_(token)
-        self._position.fill_(position)
+        self._position.copy_(torch.tensor(positions))
 
     def _finish(self, replay: Replay, caches: Sequence[LayerCache]) -> None:
         """Replays what is behind the first cut."""
@@ -142,7 +173,7 @@ class RecordedDecode:
             replay = held()
             assert replay is not None
             # A view of its own for every step: rotary angles are remembered by the identity of the positions.
-            position = self._position.view(1)
+            position = self._position.view(-1)
             if piece.layers.start:
                 rows = replay.enter(piece.layers.start, Rows(self._hidden, position), count, last=last)
             else:
@@ -168,7 +199,8 @@ class RecordedDecode:
         self._hidden.copy_(rows.hidden[-1:])
 
     def _end(self, replay: Replay, rows: Rows) -> None:
-        self._token.copy_(_argmax(self._verbs.logits(rows)))
+        logits = self._verbs.logits(rows) if self._table.batch == 1 else self._verbs.all_logits(rows)
+        self._token.copy_(_argmax(logits))
         self._position += 1
         self.overlap = replay.end_step()
         self._table.advance()
@@ -184,28 +216,32 @@ class RecordedDecode:
         replay: Callable[[], None] = graph.replay
         return replay
 
-    def _fetch(self, number: int) -> Callable[[], int]:
-        """Sends a token to the host; returns what waits for it."""
+    def _fetch(self, number: int) -> Callable[[], list[int]]:
+        """Sends a step's tokens to the host; returns what waits for them."""
         slot = self._host[number % 2]
         slot.copy_(self._token, non_blocking=True)
         if not self._on_cuda:
-            return lambda: int(slot)
+            return slot.tolist
         arrived: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
 
-        def wait() -> int:
+        def wait() -> list[int]:
             arrived.synchronize()
-            return int(slot)
+            return slot.tolist()
 
         return wait
 
 
 def _argmax(logits: Tensor) -> Tensor:
-    """The first of the greatest, [1]: of slices and then among them, since PyTorch reduces one vector on one block."""
-    slices = logits.view(gcd(len(logits), _SLICES), -1)
-    values, places = slices.max(1)
-    best = values.argmax(0, keepdim=True)
-    return places.gather(0, best) + best * slices.shape[1]
+    """The first of the greatest, of [n] or of each row of [batch, n]: [1] or [batch].
+
+    Of slices and then among them, since PyTorch reduces one vector on one block.
+    """
+    width = logits.shape[-1]
+    slices = logits.view(-1, gcd(width, _SLICES), width // gcd(width, _SLICES))
+    values, places = slices.max(2)
+    best = values.argmax(1, keepdim=True)
+    return (places.gather(1, best) + best * slices.shape[2]).squeeze(1)
 
 
 class Piece:

@@ -1,0 +1,233 @@
+"""Several requests at once: prefilled one after the other, decoded together, each with a cache of its own.
+
+A decode step reads all weights once whatever the number of rows, so requests share that; what each reads for itself is
+its own keys and values, which is where pruning methods differ. Requests have any length: a row is a token of one
+request, at that request's position. Answers are those that each request would get alone, up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from harness.engine import promises
+from harness.engine.engine import Engine
+from harness.engine.generation import Work
+from harness.engine.method import Method
+from harness.engine.promises import BrokenPromise
+from harness.engine.replay.decode_table import DecodeTable
+from harness.engine.replay.recorded import RecordedDecode
+from harness.engine.replay.replay import Replay
+from harness.engine.replay.together import OneByOne, shared_kind, together
+from harness.engine.request import Request
+from harness.engine.step import Heads, Rows, Step
+
+Ended = Callable[[Sequence[int]], bool]
+"""Whether an answer is complete, by its tokens so far."""
+
+
+@dataclass
+class Slot:
+    """A request on its way, and the method instance that is its alone.
+
+    Attributes:
+        method: which tokens are kept.
+        request: what is asked.
+        position: of the token that comes in next.
+        tokens: new ones so far, each once it is on the host.
+        done: whether the answer is complete: by a stop token, its greatest length, or `ended`.
+        ended: asked behind each token.
+        work: what its prefill computed.
+    """
+
+    method: Method
+    request: Request
+    position: int
+    tokens: list[int] = field(default_factory=list)
+    done: bool = False
+    ended: Ended | None = None
+    work: Work = field(default_factory=Work)
+
+    @property
+    def left(self) -> int:
+        """New tokens that may still come."""
+        return self.request.max_new_tokens - len(self.tokens)
+
+    @property
+    def suppressed(self) -> frozenset[int]:
+        """Tokens that may not come next."""
+        return self.request.suppressed(len(self.tokens) + 1)
+
+    def take(self, token: int) -> None:
+        """The next token is there."""
+        self.tokens.append(token)
+        ended = self.ended is not None and self.ended(self.tokens)
+        self.done = ended or not self.left or token in self.request.stop_ids
+
+
+class Batch:
+    """Runs requests of one model together, greedily.
+
+    Attributes:
+        slots: the requests of the current batch.
+    """
+
+    def __init__(self, engine: Engine, methods: Sequence[Method]) -> None:
+        """
+        Args:
+            engine: around the model.
+            methods: an instance for each request, so as many as requests can be there at once.
+        """
+        self._engine, self._methods = engine, methods
+        self._recordings: dict[Hashable, tuple[Replay, RecordedDecode]] = {}
+        self.slots: list[Slot] = []
+
+    @torch.inference_mode()
+    def read(self, requests: Sequence[Request], ended: Sequence[Ended | None] = ()) -> Generator[Slot]:
+        """Prefills a new batch, one request after the other; each is handed out with its first token.
+
+        Args:
+            requests: as many as there are methods, or fewer.
+            ended: of each, see `Slot`; nobody asks where there are none.
+
+        Raises:
+            InputError: as `Engine.read`.
+            BrokenPromise: a hook of a method returned what the engine cannot go on with.
+        """
+        self.end()
+        # A request that is done may be stepped on until the last one is: there has to be room for that.
+        room = max(request.max_new_tokens for request in requests)
+        for number, request in enumerate(requests):
+            method, work = self._methods[number], Work()
+            logits, position = self._engine.read(method, replace(request, max_new_tokens=room), work)
+            slot = Slot(method, request, position, ended=ended[number] if ended else None, work=work)
+            self.slots.append(slot)
+            slot.take(_greedy(logits.unsqueeze(0), [slot])[0])
+            yield slot
+
+    @torch.inference_mode()
+    def steps(self) -> Generator[list[Slot]]:
+        """Decodes until all answers are complete; hands out, behind each step, the slots that got a token.
+
+        Steps are replayed where the engine replays them and the methods' steps can be recorded.
+
+        Raises:
+            BrokenPromise: a hook of a method returned what the engine cannot go on with.
+        """
+        while live := [slot for slot in self.slots if not slot.done]:
+            if (replays := self._replays()) is not None:
+                yield from self._replayed(replays)
+                return
+            self._step(live)
+            yield live
+
+    def end(self) -> None:
+        """Frees the batch's keys and values."""
+        for slot in self.slots:
+            slot.method.end()
+        self.slots = []
+
+    def _step(self, live: Sequence[Slot]) -> None:
+        """One token of each, through hooks that see one request at a time."""
+        device = self._engine.embed.weight.device
+        ids = torch.tensor([slot.tokens[-1] for slot in live], device=device)
+        positions = torch.tensor([slot.position for slot in live], device=device)
+        logits = self._engine.verbs.all_logits(self._through(live, Rows(self._engine.embed(ids), positions)))
+        for slot, token in zip(live, _greedy(logits, live), strict=True):
+            slot.position += 1
+            slot.take(token)
+
+    def _through(self, live: Sequence[Slot], rows: Rows) -> Rows:
+        verbs, steps = self._engine.verbs, [Step("decode", slot.position, 1) for slot in live]
+        for layer in range(len(self._engine.layers)):
+            heads = list(verbs.project(layer, rows).single())
+            each = zip(live, heads, steps, strict=True)
+            attended = [promises.attended(slot.method.attend(layer, *own), layer, own[0]) for slot, *own in each]
+            rows = rows.with_attended(torch.cat(attended))
+            rows = _hooked("after_attention", layer, rows, live, heads, steps)
+            rows = _hooked("after_layer", layer, verbs.feed_forward(layer, rows), live, heads, steps)
+        return rows
+
+    def _replays(self) -> list[Replay] | None:
+        """What replays the steps of every slot, complete or not, if all of them may be replayed together."""
+        if self._engine.table is None or any(slot.suppressed for slot in self.slots):
+            return None
+        count, found = self._count(), []
+        for slot in self.slots:
+            fits = all(cache.length > 0 and cache.room >= count for cache in slot.method.cache)
+            replay = promises.replay(slot.method.replay()) if fits else None
+            if replay is None or replay.cuts:
+                return None
+            found.append(replay)
+        return found
+
+    def _count(self) -> int:
+        """Steps until the last answer is complete, at most."""
+        return max(slot.left for slot in self.slots if not slot.done)
+
+    def _replayed(self, replays: Sequence[Replay]) -> Iterator[list[Slot]]:
+        shared, recorded = self._recorded(replays)
+        caches = [slot.method.cache[layer] for layer in range(len(self._engine.layers)) for slot in self.slots]
+        token = torch.tensor([slot.tokens[-1] for slot in self.slots])
+        positions = [slot.position for slot in self.slots]
+
+        def give_back(count: int) -> None:
+            for slot, replay, position in zip(self.slots, replays, positions, strict=True):
+                replay.give_back(slot.method.cache, count, position)
+                slot.position = position + count
+
+        with closing(recorded.steps(shared, caches, token, positions, self._count(), give_back)) as steps:
+            for tokens in steps:
+                live = [(slot, token) for slot, token in zip(self.slots, tokens, strict=True) if not slot.done]
+                for slot, new in live:
+                    slot.take(new)
+                yield [slot for slot, _ in live]
+                if all(slot.done for slot in self.slots):
+                    return
+
+    def _recorded(self, replays: Sequence[Replay]) -> tuple[Replay, RecordedDecode]:
+        """Recorded once for each number of requests that share launches; else for these very methods."""
+        kind = shared_kind(replays)
+        key = (kind, len(replays)) if kind is not OneByOne else tuple(map(id, replays))
+        if key not in self._recordings:
+            engine = self._engine
+            table = DecodeTable(engine.context.shape, engine.embed.weight.device, len(replays))
+            recorded = RecordedDecode(engine.embed, engine.verbs, table, ())
+            self._recordings[key] = (together(replays), recorded)
+        return self._recordings[key]
+
+
+def _greedy(logits: Tensor, slots: Sequence[Slot]) -> list[int]:
+    """The likeliest token of each row that may come next."""
+    for row, slot in zip(logits, slots, strict=True):
+        if slot.suppressed:
+            row[list(slot.suppressed)] = -torch.inf
+    tokens: list[int] = logits.argmax(1).tolist()
+    return tokens
+
+
+def _hooked(
+    hook: str, layer: int, rows: Rows, slots: Sequence[Slot], heads: Sequence[Heads], steps: Sequence[Step]
+) -> Rows:
+    """The rows as a hook of each request's method leaves its own one."""
+    before = list(rows.single())
+    each = zip(slots, before, heads, steps, strict=True)
+    after = [_kept(hook, layer, row, getattr(slot.method, hook)(layer, row, *own)) for slot, row, *own in each]
+    if all(new is old for new, old in zip(after, before, strict=True)):
+        return rows
+    changed = Rows(torch.cat([row.hidden for row in after]), rows.positions)
+    attended = [row.attended for row in after if row.attended is not None]
+    return changed.with_attended(torch.cat(attended)) if attended else changed
+
+
+def _kept(hook: str, layer: int, before: Rows, after: Rows) -> Rows:
+    row = promises.rows(hook, after, layer, before)
+    if len(row) != 1:
+        raise BrokenPromise(
+            hook, f"returned {len(row)} rows for a new token; requests that are decoded together keep one each", layer
+        )
+    return row
