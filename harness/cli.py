@@ -71,6 +71,7 @@ def run_command(
     parts: Annotated[bool, typer.Option(help="also time the parts of TTFT")] = False,
     ledger: Annotated[bool, typer.Option(help="also measure memory by purpose, in a pass of its own")] = False,
     noise_floor: Annotated[bool, typer.Option(help="also run full attention against itself")] = False,
+    batch: Annotated[int, typer.Option(help="requests decoded together (docs/batch.md)")] = 1,
     timing: Annotated[bool, typer.Option(help="also measure times; without, machines may be shared")] = True,
     executor: ExecutorName = None,
     workers: Workers = None,
@@ -96,7 +97,7 @@ def run_command(
         "model": model, "methods": methods, "tasks": tasks, "data_dir": data_dir, "limit": limit,
         "max_length": max_length, "device": device, "dtype": dtype, "attention": attention, "engine": engine,
         "memory_limit": memory_limit, "seed": seed, "question": question, "parts": parts, "ledger": ledger,
-        "noise_floor": noise_floor, "timing": timing,
+        "noise_floor": noise_floor, "batch": batch, "timing": timing,
     }  # fmt: skip
     spec, folder = prepare(given, output, method_file or (), task_file or ())
     show(*run(spec, folder, draw_json if as_json else draw_tables, fleet))

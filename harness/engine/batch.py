@@ -30,7 +30,7 @@ Ended = Callable[[Sequence[int]], bool]
 """Whether an answer is complete, by its tokens so far."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """A request on its way, and the method instance that is its alone.
 

@@ -21,6 +21,7 @@ from harness.report.plots import accuracy_ttft_figure
 from harness.report.recorded import Recorded, read
 from harness.report.table import Table, to_csv, to_latex, to_markdown
 from harness.report.tables import tables
+from harness.report.throughput import throughput, throughput_figure
 from harness.statistics.paired import ALL
 from harness.storage.store import MANIFEST
 
@@ -94,7 +95,7 @@ def build(run: Recorded, folder: Path, slo: Sequence[Limit] = ()) -> tuple[list[
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = tables(run, slo)
+        found = tables(run, slo) + [table for table in [throughput([run])] if table.rows]
         paths = [path for table in found for path in write_table(table, folder)]
         paths += [path for name, figure in figures(run) for path in save(figure, folder, name)]
         images = {path.stem: path.read_bytes() for path in paths if path.suffix == ".svg"}
@@ -117,6 +118,7 @@ def figures(run: Recorded) -> list[tuple[str, Figure]]:
         "survival": survival_map(run),
         "survivors": survivors(run),
         "density": density_map(run),
+        "throughput": throughput_figure([run]),
     }
     return [(name, figure) for name, figure in drawn.items() if figure is not None]
 

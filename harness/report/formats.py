@@ -46,6 +46,11 @@ def size(value: Any) -> str:
     return f"{_digits(amount)} {unit}"
 
 
+def rate(value: Any) -> str:
+    """`41.3`, `1830`: three digits, more where they are ahead of the point."""
+    return NOTHING if pd.isna(value) else f"{value:.0f}" if value >= 999.5 else _digits(value)
+
+
 def times(value: Any) -> str:
     """`1.53x`."""
     return NOTHING if pd.isna(value) else f"{value:.2f}x"

@@ -20,7 +20,7 @@ from harness.errors import InputError
 from harness.models.load import describe, limit_memory, resolve_device
 from harness.runner.catalog import MethodSpec, build_tasks, parse_methods
 from harness.runner.faults import blamed
-from harness.runner.spec import RunSpec, public_name
+from harness.runner.spec import RunSpec, WrongOption, public_name
 from harness.statistics.noise import TWIN
 from harness.storage.store import Manifest
 from tasks.base import Task, TaskContext
@@ -103,12 +103,15 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     """
     if not elsewhere:
         _check_device(spec, resolve_device(spec.device))
+    _check_together(spec)
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
     tasks = _distinct(build_tasks(spec.tasks, context))
     shape = describe(spec.model)
     for method in methods:
         method.check(shape)
+        if spec.batch > 1:
+            method.kind.check_batch(method.options)
     _check_lengths(spec, tasks, shape)
     return Plan(spec, shape, methods, tasks)
 
@@ -142,6 +145,11 @@ def _methods(spec: RunSpec) -> list[MethodSpec]:
     if full is None:
         raise InputError("--noise-floor runs full attention against itself: add full to --methods")
     return [*methods, replace(full, label=TWIN)]
+
+
+def _check_together(spec: RunSpec) -> None:
+    if spec.batch > 1 and spec.ledger:
+        raise WrongOption("ledger", "accounts for a request that has the device to itself, so not with --batch")
 
 
 def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> None:

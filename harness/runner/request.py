@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,19 +48,28 @@ def run_request(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     Raises:
         InputError: it is not the method's fault, or the device cannot go on after it.
     """
+    return attempted(bench, cell, [prompt], lambda: [_measured(bench, cell, prompt)])[0]
+
+
+def attempted(bench: Bench, cell: Cell, prompts: Sequence[Prompt], ask: Callable[[], list[Record]]) -> list[Record]:
+    """The records of prompts that are asked at once; where that ends without answers, records that say so.
+
+    Raises:
+        InputError: as `run_request`.
+    """
     try:
-        return _measured(bench, cell, prompt)
+        return ask()
     except torch.OutOfMemoryError as error:
         fact, reason = OUT_OF_MEMORY, str(error).partition(". ")[0]
     except InputError as error:
-        if not comes_from(cell.method, error):
+        if not comes_from(type(cell.method), error):
             raise
-        fact, reason = FAILED, told(cell.method, error)
+        fact, reason = FAILED, told(type(cell.method), error)
     except Exception as error:  # whatever a third party's code raises
-        fact, reason = FAILED, told(cell.method, error)
+        fact, reason = FAILED, told(type(cell.method), error)
     release(cell.method)
     _check_device(f"{cell.label}: {reason}")
-    return unanswered(cell, prompt, bench.run.model.shape, fact, reason)
+    return [unanswered(cell, prompt, bench.run.model.shape, fact, reason) for prompt in prompts]
 
 
 def release(method: Method) -> None:
@@ -80,9 +90,24 @@ def _check_device(reason: str) -> None:
 
 def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     run, method = bench.run, cell.method
-    sample = prompt.sample
-    ended = StopTexts(sample.stop, run.model.tokenizer, sample.min_new_tokens) if sample.stop else None
+    ended = stop_texts(run, prompt)
     measured = measure(run.engine, method, prompt.request, parts=run.spec.parts, ended=ended, meter=bench.meter)
+    values = answer(bench, cell, prompt, measured)
+    if run.spec.ledger and not method.simulated:
+        values["ledger"] = asdict(ledger(run.engine, method, prompt.request))
+    method.end()
+    return Record(**values)
+
+
+def stop_texts(run: LoadedRun, prompt: Prompt) -> StopTexts | None:
+    """What ends the answer beside stop tokens."""
+    sample = prompt.sample
+    return StopTexts(sample.stop, run.model.tokenizer, sample.min_new_tokens) if sample.stop else None
+
+
+def answer(bench: Bench, cell: Cell, prompt: Prompt, measured: Measured) -> dict[str, Any]:
+    """All that a record holds of an answer, while the method still has the request's caches."""
+    run, method = bench.run, cell.method
     values = UNTIMED | {"device_state": bench.device_state()}
     # What the method says of itself is about this request: it is read before the method is asked for anything else.
     values |= identity(cell, prompt) | counts(method, measured)
@@ -94,10 +119,7 @@ def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
     graded = _score(run, cell, prompt, measured)
     values |= {"prediction": graded.prediction, "score": graded.score}
     values["extra"] |= {} if graded.problem is None else {NOT_SCORED: graded.problem}
-    if run.spec.ledger and not method.simulated:
-        values["ledger"] = asdict(ledger(run.engine, method, prompt.request))
-    method.end()
-    return Record(**values)
+    return values
 
 
 def _notes(method: Method, measured: Measured) -> dict[str, Any]:

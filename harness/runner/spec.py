@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from harness.engine.batch import Batch
 from harness.engine.engine import Engine
 from harness.errors import InputError
 from harness.grammar import parse_items, parse_sums, sum_without_paths, without_paths
@@ -36,7 +37,7 @@ class WrongOption(InputError):
         self.option, self.reason = option, reason
 
 
-_LATER = frozenset({"timing"})
+_LATER = frozenset({"batch", "timing"})
 """Options that runs of earlier versions do not know; those who leave them alone ask for the same run as then."""
 
 
@@ -60,6 +61,7 @@ class RunSpec(BaseModel):
     parts: bool = False
     ledger: bool = False
     noise_floor: bool = False
+    batch: Annotated[int, Field(ge=1)] = 1
     timing: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -137,6 +139,7 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
         dtype: that the weights really have.
         kernel: of attention, and of the engine around it.
     """
+    together = {} if spec.batch == 1 else {"batch": [spec.batch, source_hash(Batch)]}
     return content_hash(
         {
             "model": weights_hash,
@@ -150,6 +153,7 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
             "question": spec.question,
             "seed": spec.seed,
             "versions": {name: version(name) for name in ("torch", "transformers")},
+            **together,
         }
     )
 

@@ -18,6 +18,7 @@ from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.roofline import NO_CEILINGS, ceilings
 from harness.models.load import load
+from harness.runner.batches import batch_jobs
 from harness.runner.execute import Job
 from harness.runner.loaded import Cell, Loader, load_run
 from harness.runner.order import order
@@ -58,6 +59,8 @@ class MethodWorker:
         run = self._bench.run
         bound = [run.bind(cell) for cell in cells]
         prompts = read_prompts(bound[0].task, run.model, run.spec)
+        if run.spec.batch > 1:
+            return batch_jobs(self._bench, cells, prompts, done)
         return [
             partial(self._run, bound, cell, prompt)
             for prompt, cell in _in_turn(prompts, bound)

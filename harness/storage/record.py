@@ -17,6 +17,7 @@ NOT_SCORED = "not_scored"
 """Name of the fact that the task has no score for an answer, and why."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Elapsed = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Joules = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -132,6 +133,16 @@ class Record(BaseModel):
     )
     decode_floor_s: Seconds | None = Field(
         description="decode_read_bytes over the device's measured copy rate: no decode step is much faster"
+    )
+    batch: Count | None = Field(
+        default=None,
+        description="requests that were decoded together, this one included: then tpot_s and token_s are of steps that "
+        "all of them share, ttft_s is of this one's own prefill with nothing queued, e2e_s leaves the others' prefills "
+        "out, and peak_memory_bytes, decode_read_bytes and decode_floor_s are the whole batch's; null where it was "
+        "alone",
+    )
+    batch_tokens_per_s: Rate | None = Field(
+        default=None, description="new tokens a second that the batch's decode steps brought, for all of its requests"
     )
     device_state: dict[str, Any] | None = Field(
         description="clocks, temperature, power, throttle reasons and foreign processes of the GPU right after the "

@@ -30,9 +30,9 @@ from harness.storage.samples import PACKED, SAMPLES, Samples, Seal, first_line, 
 MANIFEST_VERSION = 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 
-_FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s", "energy_j")
+_FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s", "energy_j", "batch_tokens_per_s")
 _DERIVED = ("kept_fraction", "tpot_mean_s", "energy_per_token_j")
-_INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes")
+_INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes", "batch")
 
 
 class Manifest(BaseModel):

@@ -14,7 +14,8 @@
     lengths: [1024, 2048]    # for every task that has lengths; optional
     limit: 10                # and the other options of `harness run`: max_length, seed, question, device, dtype, ...
 
-A list of values is an axis: `model`, `seed`, `question` and `dtype` become runs of their own, the rest cells of a run.
+A list of values is an axis: `model`, `seed`, `question`, `dtype` and `batch` become runs of their own, the rest cells
+of a run.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from harness.errors import InputError
 from harness.runner.spec import RunSpec
 from harness.yaml_file import Entry, Node, read_yaml, wrong
 
-RUN_AXES = ("model", "seed", "question", "dtype")
+RUN_AXES = ("model", "seed", "question", "dtype", "batch")
 """Options of a run that may be lists: each combination of their values is a run."""
 SETTINGS = tuple(sorted(set(RunSpec.model_fields) - {*RUN_AXES, "methods", "tasks", "data_dir"}))
 """Options of a run that may not."""

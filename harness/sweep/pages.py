@@ -8,6 +8,7 @@ from harness.errors import InputError
 from harness.report import formats
 from harness.report.figures import save
 from harness.report.table import to_csv, to_markdown
+from harness.report.throughput import throughput, throughput_figure
 from harness.sweep.cells import Sweep
 from harness.sweep.plots import axis_figure, file_name
 from harness.sweep.results import Axis, Results, collect, table
@@ -25,9 +26,11 @@ def write(sweep: Sweep, folder: Path) -> list[Path]:
     results = collect(sweep, folder)
     if not results.recorded:
         return []
-    axes = list(results.axes())
+    axes, runs = list(results.axes()), [found for _, found in results.recorded]
     try:
         plots = [path for axis in axes for path in _plot(axis, sweep, folder)]
+        figure = throughput_figure(runs)
+        plots += save(figure, folder, "throughput") if figure is not None else []
         page, numbers = folder / "sweep.md", folder / "sweep.csv"
         page.write_text(_page(results, plots), encoding="utf-8")
         numbers.write_text(to_csv(table(results)), encoding="utf-8")
@@ -43,6 +46,8 @@ def _plot(axis: Axis, sweep: Sweep, folder: Path) -> list[Path]:
 
 def _page(results: Results, plots: list[Path]) -> str:
     parts = [f"# {results.sweep.grid.name}", *_circumstances(results), to_markdown(table(results)).rstrip()]
+    together = throughput([found for _, found in results.recorded])
+    parts += [to_markdown(together).rstrip()] if together.rows else []
     names = [f"`{path.name}`" for path in plots if path.suffix == ".png"]
     return "\n\n".join([*parts, *([f"Plots: {', '.join(names)}."] if names else [])]) + "\n"
 

@@ -84,7 +84,7 @@ class Reselecting(Method):
         return out
 
     def replay(self) -> Replay:
-        """The same work for every token: what comes in, where there is a choice, is decided and fetched on the device."""
+        """The same work for every token: what comes in, if there is a choice, is decided and fetched on the device."""
         self._park()
         return self._replay if self.active else self.dense_replay
 
