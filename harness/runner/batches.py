@@ -19,23 +19,24 @@ from harness.runner.loaded import Cell
 from harness.runner.order import order
 from harness.runner.plan import CellSpec
 from harness.runner.request import Bench, answer, attempted, release, stop_texts
-from harness.runner.samples import Prompt
+from harness.runner.samples import Prompt, read_prompts
 from harness.storage.record import Record
 
 
-def batch_jobs(
-    bench: Bench, cells: Sequence[CellSpec], prompts: Sequence[Prompt], done: Set[tuple[str, str]]
-) -> list[Job]:
+def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str]]) -> list[Job]:
     """A job for each record that is missing; the first one of a batch asks all of it.
 
     Args:
         bench: of the run.
         cells: of one task, which take turns in changing order.
-        prompts: of the task, in their order.
         done: (hash of the cell, sample) of every record that there is.
+
+    Raises:
+        InputError: the task's data turns out bad.
     """
-    askers = [Asker(bench, cell) for cell in cells]
-    size, jobs = bench.run.spec.batch, []
+    run, askers = bench.run, [Asker(bench, cell) for cell in cells]
+    prompts = read_prompts(run.plan.task(cells[0]), run.model, run.spec)
+    size, jobs = run.spec.batch, []
     for number, start in enumerate(range(0, len(prompts), size)):
         for place in order(len(askers), number):
             group = Group(askers[place], prompts[start : start + size])

@@ -57,10 +57,10 @@ class MethodWorker:
     def jobs(self, cells: Sequence[CellSpec], done: Set[tuple[str, str]]) -> list[Job]:
         """Sample by sample, the methods in changing order."""
         run = self._bench.run
+        if run.spec.batch > 1:
+            return batch_jobs(self._bench, cells, done)
         bound = [run.bind(cell) for cell in cells]
         prompts = read_prompts(bound[0].task, run.model, run.spec)
-        if run.spec.batch > 1:
-            return batch_jobs(self._bench, cells, prompts, done)
         return [
             partial(self._run, bound, cell, prompt)
             for prompt, cell in _in_turn(prompts, bound)
