@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from harness.calibrate.command import app as calibrate_app
+from harness.capacity.command import capacity_command
 from harness.errors import InputError
 from harness.flags import OUTPUT, Accelerator, ExecutorName, MethodFiles, RayAddress, TaskFiles, Workers
 from harness.leaderboard.command import leaderboard_command
@@ -140,6 +141,7 @@ def runs_command(
 app.command("sweep")(sweep_command)
 app.command("study")(study_command)
 app.command("leaderboard")(leaderboard_command)
+app.command("capacity")(capacity_command)
 app.command("predict")(predict_command)
 app.add_typer(reproduce_app, name="reproduce")
 app.add_typer(calibrate_app, name="calibrate")

@@ -21,7 +21,7 @@ FLOORS = (
     {"harness.measuring"},
     {"harness.report", "harness.gates", "harness.executors"},
     {"harness.runner", "harness.predict"},
-    {"harness.conformance", "harness.sweep", "harness.reproduce", "harness.calibrate"},
+    {"harness.conformance", "harness.sweep", "harness.reproduce", "harness.calibrate", "harness.capacity"},
     {"harness.leaderboard"},
     {"harness.study"},
     {"harness.api"},

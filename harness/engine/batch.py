@@ -86,7 +86,6 @@ class Batch:
         self._recordings: dict[Hashable, tuple[Replay, RecordedDecode]] = {}
         self.slots: list[Slot] = []
 
-    @torch.inference_mode()
     def read(self, requests: Sequence[Request], ended: Sequence[Ended | None] = ()) -> Generator[Slot]:
         """Prefills a new batch, one request after the other; each is handed out with its first token.
 
@@ -102,12 +101,26 @@ class Batch:
         # A request that is done may be stepped on until the last one is: there has to be room for that.
         room = max(request.max_new_tokens for request in requests)
         for number, request in enumerate(requests):
-            method, work = self._methods[number], Work()
-            logits, position = self._engine.read(method, replace(request, max_new_tokens=room), work)
-            slot = Slot(method, request, position, ended=ended[number] if ended else None, work=work)
-            self.slots.append(slot)
-            slot.take(_greedy(logits.unsqueeze(0), [slot])[0])
-            yield slot
+            yield self.add(request, room, ended[number] if ended else None)
+
+    @torch.inference_mode()
+    def add(self, request: Request, room: int, ended: Ended | None = None) -> Slot:
+        """Prefills one request more, ahead of the batch's first step; returns it with its first token.
+
+        Args:
+            request: what is asked.
+            room: most new tokens of any request of the batch.
+            ended: see `Slot`.
+
+        Raises:
+            InputError, BrokenPromise: as `read`.
+        """
+        method, work = self._methods[len(self.slots)], Work()
+        logits, position = self._engine.read(method, replace(request, max_new_tokens=room), work)
+        slot = Slot(method, request, position, ended=ended, work=work)
+        slot.take(_greedy(logits.unsqueeze(0), [slot])[0])
+        self.slots.append(slot)
+        return slot
 
     @torch.inference_mode()
     def steps(self) -> Generator[list[Slot]]:

@@ -1,0 +1,1 @@
+"""How many requests a device holds at once under each method, and how fast it decodes them."""

@@ -1,0 +1,218 @@
+"""`harness capacity` on a CPU whose caches may take so many bytes: what fits, what is known, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.capacity import fill, found
+from harness.engine.batch import Batch
+from harness.engine.cache import LayerCache
+from tests.command import run
+from tests.test_cli import random_model
+
+TOKEN = 6 * 2 * 2 * 16 * 4
+"""Bytes of a token's keys and values: 6 layers, 2 KV heads, 16 channels, float32."""
+FULL = (128 + 8) * TOKEN
+METHODS = "full,snapkv:budget=64:window=8,adakv:budget=64:window=8"
+
+
+class Scarce:
+    """Memory of which only keys and values take any; what they lack is refused as PyTorch refuses it."""
+
+    def __init__(self, size: int, patch: pytest.MonkeyPatch) -> None:
+        self.size, self._caches, self._peak = size, WeakSet[LayerCache](), 0
+        reserve = LayerCache._reserve
+
+        def scarce(cache: LayerCache, *args: Any) -> None:
+            reserve(cache, *args)
+            self._caches.add(cache)
+            self._peak = max(self._peak, self.allocated())
+            if self.allocated() > self.size:
+                cache.reset()
+                raise torch.OutOfMemoryError
+
+        patch.setattr(LayerCache, "_reserve", scarce)
+        patch.setattr(found, "can_be_full", lambda device: True)
+        patch.setattr(found, "memory_of", lambda device, limit: self)
+
+    def allocated(self) -> int:
+        return sum(cache.nbytes for cache in self._caches)
+
+    def peak(self) -> int:
+        return self._peak
+
+    def restart(self) -> None:
+        self._peak = self.allocated()
+
+
+def capacity(folder: Path, *more: object, methods: str = METHODS) -> int:
+    asked = ("--model", random_model(folder), "--length", 128, "--new-tokens", 8, "--output", folder / "out")
+    return run("capacity", "--methods", methods, *asked, *more)
+
+
+def held(folder: Path) -> dict[str, dict[str, Any]]:
+    found = json.loads((folder / "out" / "capacity.json").read_text())
+    return {one["method"]: one for one in found["methods"]}
+
+
+def test_as_many_as_fit_are_held_and_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = Scarce(int(5.5 * FULL), monkeypatch)
+    assert capacity(tmp_path) == 0
+    full, snapkv, adakv = held(tmp_path).values()
+    assert (full["batch"], full["predicted"], full["kv_bytes"], full["kept"]) == (5, 5, FULL, 1)
+    assert snapkv["batch"] == snapkv["predicted"] == int(5.5 * FULL / (72 * TOKEN))
+    assert snapkv["kept"] == 0.5 and adakv["batch"] == snapkv["batch"]
+    for one in (full, snapkv, adakv):
+        assert one["bound"] == "memory" and one["peak_bytes"] <= 5.5 * FULL + FULL
+        assert one["tokens_per_s"] == pytest.approx(one["batch"] / one["step_s"]) and one["ttft_s"] > 0
+        assert one["floor_s"] > 0
+    assert memory.allocated() == 0
+    printed = capsys.readouterr()
+    assert "| `full` | 100 %" in printed.out and "full: 5 requests" in printed.err
+    assert (tmp_path / "out" / "capacity.svg").is_file()
+    rows = (tmp_path / "out" / "capacity.csv").read_text().splitlines()
+    assert len(rows) == 4
+
+
+def test_the_same_command_finds_out_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Scarce(int(3.5 * FULL), monkeypatch)
+    assert capacity(tmp_path, methods="full") == 0
+    before = held(tmp_path)
+    monkeypatch.setattr(found, "hold", lambda *_: pytest.fail("is known"))
+    assert capacity(tmp_path, methods="full") == 0 and held(tmp_path) == before
+    monkeypatch.undo()
+    Scarce(int(3.5 * FULL), monkeypatch)
+    assert capacity(tmp_path, "--json", methods="snapkv:budget=64:window=8,full") == 0
+    after = held(tmp_path)
+    assert after["full"] == before["full"] and len(after) == 2
+    printed = capsys.readouterr()
+    assert "full: 3" in printed.err and json.loads(printed.out[printed.out.index("{") :])["length"] == 128
+    Scarce(int(2.5 * FULL), monkeypatch)
+    assert capacity(tmp_path, methods="full") == 2 and "something else" in capsys.readouterr().err
+
+
+def test_more_is_tried_only_where_more_might_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scarce(int(3.5 * FULL), monkeypatch)
+    tried: list[str] = []
+    hold = fill.hold
+
+    def noted(load: fill.Load, spec: Any, key: str) -> Any:
+        tried.append(spec.label)
+        return hold(load, spec, key)
+
+    monkeypatch.setattr(found, "hold", noted)
+    for most, full, snapkv in ((4, 3, 4), (5, 3, 5), (20, 3, 6), (30, 3, 6)):
+        assert capacity(tmp_path, "--most", most, methods="full,snapkv:budget=64:window=8") == 0
+        found_now = held(tmp_path)
+        assert found_now["full"]["batch"] == full and found_now["full"]["bound"] == "memory"
+        one = found_now["snapkv:budget=64:window=8"]
+        assert one["batch"] == snapkv and one["bound"] == ("memory" if most > 6 else "most")
+    assert tried == ["full", *["snapkv:budget=64:window=8"] * 3]
+
+
+def test_what_can_be_prefilled_but_not_decoded_is_one_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scarce(int(5.5 * FULL), monkeypatch)
+    steps, sizes = Batch.steps, []
+
+    def scarce(batch: Batch) -> Any:
+        sizes.append(len(batch.slots))
+        if len(batch.slots) > 3:
+            raise torch.OutOfMemoryError
+        return steps(batch)
+
+    monkeypatch.setattr(Batch, "steps", scarce)
+    assert capacity(tmp_path, methods="full") == 0
+    assert sizes == [5, 4, 3]
+    (full,) = held(tmp_path).values()
+    assert full["batch"] == 3 and full["bound"] == "memory" and full["tokens_per_s"] > 0
+
+
+def test_not_even_one_may_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scarce(int(0.6 * FULL), monkeypatch)
+    assert capacity(tmp_path) == 0
+    full, snapkv, _ = held(tmp_path).values()
+    assert full["batch"] == 0 and full["tokens_per_s"] is None and snapkv["batch"] == 1
+    page = (tmp_path / "out" / "capacity.md").read_text()
+    assert "| `full` |" in page and "nan" not in page
+
+
+BOOM = '''
+from harness.engine.method import Method
+
+
+class Boom(Method):
+    """Fails in decode."""
+
+    name = summary = "boom"
+
+    def attend(self, layer, heads, step):
+        if step.phase == "decode":
+            raise ValueError("my own bug")
+        return super().attend(layer, heads, step)
+'''
+
+
+def test_a_method_that_fails_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = Scarce(int(2.5 * FULL), monkeypatch)
+    (tmp_path / "boom.py").write_text(BOOM)
+    asked = ("--method-file", tmp_path / "boom.py")
+    for _ in range(2):
+        assert capacity(tmp_path, *asked, methods="boom,full") == 0
+        assert "boom: failed in attend, layer 0: ValueError: my own bug (boom.py" in capsys.readouterr().err
+    assert held(tmp_path)["full"]["batch"] == 2 and memory.allocated() == 0
+
+
+def test_requests_have_texts_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Scarce(int(3.5 * FULL), monkeypatch)
+    prompts: list[Tensor] = []
+    add = Batch.add
+
+    def noted(batch: Batch, request: Any, room: int) -> Any:
+        prompts.append(request.prompt)
+        return add(batch, request, room)
+
+    monkeypatch.setattr(Batch, "add", noted)
+    assert capacity(tmp_path, methods="full") == 0
+    assert len(prompts) == 4 and {len(prompt) for prompt in prompts} == {128}
+    assert len({tuple(prompt.tolist()) for prompt in prompts}) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "needs a CUDA device"),
+        (("--methods", "nothing"), "needs a CUDA device"),
+    ],
+)
+def test_a_cpu_is_refused(
+    tmp_path: Path, more: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert capacity(tmp_path, "--device", "cpu", *more) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [("lazyllm", "revive=false"), ("nothing", "unknown method"), ("h2o:budget=0", "budget")],
+)
+def test_bad_input_is_one_line_before_a_model_loads(
+    tmp_path: Path, methods: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(found, "can_be_full", lambda device: True)
+    monkeypatch.setattr(found, "load_run", lambda plan: pytest.fail("a model is loaded"))
+    assert capacity(tmp_path, methods=methods) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
