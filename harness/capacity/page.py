@@ -52,10 +52,10 @@ def capacity_table(found: Capacity, held: Sequence[Held]) -> Table:
     ]  # fmt: skip
     note = (
         f"Requests of {found.length} tokens and {found.new_tokens} new ones each, prefilled one after the other until "
-        f"the {formats.size(found.memory_bytes)} of memory were full, and decoded together; behind a + "
-        f"`--most` ended it, not memory. Step: median of the decode steps, which bring one token of each request; its floor reads "
-        f"the weights once and every cache. Predicted: the batch, by what the first request left of the memory. "
-        f"{BASELINE} at its own largest batch is what the ratios compare with."
+        f"the {formats.size(found.memory_bytes)} of memory were full, and decoded together; behind a + `--most` ended "
+        "it, not memory. Predicted: the same, by what the first request left of the memory. Step: median of the decode "
+        "steps, which bring one token of each request; its floor reads the weights once and every cache. Ratios "
+        f"compare with {BASELINE} at its own largest batch."
     )
     title = f"Capacity: `{found.model}` on {device(found)}"
     return Table("capacity", title, note, head, [_row(one, full) for one in held])

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from harness.conformance.tiny import END, HEADS, LAYERS, MODELS, random_ids, tiny_engine, tiny_shape
 from harness.conformance.witness import Session, State, Trace
+from harness.engine.batch import Batch
 from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.errors import InputError
@@ -303,6 +304,25 @@ def _odd_batch(subject: Subject) -> Iterator[str]:
     for length in BATCH:
         alone = subject.trace(length)
         yield from _differences(f"prompt of {length}", alone, session.serve(prompt(length), NEW_TOKENS))
+
+
+@_check("together")
+def _together(subject: Subject) -> Iterator[str]:
+    """Requests of odd lengths, decoded together, get the tokens they get alone."""
+    spec, engine = subject.spec, tiny_engine(*ONE, subject.layers)
+    try:
+        spec.kind.check_batch(spec.options)
+    except InputError as reason:
+        raise Skip(str(reason)) from None
+    alone = [subject.trace(length).tokens for length in BATCH]
+    batch = Batch(engine, [spec.build(engine.context) for _ in BATCH])
+    for _ in batch.read([Request(prompt(length), NEW_TOKENS) for length in BATCH]):
+        pass
+    for _ in batch.steps():
+        pass
+    for length, tokens, slot in zip(BATCH, alone, batch.slots, strict=True):
+        if slot.tokens != tokens:
+            yield f"prompt of {length}: {slot.tokens} instead of {tokens}"
 
 
 @_check("positions")

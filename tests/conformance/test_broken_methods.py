@@ -93,6 +93,29 @@ class RemembersShortOnes(Sound):
         return torch.tensor([n - 1]) if self.spoiled and n > 2 else super().stays(n)
 
 
+class SharesState(Sound):
+    """Decodes for the request that any instance read last."""
+
+    latest = 0
+
+    def begin(self, prompt_len: int, max_new_tokens: int) -> None:
+        super().begin(prompt_len, max_new_tokens)
+        SharesState.latest = prompt_len
+
+    def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
+        attended = super().attend(layer, heads, step)
+        return attended if self.prompt_len == SharesState.latest else torch.zeros_like(attended)
+
+
+class AddsRows(Sound):
+    """Brings a row more in, at the last layer of each decode step."""
+
+    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        if step.phase == "prefill" or layer + 1 < len(self.cache):
+            return rows
+        return rows.select(torch.tensor([0, 0]))
+
+
 class LeaksMemory(Sound):
     """The last request's caches are kept."""
 
@@ -262,6 +285,8 @@ BROKEN = [
     ("no-state", Remembers, "differs in"),
     ("no-state", LeaksMemory, "memory"),
     ("odd-batch", RemembersShortOnes, "prompt of 65: differs in"),
+    ("together", SharesState, "prompt of 127: ["),
+    ("together", AddsRows, "after_layer, layer 5: returned 2 rows for a new token"),
     ("positions", Backwards, "positions of layer 0 do not ascend"),
     ("positions", Twice, "layer 0 holds a position twice"),
     ("positions", RenumbersCache, "the cache of layer 0 holds a position with another token's values"),
@@ -340,7 +365,7 @@ def test_a_method_that_never_runs_is_told_once_and_in_one_line(monkeypatch: pyte
     found = {finding.check: finding for finding in report.findings}
     assert "RuntimeError: two lines" in found["lengths"].detail
     assert found["budget"].status == found["positions"].status == "skip"
-    assert len(str(report).splitlines()) == len(CHECKS) + 1 and "of 14 checks failed" in str(report)
+    assert len(str(report).splitlines()) == len(CHECKS) + 1 and "of 15 checks failed" in str(report)
 
 
 def test_options_that_fit_no_tiny_model_are_bad_input_not_a_finding() -> None:
