@@ -174,13 +174,13 @@ def hold(load: Load, spec: MethodSpec, key: str) -> Held:
     Raises:
         InputError: it is not the method's fault.
     """
-    most, bound = load.most, "most"
+    most = load.most
     try:
         while most:
             found, is_full, batch = _tried(load, spec, most)
-            bound = "memory" if is_full or most < load.most else "most"
             if found is not None:
-                return Held(key=key, method=spec.label, bound=bound, **found)
+                is_full = is_full or most < load.most
+                return Held(key=key, method=spec.label, bound="memory" if is_full else "most", **found)
             most = batch
         return Held(key=key, method=spec.label, batch=0, bound="memory")
     except InputError as error:

@@ -101,14 +101,14 @@ def _nan(value: float | None) -> float:
 def capacity_figure(found: Capacity, held: Sequence[Held]) -> Figure | None:
     """Decode throughput over batch size, each method at its largest batch; None where nothing was decoded."""
     names = names_of([one.method for one in held])
-    known = [(index, one) for index, one in enumerate(held) if one.batch and one.tokens_per_s]
+    known = [(index, one, one.tokens_per_s) for index, one in enumerate(held) if one.batch and one.tokens_per_s]
     if not known:
         return None
     figure = canvas(6.4, 4.8)
     axes = figure.subplots()
-    for index, one in known:
+    for index, one, rate in known:
         name = names[one.method] + (" (more fit)" if one.bound == "most" else "")
-        axes.scatter(one.batch, one.tokens_per_s, s=55, color=colour_of(index), marker=marker_of(index), label=name)
+        axes.scatter(one.batch, rate, s=55, color=colour_of(index), marker=marker_of(index), label=name)
     axes.set(xscale="log", yscale="log", xlabel="largest batch", ylabel="new tokens a second, all requests")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:g}")

@@ -59,8 +59,8 @@ class Slot:
 
     @property
     def suppressed(self) -> frozenset[int]:
-        """Tokens that may not come next."""
-        return self.request.suppressed(len(self.tokens) + 1)
+        """Tokens that may not come next; none once the answer is complete."""
+        return frozenset() if self.done else self.request.suppressed(len(self.tokens) + 1)
 
     def take(self, token: int) -> None:
         """The next token is there."""
@@ -158,8 +158,10 @@ class Batch:
         verbs, steps = self._engine.verbs, [Step("decode", slot.position, 1) for slot in live]
         for layer in range(len(self._engine.layers)):
             heads = list(verbs.project(layer, rows).single())
-            each = zip(live, heads, steps, strict=True)
-            attended = [promises.attended(slot.method.attend(layer, *own), layer, own[0]) for slot, *own in each]
+            attended = [
+                promises.attended(slot.method.attend(layer, own, step), layer, own)
+                for slot, own, step in zip(live, heads, steps, strict=True)
+            ]
             rows = rows.with_attended(torch.cat(attended))
             rows = _hooked("after_attention", layer, rows, live, heads, steps)
             rows = _hooked("after_layer", layer, verbs.feed_forward(layer, rows), live, heads, steps)

@@ -7,8 +7,8 @@ there already, all of it is asked again and the missing ones are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -36,7 +36,7 @@ def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str
     """
     run, askers = bench.run, [Asker(bench, cell) for cell in cells]
     prompts = read_prompts(run.plan.task(cells[0]), run.model, run.spec)
-    size, jobs = run.spec.batch, []
+    size, jobs = run.spec.batch, list[Job]()
     for number, start in enumerate(range(0, len(prompts), size)):
         for place in order(len(askers), number):
             group = Group(askers[place], prompts[start : start + size])
@@ -99,11 +99,11 @@ class Asker:
         if key in self._warm:
             return
         self._warm.add(key)
-        few = [replace(prompt.request, max_new_tokens=3, stop_ids=frozenset()) for prompt in prompts]
         # Out of memory, or a fault of the method: the batch itself will find that out.
         with suppress(Exception):
-            list(self._batch.read(few))
-            list(self._batch.steps())
+            list(self._batch.read([prompt.request for prompt in prompts]))
+            with closing(self._batch.steps()) as steps:
+                next(steps, None)
 
     def _measured(self, prompts: Sequence[Prompt]) -> list[Record]:
         run = self._bench.run
@@ -111,7 +111,10 @@ class Asker:
         stopwatch = run.engine.context.stopwatch if run.spec.parts else None
         found = measure_batch(self._batch, [prompt.request for prompt in prompts], ended, stopwatch)
         each = zip(self._cells, prompts, found.each, strict=False)
-        return [Record(**answer(self._bench, cell, *own) | _facts(cell, found)) for cell, *own in each]
+        return [
+            Record(**answer(self._bench, cell, prompt, measured) | _facts(cell, found))
+            for cell, prompt, measured in each
+        ]
 
 
 def _facts(cell: Cell, found: MeasuredBatch) -> dict[str, Any]:

@@ -163,6 +163,7 @@ class Boom(Method):
 '''
 
 
+@pytest.mark.usefixtures("forget_methods")
 def test_a_method_that_fails_is_told_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,6 +106,7 @@ class Boom(Method):
 '''
 
 
+@pytest.mark.usefixtures("forget_methods")
 def test_a_method_that_fails_in_one_request_fails_in_its_batch(tmp_path: Path) -> None:
     (tmp_path / "boom.py").write_text(BOOM)
     asked = ("--methods", "full,boom", "--method-file", tmp_path / "boom.py", *ASKED[2:], "--batch", 2)
