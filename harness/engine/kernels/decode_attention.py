@@ -6,8 +6,8 @@ the rows of a tensor core tile.
 
 Where a layer's cache lies and how long it is stands in a table on the device that the kernels read, and the grid does
 not depend on it, so one captured CUDA graph serves every request. Requests that are decoded together are one more axis
-of the table and of the grid. Shares are then as long for a short cache as for a long one, so that programs have equal
-work.
+of the table and of the grid. A long cache is then more shares than a short one, not longer ones, so that programs have
+equal work.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _DENSE = {"BLOCK": 64, "num_warps": 4, "num_stages": 4}
 # Pages are few: more programs, with less for each.
 _PAGED = {"BLOCK": 64, "num_warps": 4, "num_stages": 2}
 _PAGED_SPLITS = 2
-# With several requests: programs that find room at once, as a share of the last round of them, and how many times as
-# many shares as a mean list gets are at hand for a long one.
+# With several requests: how full rounds of programs should be, and how many times the shares of a mean cache there are
+# for a long one.
 _FULL, _LONG = 0.95, 4
 
 
@@ -189,7 +189,7 @@ class DecodeAttention:
 
 
 def even_splits(programs: int, kv_heads: int, batch: int) -> int:
-    """Shares of each KV head's tokens with which as many programs as run side by side have work, to the last.
+    """Shares of each KV head's tokens: the fewest with which rounds of programs are full, the last one too.
 
     Args:
         programs: that run side by side.
