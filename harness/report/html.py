@@ -30,6 +30,7 @@ CAPTIONS = {
     "needles": "Needles found, suite by suite, by depth and prompt length.",
     "survival": "Which prompt tokens each layer kept.",
     "survivors": "How many prompt tokens each layer kept, mean over samples.",
+    "throughput": "New tokens a second of requests that are decoded together, by how many they are.",
     "density": "Which share of query-key pairs each layer and head of a sparse prefill attended to.",
 }
 

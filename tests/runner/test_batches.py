@@ -30,6 +30,8 @@ def test_a_record_each_with_what_the_batch_was(tmp_path: Path) -> None:
     assert alone.batch.isna().all() and set(alone.cell).isdisjoint(records.cell)
     # A step reads the weights once, and the caches of all: 6 layers of 2 KV heads, 16 channels of 4 bytes.
     full, token = (frame[frame.method == "full"].decode_read_bytes for frame in (records, alone)), 6 * 2 * 2 * 16 * 4
+    assert run("report", tmp_path / "two") == 0
+    assert "decoded together, by how many" in (tmp_path / "two" / "report" / "index.html").read_text()
     together, single = map(list, full)
     assert [both - one for both, one in zip(together, single, strict=True)] == [
         count * token for count in (100, 100, 0, 300, 300, 0)
