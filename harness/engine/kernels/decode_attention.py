@@ -104,9 +104,9 @@ class DecodeAttention:
                 new one not counted. Slot `length` must be within capacity; the kernel does not change the table.
             layer: whose rows of the table.
             out: where the result goes, [batch, heads * head_dim] contiguous; allocated if not given.
-            logits: what else is to be left, [layers, batch * heads, room] and [layers, batch * heads] float32 contiguous:
-                q k / sqrt(d) of the token in each slot, the new one included, and `norms`, of which it uses this
-                layer's part; both base 2. So a token's weight is 2 ** (logit - norm).
+            logits: what else is to be left, [layers, batch * heads, room] and [layers, batch * heads] float32
+                contiguous: q k / sqrt(d) of the token in each slot, the new one included, and `norms`, of which it uses
+                this layer's part; both base 2. So a token's weight is 2 ** (logit - norm).
 
         Returns:
             [batch, heads * head_dim].
@@ -182,7 +182,8 @@ class DecodeAttention:
             out, norms, into, into.shape[-1], layer, 0 if pages is None else pages.shape[-1], *apart,
             GROUP=group, PADDED=triton.next_power_of_2(group), KV_HEADS=self.kv_heads, SHARING=lists // self.kv_heads,
             DIM=self.head_dim, PAGE=page_size, SPLITS=splits, WIDTH=triton.next_power_of_2(splits),
-            SCALE=self.head_dim**-0.5 * math.log2(math.e), BATCH=self.batch, MEAN=self.splits, LOGITS=logits is not None,
+            SCALE=self.head_dim**-0.5 * math.log2(math.e), LOGITS=logits is not None, BATCH=self.batch,
+            MEAN=self.splits,
             ALL=triton.next_power_of_2(self.batch * (self.kv_heads if launch["RAGGED"] else 1)), **launch,
         )  # fmt: skip
         return out
