@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Train the gates of a method on passkeys; the model's weights stay as they are.")
 
-_Out = Annotated[Path, typer.Option(*OUTPUT, help="file of gates to write; the same command resumes")]
+_Output = Annotated[Path, typer.Option(*OUTPUT, help="file of gates to write; the same command resumes")]
 _Model = Annotated[str, typer.Option(help="as in 'harness run'")]
 _Length = Annotated[int, typer.Option(help="tokens of a text")]
 _Texts = Annotated[int, typer.Option(min=1, help="texts that are met in turn")]
@@ -33,7 +33,7 @@ _Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")]
 
 @app.command("duo")
 def duo_command(
-    out: _Out,
+    output: _Output,
     model: _Model = "smollm2",
     length: _Length = 384,
     texts: _Texts = 16,
@@ -55,13 +55,13 @@ def duo_command(
 
     settings = Settings("duo", length, texts, steps, rate, seed, share, sinks=sinks, recent=recent, penalty=penalty)
     _calibrate(
-        settings, lambda shape, place: Streaming(shape, place, sinks, recent, penalty, share), out, model, device, dtype
+        settings, lambda shape, place: Streaming(shape, place, sinks, recent, penalty, share), output, model, device, dtype
     )
 
 
 @app.command("lychee")
 def lychee_command(
-    out: _Out,
+    output: _Output,
     model: _Model = "smollm2",
     length: _Length = 384,
     texts: _Texts = 16,
@@ -78,20 +78,20 @@ def lychee_command(
     from harness.calibrate.train import Settings
 
     settings = Settings("lychee", length, texts, steps, rate, seed, share, topk=topk)
-    _calibrate(settings, lambda shape, place: Inheriting(shape, place, topk, share), out, model, device, dtype)
+    _calibrate(settings, lambda shape, place: Inheriting(shape, place, topk, share), output, model, device, dtype)
 
 
 def _calibrate(
     settings: Settings,
     make: Callable[[ModelShape, torch.device], Training],
-    out: Path,
+    output: Path,
     model: str,
     device: str,
     dtype: str,
 ) -> None:
     from harness.calibrate.calibrate import calibrate
 
-    for line in calibrate(settings, make, out, model, device, dtype, _tell(settings.steps)):
+    for line in calibrate(settings, make, output, model, device, dtype, _tell(settings.steps)):
         print(line, flush=True)
 
 

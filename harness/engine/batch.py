@@ -81,7 +81,12 @@ class Batch:
         Args:
             engine: around the model.
             methods: an instance for each request, so as many as requests can be there at once.
+
+        Raises:
+            ValueError: one instance is to serve two requests at once.
         """
+        if len({id(method) for method in methods}) < len(methods):
+            raise ValueError("requests that are there at once need a method instance each")
         self._engine, self._methods = engine, methods
         self._recordings: dict[Hashable, tuple[Replay, RecordedDecode]] = {}
         self.slots: list[Slot] = []

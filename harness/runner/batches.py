@@ -78,7 +78,7 @@ class Asker:
             cell: whose method gets an instance for each request.
         """
         run = bench.run
-        self._bench, self._cells = bench, [run.bind(cell) for _ in range(run.spec.batch)]
+        self._bench, self._cells = bench, [run.bind(cell, slot) for slot in range(run.spec.batch)]
         self._batch = Batch(run.engine, [one.method for one in self._cells])
         self._warm: set[tuple[int, int]] = set()
         self.hash = self._cells[0].hash

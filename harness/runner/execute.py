@@ -50,7 +50,7 @@ class Worker(Protocol):
         """
 
 
-def execute(plan: Plan, folder: Path, progress: Progress, start: type[Worker]) -> list[str]:
+def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan], Worker]) -> list[str]:
     """Runs, or resumes, a plan and leaves `folder` complete, or marked incomplete if it is stopped or requests failed.
 
     `harness.runner.fan_out` does the same with other processes and machines.

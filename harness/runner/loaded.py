@@ -42,12 +42,12 @@ Loader = Callable[[str, str, str], LoadedModel]
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A plan, its model and the engine around it; a method is made once and serves all tasks."""
+    """A plan, its model and the engine around it; methods are made once and serve all tasks."""
 
     plan: Plan
     model: LoadedModel
     engine: Engine
-    _methods: dict[str, Method] = field(default_factory=dict)
+    _methods: dict[tuple[str, int], Method] = field(default_factory=dict)
 
     @property
     def spec(self) -> RunSpec:
@@ -72,14 +72,19 @@ class LoadedRun:
             "task_sources": {task.label: source_hash(type(task)) for task in self.plan.tasks},
         }
 
-    def bind(self, cell: CellSpec) -> Cell:
-        """The cell that is described."""
+    def bind(self, cell: CellSpec, slot: int = 0) -> Cell:
+        """The cell that is described.
+
+        Args:
+            cell: which.
+            slot: of the request, where several are there at once: each has a method of its own.
+        """
         method, task = self.plan.method(cell), self.plan.task(cell)
         dtype, kernel = str(self.model.model.dtype), f"{self.engine.context.attention.kernel}, {self.engine.kind}"
         identity = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel)
-        if method.label not in self._methods:
-            self._methods[method.label] = method.build(self.engine.context)
-        return Cell(identity, method.label, self._methods[method.label], task)
+        if (place := (method.label, slot)) not in self._methods:
+            self._methods[place] = method.build(self.engine.context)
+        return Cell(identity, method.label, self._methods[place], task)
 
 
 def _source(method: MethodSpec) -> str:
