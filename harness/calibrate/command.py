@@ -55,7 +55,12 @@ def duo_command(
 
     settings = Settings("duo", length, texts, steps, rate, seed, share, sinks=sinks, recent=recent, penalty=penalty)
     _calibrate(
-        settings, lambda shape, place: Streaming(shape, place, sinks, recent, penalty, share), output, model, device, dtype
+        settings,
+        lambda shape, place: Streaming(shape, place, sinks, recent, penalty, share),
+        output,
+        model,
+        device,
+        dtype,
     )
 
 
