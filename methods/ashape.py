@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.engine.step import Heads
 from harness.options import Budget, OptionSet, window_tokens
-from methods.common.band import band_attention, band_pairs
+from methods.common.band import band_pairs
 from methods.common.sparse_prefill import SparsePrefill
 
 
@@ -43,5 +43,5 @@ class AShape(SparsePrefill):
         (q, k, v), n, sinks = (heads.q, heads.k, heads.v), len(heads), self.options.sinks
         if n <= (seen := self.seen(n)):
             return None
-        out = band_attention(self.model.attention, q, q, k, k[:sinks], v, seen - sinks)
+        out = self.model.attention.banded(q, q, k, v, sinks, seen - sinks)
         return out, torch.full(q.shape[1:2], band_pairs(n, seen))

@@ -35,7 +35,7 @@ from harness.engine.method import Method, ModelContext
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, window_tokens
-from methods.common.band import band_attention, band_pairs
+from methods.common.band import band_pairs
 from methods.common.sinks import band, both_ends, nearer, sink_attention, slide
 from methods.replay.streaming import StreamingReplay
 
@@ -82,7 +82,7 @@ class Streaming(Method):
         if self.options.mode != "faithful" or len(q) <= sinks + self.window:
             return attention.causal(q, k, v)
         q_sink = self.model.move(q, -nearer(heads.positions, sinks, self.window))
-        return band_attention(attention, q, q_sink, k, k[:sinks], v, self.window)
+        return attention.banded(q, q_sink, k, v, sinks, self.window)
 
     def _store(self, layer: int, heads: Heads) -> None:
         """Puts sinks and window into the cache."""

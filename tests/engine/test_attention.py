@@ -14,7 +14,6 @@ from harness.cli import main
 from harness.engine.attention import KERNELS, Attention, check_attention, pick_attention
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
-from methods.common.band import band_attention
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -65,10 +64,13 @@ def test_a_kernel_computes_causal_attention(kernel: str, n: int, m: int) -> None
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize(("n", "sinks", "window"), [(70, 4, 16), (64, 0, 16), (33, 4, 40), (50, 20, 7), (20, 3, 1)])
+@pytest.mark.parametrize(
+    ("n", "sinks", "window"),
+    [(70, 4, 16), (64, 0, 16), (33, 4, 40), (50, 20, 7), (20, 3, 1), (333, 140, 130), (256, 0, 128), (150, 4, 200)],
+)
 def test_a_band_is_joined_from_causal_attention(kernel: str, n: int, sinks: int, window: int) -> None:
     q, k, v = random_heads(n, n)
-    found = band_attention(kernel_here(kernel), q, q, k, k[:sinks], v, window)
+    found = kernel_here(kernel).banded(q, q, k, v, sinks, window)
     assert agree(found, written_out(q, k, v, sinks, window))
 
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.engine.kernels.online_softmax import begin
+from harness.engine.kernels.online_softmax import begin, weigh
 
 # How programs are launched, by rows a block and keys they read at a time.
 _LAUNCH = {
@@ -70,18 +70,6 @@ def block_sparse_attention(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _weigh(query, key, value, top, total, acc, seen, MASKED: tl.constexpr, SCALE: tl.constexpr) -> Any:
-    """Takes a tile of keys, [d, tile], into the state of the rows; of the keys a row attends to those `seen`."""
-    logit = tl.dot(query, key, input_precision="ieee") * SCALE
-    if MASKED:
-        logit = tl.where(seen, logit, float("-inf"))
-    higher = tl.maximum(top, tl.max(logit, 1))
-    weight, shrink = tl.exp2(logit - higher[:, None]), tl.exp2(top - higher)
-    acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
-    return higher, total * shrink + tl.sum(weight, 1), acc
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def _take_in_blocks(
     query, row, k, v, blocks, first, last, n, k_stride, v_stride, top, total, acc, pairs,
     MASKED: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr, SCALE: tl.constexpr,
@@ -101,7 +89,7 @@ def _take_in_blocks(
         else:
             key = tl.load(keys + step[None, :] * k_stride + at[:, None])
             value = tl.load(values + step[:, None] * v_stride + at[None, :])
-        top, total, acc = _weigh(query, key, value, top, total, acc, seen, MASKED, SCALE)
+        top, total, acc = weigh(query, key, value, top, total, acc, seen, MASKED, SCALE)
     return top, total, acc, pairs
 
 
@@ -120,7 +108,7 @@ def _take_in_singles(
         value = tl.load(v + far[:, None] * v_stride + at[None, :], mask=inside[:, None], other=0.0)
         seen = inside[None, :] & (token[None, :] <= row[:, None])
         pairs += tl.sum((seen & (row < n)[:, None]).to(tl.int32))
-        top, total, acc = _weigh(query, key, value, top, total, acc, seen, True, SCALE)
+        top, total, acc = weigh(query, key, value, top, total, acc, seen, True, SCALE)
     return top, total, acc, pairs
 
 

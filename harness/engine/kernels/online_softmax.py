@@ -69,6 +69,19 @@ def take_in_tile(
 
 
 @triton.jit
+def weigh(query, key, value, top, total, acc, seen, MASKED: tl.constexpr, SCALE: tl.constexpr) -> Any:
+    """Attends to a tile of keys that is at hand, [d, tokens], where MASKED to those that a query has `seen`."""
+    # Scaled late, a logit costs one instruction in the exponent, and none of its own.
+    logit = tl.dot(query, key, input_precision="ieee")
+    if MASKED:
+        logit = tl.where(seen, logit, float("-inf"))
+    higher = tl.maximum(top, tl.max(logit, 1) * SCALE)
+    weight, shrink = tl.exp2(logit * SCALE - higher[:, None]), tl.exp2(top - higher)
+    acc = tl.dot(weight.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
+    return higher, total * shrink + tl.sum(weight, 1), acc
+
+
+@triton.jit
 def take_in_new(query, key, value, attended, top, total, acc, SCALE: tl.constexpr) -> Any:
     """Attends to one token whose key and value are at hand, if `attended`; returns as `take_in_tile`."""
     logit = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], 1) * SCALE
