@@ -39,7 +39,7 @@ def overlapping(
     out = q.new_empty((n, heads * dim))
     out[:first] = normalised(*(x[:first].unsqueeze(0) for x in (q, k, v)))[0][0].flatten(1)
     last = (_windows(x[first + ROWS - window :], blocks, window) for x in (k, v))
-    done, norms = normalised(q[first:].unflatten(0, (blocks, ROWS)), *last)
+    done, norms = normalised(q[first:].view(blocks, ROWS, heads, dim), *last)
     join_edges(done, norms, q, q_sink, k, v, sinks, window, out[first:])
     return out
 
