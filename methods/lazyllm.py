@@ -77,6 +77,10 @@ class LazyLLM(Reviving):
         """The option `revive`."""
         return self.options.revive
 
+    def acts_at(self, layer: int) -> bool:
+        """Ahead of a pruning layer, where the choice falls."""
+        return layer + 1 in self.layers
+
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """At a pruning point: drops the lowest-rated tokens in the prefill, selects anew in decode."""
         if step.phase == "decode" or layer + 1 not in self.layers:

@@ -93,6 +93,10 @@ class Slim(Reselecting):
         """The budgets, in tokens."""
         return requested_tokens(self.layers, self.budgets, self.prompt_len, self.model.shape.layers)
 
+    def acts_at(self, layer: int) -> bool:
+        """Ahead of a pruning layer, where the choice falls."""
+        return layer + 1 in self.layers
+
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
         return self._prune(layer, rows, heads, step) if self.options.ff == "survivors" else rows

@@ -134,6 +134,21 @@ class LayerCache:
         self.length += count
         return moved
 
+    def expect(self, count: int, like: Tensor) -> None:
+        """Counts in `count` tokens whose keys, values and positions a kernel will write, as the first that are here.
+
+        Args:
+            count: tokens.
+            like: [0, kv_heads, head_dim], of the keys' dtype and device.
+        """
+        assert not self.length, "there are tokens already"
+        self._reserve(like, like, like.new_empty((0, 1), dtype=torch.int64), count)
+        self.length = count
+
+    def addresses(self) -> tuple[int, int, int]:
+        """Of the keys, the values and the positions of the first token that is there."""
+        return self.keys.data_ptr(), self.values.data_ptr(), self._held_positions.data_ptr()
+
     def make_room(self, count: int) -> bool:
         """Has room for `count` tokens behind the cached ones, of which there is at least one; returns as `claim`."""
         before = self._keys

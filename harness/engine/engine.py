@@ -9,7 +9,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,9 +21,10 @@ from harness.engine import promises
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
-from harness.engine.method import Encode, Method, ModelContext, no_tokenizer
+from harness.engine.method import Encode, Method, ModelContext, acting_layers, no_tokenizer
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import RecordedDecode
+from harness.engine.replay.recorded_prefill import RecordedPrefill
 from harness.engine.replay.replay import Replay
 from harness.engine.request import Request
 from harness.engine.shape import ModelShape, sliding_window
@@ -62,6 +63,7 @@ class Engine:
         kernel = attention or Attention()
         self.context = ModelContext(shape, kernel, self.verbs.rotary.move, self.verbs.out_weight, encode)
         self.table = DecodeTable(shape, self.embed.weight.device) if kind == "graphed" else None
+        self.prefill = RecordedPrefill(self.verbs, kernel, shape, self.embed.weight) if kind == "graphed" else None
         self._steps: WeakKeyDictionary[Replay, RecordedDecode] = WeakKeyDictionary()
 
     def stream(self, method: Method, request: Request, *, eager: bool = False) -> Generation:
@@ -172,20 +174,35 @@ class Engine:
     def _through(self, method: Method, ids: Tensor, step: Step, work: Work) -> Rows:
         """What is left of the rows behind the last layer."""
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
-        rows, part = Rows(self.embed(ids), positions), self.context.part
-        for layer in range(len(self.layers)):
-            work.projected.append(len(rows))
-            work.past.append(step.start)
-            with part("project"):
-                heads = self.verbs.project(layer, rows)
-            with part("attention"):
-                rows = rows.with_attended(promises.attended(method.attend(layer, heads, step), layer, heads))
-            rows = promises.rows("after_attention", method.after_attention(layer, rows, heads, step), layer, rows)
-            work.fed.append(len(rows))
-            with part("feed forward"):
-                rows = self.verbs.feed_forward(layer, rows)
-            rows = promises.rows("after_layer", method.after_layer(layer, rows, heads, step), layer, rows)
+        rows, acting = Rows(self.embed(ids), positions), self._acting_layers(method, step)
+        layer = 0
+        while layer < len(self.layers):
+            quiet = range(layer, next((each for each in acting if each >= layer), len(self.layers)))
+            if quiet and self.prefill is not None and self.prefill.takes(len(rows)):
+                work.all_through(len(rows), step.start, len(quiet))
+                rows, layer = self.prefill.run(quiet, rows, method.cache), quiet.stop
+            else:
+                rows, layer = self._layer(method, layer, rows, step, work), layer + 1
         return rows
+
+    def _acting_layers(self, method: Method, step: Step) -> Sequence[int]:
+        """Layers, ascending, that run hook by hook: all, unless what is between hooks can be replayed."""
+        hooked = self.prefill is None or step.phase != "prefill" or self.context.stopwatch.running
+        return range(len(self.layers)) if hooked else sorted(acting_layers(method))
+
+    def _layer(self, method: Method, layer: int, rows: Rows, step: Step, work: Work) -> Rows:
+        part = self.context.part
+        work.projected.append(len(rows))
+        work.past.append(step.start)
+        with part("project"):
+            heads = self.verbs.project(layer, rows)
+        with part("attention"):
+            rows = rows.with_attended(promises.attended(method.attend(layer, heads, step), layer, heads))
+        rows = promises.rows("after_attention", method.after_attention(layer, rows, heads, step), layer, rows)
+        work.fed.append(len(rows))
+        with part("feed forward"):
+            rows = self.verbs.feed_forward(layer, rows)
+        return promises.rows("after_layer", method.after_layer(layer, rows, heads, step), layer, rows)
 
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""

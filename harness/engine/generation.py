@@ -24,6 +24,11 @@ class Work:
     past: list[int] = field(default_factory=list)
     recorded: RecordedDecode | None = None
 
+    def all_through(self, rows: int, past: int, layers: int) -> None:
+        """So many rows went through all of some layers, behind `past` tokens."""
+        for counts, count in ((self.projected, rows), (self.fed, rows), (self.past, past)):
+            counts += [count] * layers
+
 
 class Generation(Iterator[int]):
     """New token ids, each once it is on the host: the first `next` is the prefill (TTFT), later ones decode (TPOT).

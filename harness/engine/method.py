@@ -187,6 +187,14 @@ class Method:
         """The rows that go on to the next layer. `heads` is what this layer projected before any row was dropped."""
         return rows
 
+    def acts_at(self, layer: int) -> bool:
+        """Whether, in the prefill, a hook does anything at this layer that full attention does not do.
+
+        A class that overrides a hook acts everywhere unless it overrides this as well; where it does not act, none of
+        `attend`, `causal`, `after_attention` and `after_layer` need be called.
+        """
+        return False
+
     def replay(self) -> Replay | None:
         """What does the decode steps that follow when they are recorded and replayed; None where they cannot be.
 
@@ -232,3 +240,14 @@ class Method:
     def tokens_recomputed(self) -> int:
         """Prompt tokens times layers that decode had to compute because the prefill dropped them."""
         return 0
+
+
+_PREFILL_HOOKS = {"attend", "causal", "after_attention", "after_layer", "acts_at"}
+
+
+def acting_layers(method: Method) -> set[int]:
+    """Layers at which the hooks of a prefill must be called: those of `Method.acts_at`, or all."""
+    # Whoever overrides a hook anew is not whom an older `acts_at` speaks of.
+    latest = next(kind for kind in type(method).__mro__ if vars(kind).keys() & _PREFILL_HOOKS)
+    told = "acts_at" in vars(latest) and method.sparse is None
+    return {layer for layer in range(method.model.shape.layers) if not told or method.acts_at(layer)}

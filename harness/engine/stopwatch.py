@@ -28,6 +28,11 @@ class Stopwatch:
         self._open: list[str] = []
         self._marks: list[tuple[str, Any]] = []
 
+    @property
+    def running(self) -> bool:
+        """Whether parts are timed now."""
+        return self._running
+
     def part(self, name: str) -> AbstractContextManager[None]:
         """Work inside is part `name`; nested parts are taken out of the outer one."""
         return self._inside(name) if self._running else _NOTHING
