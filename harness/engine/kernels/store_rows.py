@@ -36,7 +36,8 @@ def store_rows(k: Tensor, v: Tensor, positions: Tensor, table: Tensor, layer: in
 def _store(k, v, positions, table, layer, n, stride, width, BLOCK: tl.constexpr, ROWS: tl.constexpr) -> Any:
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
-    line, pointer = table + layer * COLUMNS, tl.pointer_type(k.dtype.element_ty)
+    line = table + layer * COLUMNS
+    pointer = tl.pointer_type(k.dtype.element_ty)
     there = row < tl.minimum(tl.load(line + 3), n)
     inside, long = there[:, None] & (at < width), row.to(tl.int64)[:, None]
     keys = tl.multiple_of(tl.load(line).to(pointer), 16)
