@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.reference.compiler import compiler, launch
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -58,7 +60,19 @@ def _mend() -> None:
                 setattr(place, name, again)
     if not hasattr(interpreter._patch_lang_tensor, "mended"):
         interpreter._patch_lang_tensor = _with_index(interpreter._patch_lang_tensor)
+        interpreter.InterpretedFunction.run = _compiling(interpreter.InterpretedFunction.run)
         _hasten(interpreter)
+
+
+def _compiling(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Shows the compiler what is launched, too: it refuses much that the interpreter takes."""
+
+    def checked(function: Any, *args: Any, **options: Any) -> Any:
+        asked = {name: value for name, value in options.items() if name not in ("grid", "warmup")}
+        compiler().check(launch(function.fn, args, asked))
+        return run(function, *args, **options)
+
+    return checked
 
 
 def _hasten(interpreter: Any) -> None:
