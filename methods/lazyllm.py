@@ -15,6 +15,7 @@ Interpretations, where the paper leaves a choice:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MappingProxyType
 from typing import Literal
 
@@ -22,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import Hook
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
@@ -77,9 +79,9 @@ class LazyLLM(Reviving):
         """The option `revive`."""
         return self.options.revive
 
-    def acts_at(self, layer: int) -> bool:
+    def prefill_hooks(self, layer: int) -> Collection[Hook]:
         """Ahead of a pruning layer, where the choice falls."""
-        return layer + 1 in self.layers
+        return ["after_layer"] if layer + 1 in self.layers else []
 
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """At a pruning point: drops the lowest-rated tokens in the prefill, selects anew in decode."""
@@ -101,7 +103,7 @@ class LazyLLM(Reviving):
         with self.model.part("score"):
             scores = token_attention(q, keys)
         with self.model.part("select"):
-            scores[-1] = torch.inf
+            scores[-1:].fill_(torch.inf)  # an element by its number would be sent from the host, which waits
             return scores.topk(count).indices.sort().values
 
     def counts(self, seen: int) -> list[int]:

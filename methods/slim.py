@@ -22,6 +22,7 @@ Interpretations, where the paper leaves a choice:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MappingProxyType
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.engine.method import ModelContext
+from harness.engine.method import Hook, ModelContext
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
@@ -93,9 +94,10 @@ class Slim(Reselecting):
         """The budgets, in tokens."""
         return requested_tokens(self.layers, self.budgets, self.prompt_len, self.model.shape.layers)
 
-    def acts_at(self, layer: int) -> bool:
+    def prefill_hooks(self, layer: int) -> Collection[Hook]:
         """Ahead of a pruning layer, where the choice falls."""
-        return layer + 1 in self.layers
+        where: Hook = "after_attention" if self.options.ff == "survivors" else "after_layer"
+        return [where] if layer + 1 in self.layers else []
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""

@@ -181,6 +181,17 @@ class Flash3Attention(Flash2Attention):
     module = "fa3_fwd_interface"
     windowed = Attention.windowed  # the package is built without windows
 
+    def __init__(self) -> None:
+        """Imports the package."""
+        super().__init__()
+        self._forward = torch.ops.fa3_fwd.fwd
+
+    def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """As in `Attention`, by the operator itself: what the package wraps it in costs the host several launches."""
+        texts, scale = (x.unsqueeze(0) for x in (q, k, v)), q.shape[-1] ** -0.5
+        out: Tensor = self._forward(*texts, softmax_scale=scale, is_causal=True, num_splits=1)[0]
+        return out.view(q.shape[0], -1)
+
     def banded(self, q: Tensor, q_sink: Tensor, k: Tensor, v: Tensor, sinks: int, window: int) -> Tensor:
         """As in `Attention`."""
         if window < ROWS or q.shape[2] & (q.shape[2] - 1):

@@ -9,7 +9,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,10 +21,10 @@ from harness.engine import promises
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
-from harness.engine.method import Encode, Method, ModelContext, acting_layers, no_tokenizer
+from harness.engine.method import Encode, Method, ModelContext, acting_hooks, no_tokenizer
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import RecordedDecode
-from harness.engine.replay.recorded_prefill import RecordedPrefill
+from harness.engine.replay.recorded_prefill import Passage, RecordedPrefill
 from harness.engine.replay.replay import Replay
 from harness.engine.request import Request
 from harness.engine.shape import ModelShape, sliding_window
@@ -174,21 +174,36 @@ class Engine:
     def _through(self, method: Method, ids: Tensor, step: Step, work: Work) -> Rows:
         """What is left of the rows behind the last layer."""
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
-        rows, acting = Rows(self.embed(ids), positions), self._acting_layers(method, step)
-        layer = 0
-        while layer < len(self.layers):
-            quiet = range(layer, next((each for each in acting if each >= layer), len(self.layers)))
-            if quiet and self.prefill is not None and self.prefill.takes(len(rows)):
-                work.all_through(len(rows), step.start, len(quiet))
-                rows, layer = self.prefill.run(quiet, rows, method.cache), quiet.stop
-            else:
-                rows, layer = self._layer(method, layer, rows, step, work), layer + 1
+        rows = Rows(self.embed(ids), positions)
+        # Parts are timed hook by hook.
+        if self.prefill is not None and step.phase == "prefill" and not self.context.stopwatch.running:
+            return self._from_hook_to_hook(self.prefill, method, rows, step, work)
+        for layer in range(len(self.layers)):
+            rows = self._layer(method, layer, rows, step, work)
         return rows
 
-    def _acting_layers(self, method: Method, step: Step) -> Sequence[int]:
-        """Layers, ascending, that run hook by hook: all, unless what is between hooks can be replayed."""
-        hooked = self.prefill is None or step.phase != "prefill" or self.context.stopwatch.running
-        return range(len(self.layers)) if hooked else sorted(acting_layers(method))
+    def _from_hook_to_hook(self, prefill: RecordedPrefill, method: Method, rows: Rows, step: Step, work: Work) -> Rows:
+        """The same, where only those hooks are called through which the method acts."""
+        captures, work.prefill = prefill.captures, prefill
+        way = Passage(prefill, rows, method.cache)
+        for layer, hooks in enumerate(acting_hooks(method)):
+            work.projected.append(len(way.rows))
+            work.past.append(step.start)
+            if "attend" in hooks:
+                heads = way.reach(layer, "attend")
+                way.attended(promises.attended(method.attend(layer, heads, step), layer, heads))
+            if "after_attention" in hooks:
+                heads = way.reach(layer, "after_attention")
+                left = method.after_attention(layer, way.rows, heads, step)
+                way.rows = promises.rows("after_attention", left, layer, way.rows)
+            work.fed.append(len(way.rows))
+            if "after_layer" in hooks:
+                heads = way.reach(layer, "after_layer")
+                left = method.after_layer(layer, way.rows, heads, step)
+                way.rows = promises.rows("after_layer", left, layer, way.rows)
+        rows = way.finish(len(self.layers))
+        work.captures += prefill.captures - captures
+        return rows
 
     def _layer(self, method: Method, layer: int, rows: Rows, step: Step, work: Work) -> Rows:
         part = self.context.part

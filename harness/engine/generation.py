@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from harness.engine.replay.recorded import RecordedDecode
+from harness.engine.replay.recorded_prefill import RecordedPrefill
 
 
 @dataclass
@@ -17,17 +18,16 @@ class Work:
         fed: rows that went through output projection and MLP, likewise.
         past: tokens before those rows that they attended to as well, likewise.
         recorded: what replays the decode steps; None while every step is launched anew.
+        prefill: what ran the prefill, if that could be replayed.
+        captures: parts of the prefill that had to be recorded first, so that its time says nothing.
     """
 
     projected: list[int] = field(default_factory=list)
     fed: list[int] = field(default_factory=list)
     past: list[int] = field(default_factory=list)
     recorded: RecordedDecode | None = None
-
-    def all_through(self, rows: int, past: int, layers: int) -> None:
-        """So many rows went through all of some layers, behind `past` tokens."""
-        for counts, count in ((self.projected, rows), (self.fed, rows), (self.past, past)):
-            counts += [count] * layers
+    prefill: RecordedPrefill | None = field(default=None, compare=False)
+    captures: int = field(default=0, compare=False)
 
 
 class Generation(Iterator[int]):

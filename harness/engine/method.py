@@ -12,10 +12,10 @@ A method is created once for a model and begins anew with every request, so noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
@@ -26,6 +26,12 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
 from harness.engine.stopwatch import Stopwatch
 from harness.options import OptionSet
+
+Hook = Literal["attend", "after_attention", "after_layer"]
+"""Where a method may act in a layer."""
+
+HOOKS: tuple[Hook, ...] = get_args(Hook)
+"""In the order in which they are called."""
 
 FirstLayers = Callable[[Tensor, int], Heads]
 """(token ids [n], layer) -> what that layer projects from them under full attention."""
@@ -187,13 +193,18 @@ class Method:
         """The rows that go on to the next layer. `heads` is what this layer projected before any row was dropped."""
         return rows
 
-    def acts_at(self, layer: int) -> bool:
-        """Whether, in the prefill, a hook does anything at this layer that full attention does not do.
+    def prefill_hooks(self, layer: int) -> Collection[Hook]:
+        """Which hooks do anything in the prefill at this layer that full attention does not do.
 
-        A class that overrides a hook acts everywhere unless it overrides this as well; where it does not act, none of
-        `attend`, `causal`, `after_attention` and `after_layer` need be called.
+        What lies between them is replayed in short prefills, and no other hook is called there. A class that overrides
+        a hook is taken to act through it at every layer, unless it overrides this as well.
         """
-        return False
+        return [hook for hook in HOOKS if self._overrides(hook)]
+
+    def _overrides(self, hook: Hook) -> bool:
+        names = (hook, "causal") if hook == "attend" else (hook,)
+        own = any(getattr(type(self), name) is not getattr(Method, name) for name in names)
+        return own or (hook == "attend" and self.sparse is not None)
 
     def replay(self) -> Replay | None:
         """What does the decode steps that follow when they are recorded and replayed; None where they cannot be.
@@ -242,12 +253,12 @@ class Method:
         return 0
 
 
-_PREFILL_HOOKS = {"attend", "causal", "after_attention", "after_layer", "acts_at"}
-
-
-def acting_layers(method: Method) -> set[int]:
-    """Layers at which the hooks of a prefill must be called: those of `Method.acts_at`, or all."""
-    # Whoever overrides a hook anew is not whom an older `acts_at` speaks of.
-    latest = next(kind for kind in type(method).__mro__ if vars(kind).keys() & _PREFILL_HOOKS)
-    told = "acts_at" in vars(latest) and method.sparse is None
-    return {layer for layer in range(method.model.shape.layers) if not told or method.acts_at(layer)}
+def acting_hooks(method: Method) -> list[Collection[Hook]]:
+    """The hooks that a prefill must call at each layer: those of `Method.prefill_hooks`."""
+    layers = range(method.model.shape.layers)
+    # Whoever overrides a hook anew is not whom an older `prefill_hooks` speaks of.
+    told = {*HOOKS, "causal", "prefill_hooks"}
+    latest = next(kind for kind in type(method).__mro__ if vars(kind).keys() & told)
+    if "prefill_hooks" in vars(latest) and method.sparse is None:
+        return [method.prefill_hooks(layer) for layer in layers]
+    return [Method.prefill_hooks(method, layer) for layer in layers]

@@ -10,10 +10,11 @@ import torch
 from harness.conformance.tiny import tiny_model, tiny_shape
 from harness.engine.engine import Engine
 from harness.engine.generation import Work
-from harness.engine.method import Method, acting_layers
+from harness.engine.method import Method, acting_hooks
+from harness.engine.replay import recorded_prefill
 from harness.engine.replay.recorded_prefill import padded
 from harness.engine.request import Request
-from harness.engine.step import Heads, Step
+from harness.engine.step import Heads, Rows, Step
 from harness.runner.catalog import parse_methods
 from methods.full import Full
 from methods.slim import Slim
@@ -70,8 +71,13 @@ def test_what_is_recorded_is_what_the_method_leaves_alone() -> None:
     assert graphed.prefill is not None
     for text in ("full", f"slim:{SCHEDULE}", "snapkv:budget=0.5:window=8"):
         list(graphed.stream(build(text, graphed), Request(PROMPT, 1)))
-    runs = {(layers.start, layers.stop, size) for layers, size in graphed.prefill._replays}
-    assert runs == {(0, 6, 256), (0, 1, 256), (2, 3, 256), (4, 6, 128)}
+    spans = {(span.begin, span.end, size) for span, size in graphed.prefill._replays}
+    # Three verbs a layer; a span ends ahead of what a method does itself.
+    full, evicting = (
+        {(0, 18, 256)},
+        {(0, 1, 256), *((verb, verb + 2, 256) for verb in (2, 5, 8, 11, 14)), (17, 18, 256)},
+    )
+    assert spans == full | {(0, 5, 256), (5, 11, 256), (11, 18, 128)} | evicting
 
 
 class Loud(Slim):
@@ -80,6 +86,10 @@ class Loud(Slim):
     def attend(self, layer: int, heads: Heads, step: Step) -> torch.Tensor:
         return super().attend(layer, heads, step)
 
+    def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+        self.seen = [*getattr(self, "seen", []), heads.k]
+        return super().after_layer(layer, rows, heads, step)
+
 
 class Quiet(Full):
     """Overrides no hook."""
@@ -87,13 +97,46 @@ class Quiet(Full):
 
 def test_who_overrides_a_hook_acts_everywhere() -> None:
     plain, _ = engines()
-    assert acting_layers(Quiet(Full.Options(), plain.context)) == set()
+    assert acting_hooks(Quiet(Full.Options(), plain.context)) == [[]] * LAYERS
     options = build(f"slim:{SCHEDULE}", plain).options
-    assert acting_layers(Slim(options, plain.context)) == {1, 3}
-    assert acting_layers(Loud(options, plain.context)) == set(range(LAYERS))
+    where = [["after_attention"] if layer in (1, 3) else [] for layer in range(LAYERS)]
+    assert acting_hooks(Slim(options, plain.context)) == where
+    assert acting_hooks(Loud(options, plain.context)) == [["attend", "after_attention", "after_layer"]] * LAYERS
     sparse = Quiet(Full.Options(), plain.context)
     sparse.sparse = Quiet(Full.Options(), plain.context)
-    assert acting_layers(sparse) == set(range(LAYERS))
+    assert acting_hooks(sparse) == [["attend"]] * LAYERS
+
+
+def test_what_a_hook_is_shown_stays_as_it_was() -> None:
+    found = []
+    for engine in engines():
+        method = Loud(build(f"slim:{SCHEDULE}", engine).options, engine.context)
+        with torch.inference_mode():
+            engine.read(method, Request(PROMPT, 1))
+        found.append(method.seen)
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.allclose(theirs, ours, atol=1e-5)
+
+
+def test_rows_that_are_part_of_what_is_there_may_go_on() -> None:
+    class Last(Full):
+        def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
+            return rows if layer != 2 else Rows(rows.hidden[70:], rows.positions[70:])
+
+    logits = []
+    for engine in engines():
+        with torch.inference_mode():
+            logits.append(engine.read(Last(Full.Options(), engine.context), Request(PROMPT, 1))[0])
+    assert torch.allclose(*logits, atol=1e-4)
+
+
+def test_few_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_prefill, "_MOST", 2)
+    _, graphed = engines()
+    assert graphed.prefill is not None
+    for length in (100, 200, 300, 400):
+        list(graphed.stream(build("full", graphed), Request(PROMPT.repeat(2)[:length], 1)))
+    assert [size for _, size in graphed.prefill._replays] == [384, 512] and graphed.prefill.captures == 4
 
 
 def test_timed_parts_take_the_hooks() -> None:

@@ -1,33 +1,54 @@
-"""Prefill without launch gaps: layers in which a method does nothing of its own, replayed as one CUDA graph.
+"""Prefill without launch gaps: what lies between two hooks at which a method acts, replayed as one CUDA graph.
 
 A layer is a dozen kernels, and each costs the host tens of microseconds: up to some thousand rows that is longer than
 the layer's products take, and hides what a method saves. A graph has its number of rows fixed, so rows are padded to
 the next of a few numbers. Padding comes last, where causal attention shows it to no row that counts, so these come out
 as ever. Keys and values go to the request's own caches (`harness.engine.kernels.store_rows`).
 
-Where a layer's products take longer than its launches nothing is recorded: there the host is ahead by itself.
+Recordings know no method: all that act at the same hooks share them. Where a layer's products take longer than its
+launches the host is ahead by itself, and nothing is recorded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from harness.engine.attention import Attention
 from harness.engine.cache import LayerCache
+from harness.engine.method import HOOKS, Hook
 from harness.engine.shape import ModelShape
-from harness.engine.step import Rows
+from harness.engine.step import Heads, Rows
 from harness.engine.verbs import Verbs
 
-_LAYER_FLOPS = 6e11
-"""Products of a layer that take about as long as its launches: 0.9 ms on an H200."""
+_LAYER_FLOPS = 1e12
+"""Products of a layer that take about as long as its launches do on a slow host: 1.5 ms on an H200."""
 _STEP = 128
 """Rows that products of matrices are cut into; less padding saves nothing."""
 _STEPS = 16
 """Numbers of rows between one power of two and the next, at most."""
+_MOST = 4096
+"""Recordings that are kept; a deep model needs a hundred for one number of rows."""
+
+PROJECT, ATTEND, FEED_FORWARD = range(3)
+VERBS = 3
+
+
+class Span(NamedTuple):
+    """Verbs that follow each other: number `VERBS` * layer + verb, from `begin` up to `end`.
+
+    Attributes:
+        shows: what the last `PROJECT` makes is for a hook to see.
+    """
+
+    begin: int
+    end: int
+    shows: bool
 
 
 def padded(rows: int) -> int:
@@ -37,10 +58,10 @@ def padded(rows: int) -> int:
 
 
 class RecordedPrefill:
-    """Replays runs of layers. Where there is no CUDA they run as they are, so tests need no GPU.
+    """Runs verbs; of few rows, from recordings. Without CUDA these run as they are, so tests need no GPU.
 
     Attributes:
-        nbytes: that recordings hold on the device and that the allocator counts as free.
+        captures: recordings that were made so far.
     """
 
     def __init__(self, verbs: Verbs, attention: Attention, shape: ModelShape, like: Tensor) -> None:
@@ -55,85 +76,222 @@ class RecordedPrefill:
 
         self._verbs, self._attention, self._shape, self._store = verbs, attention, shape, store_rows
         self.most = padded(int(_LAYER_FLOPS / (2 * shape.linear_params)))
-        self._heads = like.new_empty((0, shape.kv_heads, shape.head_dim))
-        self._hidden = like.new_empty((0, shape.hidden))
+        self._none = like.new_empty((0, shape.kv_heads, shape.head_dim))
+        # Where recordings find their rows and leave what they made of them: one row for each of the prompt's.
+        self._hidden, self._attended, self._qkv = (like.new_empty(0) for _ in range(3))
         self._positions = torch.empty(0, dtype=torch.int64, device=like.device)
         self._table = torch.zeros((shape.layers, COLUMNS.value), dtype=torch.int64, device=like.device)
-        self._replays: dict[tuple[range, int], Callable[[], None]] = {}
+        self._replays: dict[tuple[Span, int], Callable[[], None]] = {}
         self._pool: Any = None
-        self.nbytes = 0
+        self._held: tuple[int, int] = (0, 0)
+        self._count = 0
+        self.captures = 0
 
-    def takes(self, rows: int) -> bool:
-        """Whether so many rows are few enough to be worth it."""
-        return rows <= self.most
-
-    def run(self, layers: range, rows: Rows, caches: Sequence[LayerCache]) -> Rows:
-        """What full attention makes of rows in some layers, whose caches take in their keys and values.
+    def run(self, span: Span, rows: Rows, caches: Sequence[LayerCache]) -> tuple[Rows, Heads | None]:
+        """What full attention makes of rows.
 
         Args:
-            layers: one after the other.
-            rows: few enough, see `takes`; they may lie in what an earlier call returned.
-            caches: of all layers; those of `layers` are empty.
+            span: the verbs. Caches of layers whose attention is among them are empty, and take in keys and values.
+            rows: with their attention, where the first verb is a feed forward.
+            caches: of all layers.
 
         Returns:
-            Rows whose hidden states are overwritten by the next call.
+            The rows, which the next call may overwrite, and what the span shows.
         """
+        if not self.takes(len(rows)):
+            return self._verb_by_verb(span, rows, _append_to(caches))
         size = padded(len(rows))
         self._enter(rows, size)
-        self._load(layers, caches, len(rows))
-        if (layers, size) in self._replays:
-            self._replays[layers, size]()
+        self._load(span, caches, len(rows))
+        if (span, size) in self._replays:
+            self._replays[span, size]()
         else:
-            (body := self._body(layers, size))()
-            self._replays[layers, size] = self._captured(body)
-        return Rows(self._hidden[: len(rows)], rows.positions)
+            self._record(span, size)
+        return self._result(span, len(rows), rows.positions)
+
+    def takes(self, rows: int) -> bool:
+        """Whether so many rows are few enough to be replayed."""
+        return rows <= self.most
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that recordings hold on the device and that the allocator counts as free."""
+        if self._pool is not None and self._held[0] != self.captures:
+            segments: Any = torch.cuda.memory_snapshot()
+            own = [part for part in segments if tuple(part["segment_pool_id"]) == tuple(self._pool)]
+            self._held = self.captures, sum(part["total_size"] - part["allocated_size"] for part in own)
+        return self._held[1]
 
     def _enter(self, rows: Rows, size: int) -> None:
-        if not len(self._hidden):
-            self._hidden = self._hidden.new_empty((self.most, self._shape.hidden))
-            self._positions = self._positions.new_zeros(self.most)
-        count = len(rows)
-        if rows.hidden.data_ptr() != self._hidden.data_ptr():
-            self._hidden[:count] = rows.hidden
-        # Not whatever is left there: no weight of attention, though zero, makes a number of what is none.
-        self._hidden[count:size] = 0
-        self._positions[:count] = rows.positions
+        if not len(self._positions):
+            self._make_room()
+        count, stays = len(rows), len(rows) == self._count and rows.hidden.data_ptr() == self._hidden.data_ptr()
+        if not stays:
+            _fill(self._hidden, rows.hidden, size)
+            self._positions[:count] = rows.positions
+        if rows.attended is not None and rows.attended.data_ptr() != self._attended.data_ptr():
+            _fill(self._attended, rows.attended, size)
+        self._count = count
 
-    def _load(self, layers: range, caches: Sequence[LayerCache], count: int) -> None:
-        lines = []
+    def _make_room(self) -> None:
+        shape, most = self._shape, self.most
+        self._hidden = self._none.new_empty((most, shape.hidden))
+        self._attended = self._none.new_empty((most, shape.heads * shape.head_dim))
+        self._qkv = self._none.new_empty((most, shape.heads + 2 * shape.kv_heads, shape.head_dim))
+        self._positions = self._positions.new_zeros(most)
+
+    def _load(self, span: Span, caches: Sequence[LayerCache], count: int) -> None:
+        """Tells the kernels where the caches lie of the layers that store: those from the first to the last."""
+        layers = range((span.begin + 1) // VERBS, (span.end + 1) // VERBS)
+        if not layers:
+            return
         for layer in layers:
-            caches[layer].expect(count, self._heads)
-            lines.append([*caches[layer].addresses(), count])
+            caches[layer].expect(count, self._none)
+        lines = [[*caches[layer].addresses(), count] for layer in layers]
         self._table[layers.start : layers.stop].copy_(torch.tensor(lines), non_blocking=True)
 
-    def _body(self, layers: range, size: int) -> Callable[[], None]:
+    def _record(self, span: Span, size: int) -> None:
+        (body := self._body(span, size))()
+        if len(self._replays) == _MOST:
+            del self._replays[next(iter(self._replays))]
+        self._replays[span, size] = self._captured(body)
+        self.captures += 1
+
+    def _body(self, span: Span, size: int) -> Callable[[], None]:
         def run() -> None:
             # A view of its own for every recording: rotary angles are remembered by the identity of the positions.
             hidden, positions = self._hidden[:size], self._positions[:size]
-            rows = Rows(hidden, positions)
-            for layer in layers:
-                heads = self._verbs.project(layer, rows)
+            fed = span.begin % VERBS == FEED_FORWARD
+            rows = Rows(hidden, positions, self._attended[:size] if fed else None)
+
+            def store(layer: int, heads: Heads) -> None:
                 self._store(heads.k, heads.v, positions, self._table, layer)
-                attended = self._attention.causal(heads.q, heads.k, heads.v)
-                rows = self._verbs.feed_forward(layer, rows.with_attended(attended))
-            if rows.hidden.data_ptr() != hidden.data_ptr():
-                hidden.copy_(rows.hidden)
+
+            rows, heads = self._verb_by_verb(span, rows, store)
+            self._leave(span, rows, heads, size)
 
         return run
+
+    def _verb_by_verb(self, span: Span, rows: Rows, store: Callable[[int, Heads], None]) -> tuple[Rows, Heads | None]:
+        heads = None
+        for layer, verb in (divmod(number, VERBS) for number in range(span.begin, span.end)):
+            if verb == PROJECT:
+                heads = self._verbs.project(layer, rows)
+            elif verb == ATTEND:
+                assert heads is not None, "no span begins with attention"
+                store(layer, heads)
+                rows = rows.with_attended(self._attention.causal(heads.q, heads.k, heads.v))
+            else:
+                rows = self._verbs.feed_forward(layer, rows)
+        return rows, heads
+
+    def _leave(self, span: Span, rows: Rows, heads: Heads | None, size: int) -> None:
+        if rows.hidden.data_ptr() != self._hidden.data_ptr():
+            self._hidden[:size] = rows.hidden
+        if rows.attended is not None:
+            self._attended[:size] = rows.attended
+        if span.shows and heads is not None:
+            for place, made in zip(self._parts(self._qkv[:size]), (heads.q, heads.k, heads.v), strict=True):
+                place.copy_(made)
+
+    def _result(self, span: Span, count: int, positions: Tensor) -> tuple[Rows, Heads | None]:
+        attended = self._attended[:count] if span.end % VERBS == FEED_FORWARD else None
+        # A method may keep what it is shown, and the next recording writes to the same place.
+        heads = Heads(*self._parts(self._qkv[:count].clone()), positions) if span.shows else None
+        return Rows(self._hidden[:count], positions, attended), heads
+
+    def _parts(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        return qkv.tensor_split((self._shape.heads, self._shape.heads + self._shape.kv_heads), 1)
 
     def _captured(self, body: Callable[[], None]) -> Callable[[], None]:
         if self._hidden.device.type != "cuda":
             return body
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            body()
-        self.nbytes = _held(self._pool)
+        graph, side = _capture_objects()
+        side.wait_stream(torch.cuda.current_stream())
+        # Not `torch.cuda.graph`, which empties the allocator's cache each time, and a deep model has a hundred spans.
+        with torch.cuda.stream(side), _no_garbage():
+            graph.capture_begin(pool=self._pool)
+            try:
+                body()
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(side)
         replay: Callable[[], None] = graph.replay
         return replay
 
 
-def _held(pool: tuple[int, int]) -> int:
-    """Bytes of the memory that recordings share, which the allocator counts as free between two captures."""
-    segments: Any = torch.cuda.memory_snapshot()
-    return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) == tuple(pool))
+class Passage:
+    """A prompt on its way through the layers, run up to the hook that is asked next.
+
+    Attributes:
+        rows: as far as they have come; what a hook makes of them is put here.
+    """
+
+    def __init__(self, prefill: RecordedPrefill, rows: Rows, caches: Sequence[LayerCache]) -> None:
+        """
+        Args:
+            prefill: runs the verbs.
+            rows: enter the first layer.
+            caches: of all layers, empty.
+        """
+        self._prefill, self.rows, self._caches, self._done = prefill, rows, caches, 0
+        self._heads: Heads | None = None
+
+    def reach(self, layer: int, hook: Hook) -> Heads:
+        """Runs what lies ahead of a hook; returns what its layer projected before any row was dropped."""
+        first = VERBS * layer
+        self._run(Span(self._done, first + 1 + HOOKS.index(hook), shows=self._done <= first))
+        assert self._heads is not None, "hooks are reached in their order"
+        return self._heads
+
+    def attended(self, attended: Tensor) -> None:
+        """The hook attended in the place of full attention: [n, heads * head_dim]."""
+        self.rows, self._done = self.rows.with_attended(attended), self._done + 1
+
+    def finish(self, layers: int) -> Rows:
+        """Runs what is left; returns what comes out of the last layer."""
+        self._run(Span(self._done, VERBS * layers, shows=False))
+        return self.rows
+
+    def _run(self, span: Span) -> None:
+        if span.begin == span.end:
+            return
+        self.rows, heads = self._prefill.run(span, self.rows, self._caches)
+        self._heads, self._done = heads or self._heads, span.end
+
+
+def _append_to(caches: Sequence[LayerCache]) -> Callable[[int, Heads], None]:
+    def append(layer: int, heads: Heads) -> None:
+        caches[layer].append(heads.k, heads.v, heads.positions)
+
+    return append
+
+
+def _fill(place: Tensor, rows: Tensor, size: int) -> None:
+    """Copies rows to the beginning of a place, and makes the padding zero that goes up to `size`.
+
+    Not whatever is left there: no weight of attention, though zero, makes a number of what is none.
+    """
+    if rows.untyped_storage().data_ptr() == place.untyped_storage().data_ptr():
+        rows = rows.clone()  # a part of what lies there
+    place[: len(rows)] = rows
+    if len(rows) < size:
+        place[len(rows) : size] = 0
+
+
+def _capture_objects() -> tuple[Any, Any]:
+    cuda: Any = torch.cuda
+    return cuda.CUDAGraph(), cuda.Stream()
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """What is collected while a stream is captured may call what must not be called there."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
