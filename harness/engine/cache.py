@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.attention import Attention
+from harness.engine.hardware import kernels_run
 
 
 class HeadTokens(NamedTuple):
@@ -113,6 +114,22 @@ class LayerCache:
         self._positions[begin:end] = positions
         self.length += keys.shape[0]
 
+    def take(self, keys: Tensor, values: Tensor, positions: Tensor, index: Tensor) -> None:
+        """Adds chosen tokens, as the first that are here.
+
+        Args:
+            keys, values: [n, kv_heads, head_dim], the heads of a token contiguous.
+            positions: [n] int64.
+            index: of those that are added, [m] int64, or [m, kv_heads] for each KV head its own.
+        """
+        if not kernels_run(keys.device):
+            self.append(gather(keys, index), gather(values, index), positions[index])
+            return
+        from harness.engine.kernels.take_tokens import take_tokens
+
+        self.expect(len(index), keys[:0], index.shape[1] if index.dim() == 2 else 1)
+        take_tokens(keys, values, positions, index, self.keys, self.values, self._held_positions)
+
     def extended(self, count: int, position: int) -> None:
         """Counts `count` tokens in, at `position` and behind it, whose keys and values a kernel has already written."""
         begin = self._start + self.length
@@ -134,15 +151,16 @@ class LayerCache:
         self.length += count
         return moved
 
-    def expect(self, count: int, like: Tensor) -> None:
+    def expect(self, count: int, like: Tensor, columns: int = 1) -> None:
         """Counts in `count` tokens whose keys, values and positions a kernel will write, as the first that are here.
 
         Args:
             count: tokens.
             like: [0, kv_heads, head_dim], of the keys' dtype and device.
+            columns: of positions: as many as KV heads, or 1 where all of these hold the same tokens.
         """
         assert not self.length, "there are tokens already"
-        self._reserve(like, like, like.new_empty((0, 1), dtype=torch.int64), count)
+        self._reserve(like, like, like.new_empty((0, columns), dtype=torch.int64), count)
         self.length = count
 
     def addresses(self) -> tuple[int, int, int]:

@@ -72,19 +72,23 @@ class Engine:
         Args:
             method: which tokens are kept.
             request: what is asked.
-            eager: launch every decode step anew, even where it could be replayed.
+            eager: launch every kernel anew, even where it could be replayed.
         """
-        work = Work()
-        return Generation(self._tokens(method, request, eager, work), work)
+        work = Work(eager=eager)
+        return Generation(self._tokens(method, request, work), work)
 
     @torch.inference_mode()
-    def _tokens(self, method: Method, request: Request, eager: bool, work: Work) -> Generator[int]:
+    def _tokens(self, method: Method, request: Request, work: Work) -> Generator[int]:
         logits, position = self.read(method, request, work)
         token, count = _greedy(logits, request.suppressed(1)), 1
         yield (out := int(token))
         while out not in request.stop_ids and count < request.max_new_tokens:
             left = request.max_new_tokens - count
-            if not eager and count >= request.min_new_tokens and (replay := self._replay(method, left)) is not None:
+            if (
+                not work.eager
+                and count >= request.min_new_tokens
+                and (replay := self._replay(method, left)) is not None
+            ):
                 work.recorded = self._recorded(replay)
                 yield from work.recorded.tokens(replay, method.cache, token, position, left, request.stop_ids)
                 return
@@ -176,7 +180,7 @@ class Engine:
         positions = torch.arange(step.start, step.start + step.count, device=ids.device)
         rows = Rows(self.embed(ids), positions)
         # Parts are timed hook by hook.
-        if self.prefill is not None and step.phase == "prefill" and not self.context.stopwatch.running:
+        if self.prefill is not None and step.phase == "prefill" and not (work.eager or self.context.stopwatch.running):
             return self._from_hook_to_hook(self.prefill, method, rows, step, work)
         for layer in range(len(self.layers)):
             rows = self._layer(method, layer, rows, step, work)

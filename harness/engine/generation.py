@@ -17,6 +17,7 @@ class Work:
         projected: rows that went through norm and q/k/v in the prefill, layer after layer, pass after pass.
         fed: rows that went through output projection and MLP, likewise.
         past: tokens before those rows that they attended to as well, likewise.
+        eager: every kernel is launched anew, even where it could be replayed.
         recorded: what replays the decode steps; None while every step is launched anew.
         prefill: what ran the prefill, if that could be replayed.
         captures: parts of the prefill that had to be recorded first, so that its time says nothing.
@@ -25,6 +26,7 @@ class Work:
     projected: list[int] = field(default_factory=list)
     fed: list[int] = field(default_factory=list)
     past: list[int] = field(default_factory=list)
+    eager: bool = False
     recorded: RecordedDecode | None = None
     prefill: RecordedPrefill | None = field(default=None, compare=False)
     captures: int = field(default=0, compare=False)

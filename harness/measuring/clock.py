@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from harness.engine.engine import Engine
-from harness.engine.generation import Work
+from harness.engine.generation import Generation, Work
 from harness.engine.method import Method
 from harness.engine.request import Request
-from harness.measuring.energy import UNCOUNTED, EnergyMeter
+from harness.measuring.energy import UNCOUNTED, EnergyMeter, Reading
 from harness.storage.spans import survivors
 
 Ended = Callable[[Sequence[int]], bool]
@@ -77,6 +77,9 @@ def measure(
 ) -> Measured:
     """Runs one request and times it.
 
+    A prefill of which something had to be recorded first begins again: that happens once a length, and is not what the
+    prefill takes.
+
     Args:
         engine: on the model.
         method: is asked.
@@ -85,17 +88,12 @@ def measure(
         ended: whether the answer is complete, by the tokens that there are; asked behind each.
         meter: of the device's energy; read before the first clock and behind the last.
     """
-    device = request.prompt.device
-    peak, stopwatch = PeakMemory(device), engine.context.stopwatch
-    synchronize(device)
-    counter = meter.read()
-    start = time.perf_counter()
-    if parts:
-        stopwatch.start(device)
-    stream = engine.stream(method, request)
-    tokens, clocks = [next(stream)], [time.perf_counter()]
+    begun = _begin(engine, method, request, parts, meter)
+    if begun.stream.work.captures:
+        begun = _begin(engine, method, request, parts, meter)
+    stream, tokens, clocks = begun.stream, [begun.token], [begun.first]
     # What the method did in its prefill is read between two tokens, with the clock stopped.
-    parts_s = stopwatch.stop() if parts else None
+    parts_s = engine.context.stopwatch.stop() if parts else None
     kept, work, decode_bytes = method.tokens_kept(), stream.work, method.decode_bytes()
     which = survivors([cache.kept_positions() for cache in method.cache], method.prompt_len)
     pause = time.perf_counter() - clocks[0]
@@ -103,10 +101,33 @@ def measure(
         tokens.append(token)
         clocks.append(time.perf_counter() - pause)
     gaps = [after - before for before, after in pairwise(clocks)]
-    ttft, e2e = clocks[0] - start, clocks[-1] - start
-    joules = meter.spent(counter, e2e)
-    overlap = stream.overlap()
-    return Measured(tokens, ttft, e2e, gaps, peak.read(), kept, which, work, decode_bytes, parts_s, overlap, joules)
+    ttft, e2e, peak = clocks[0] - begun.start, clocks[-1] - begun.start, begun.peak.read(work)
+    joules, overlap = meter.spent(begun.meter, e2e), stream.overlap()
+    return Measured(tokens, ttft, e2e, gaps, peak, kept, which, work, decode_bytes, parts_s, overlap, joules)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A generation behind its first token; the clock before and behind that, and the meter before."""
+
+    stream: Generation
+    peak: PeakMemory
+    start: float
+    token: int
+    first: float
+    meter: Reading
+
+
+def _begin(engine: Engine, method: Method, request: Request, parts: bool, meter: EnergyMeter) -> _Begun:
+    device = request.prompt.device
+    peak = PeakMemory(device)
+    synchronize(device)
+    reading = meter.read()
+    start = time.perf_counter()
+    if parts:
+        engine.context.stopwatch.start(device)
+    stream = engine.stream(method, request)
+    return _Begun(stream, peak, start, next(stream), time.perf_counter(), reading)
 
 
 def synchronize(device: torch.device) -> None:
@@ -118,10 +139,10 @@ def synchronize(device: torch.device) -> None:
 class PeakMemory:
     """Highest memory from its creation to `read`.
 
-    On CUDA the allocator's peak. On Linux the process's highest resident set (VmHWM, reset through clear_refs), code
-    and libraries included. The reset can only go down to what is resident, so freed memory that the C library still
-    holds goes back to the system first; otherwise every request would inherit the peak of those before it. Elsewhere
-    nothing is claimed.
+    On CUDA the allocator's peak, and what recordings of the prefill hold, which it counts as free. On Linux the
+    process's highest resident set (VmHWM, reset through clear_refs), code and libraries included. The reset can only go
+    down to what is resident, so freed memory that the C library still holds goes back to the system first; otherwise
+    every request would inherit the peak of those before it. Elsewhere nothing is claimed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -131,12 +152,17 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
-    def read(self) -> int | None:
-        """Bytes, or None where the platform cannot tell."""
+    def read(self, work: Work | None = None) -> int | None:
+        """Bytes, or None where the platform cannot tell.
+
+        Args:
+            work: of the request.
+        """
         if not self._can:
             return None
         if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+            recorded = work.prefill.nbytes if work is not None and work.prefill is not None else 0
+            return torch.cuda.max_memory_allocated(self._device) + recorded
         return next(_high_water(), None)
 
 

@@ -10,16 +10,15 @@ from harness.engine.hardware import kernels_run
 
 def best(scores: Tensor, count: int) -> Tensor:
     """As many of each head, ascending: [heads, n] float32 -> [heads, count] int64."""
-    counts = torch.full(scores.shape[:1], count, device=scores.device)
-    return best_each(scores, counts, count)
+    return best_each(scores, None, count)
 
 
-def best_each(scores: Tensor, counts: Tensor, most: int) -> Tensor:
+def best_each(scores: Tensor, counts: Tensor | None, most: int) -> Tensor:
     """Of each head its own number, which the device knows.
 
     Args:
         scores: [heads, n] float32, without NaN.
-        counts: [heads] int64.
+        counts: [heads] int64; None for `most` of each.
         most: no head's count is greater; at most n.
 
     Returns:
@@ -31,5 +30,7 @@ def best_each(scores: Tensor, counts: Tensor, most: int) -> Tensor:
         tokens: Tensor = best_tokens(scores.contiguous(), counts, most)
         return tokens
     order = torch.sort(scores, stable=True, descending=True).indices[:, :most]
+    if counts is None:
+        return order.sort(1).values
     left_out = torch.arange(most, device=scores.device) >= counts.unsqueeze(1)
     return order.masked_fill(left_out, scores.shape[1]).sort(1).values

@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from harness.engine.cache import gather
 from harness.engine.method import Method
 from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
@@ -131,7 +130,7 @@ class Evicting(Method):
             self.cache[layer].append(heads.k, heads.v, heads.positions)
             return
         with self.model.part("gather"):
-            self.cache[layer].append(gather(heads.k, index), gather(heads.v, index), heads.positions[index])
+            self.cache[layer].take(heads.k, heads.v, heads.positions, index)
 
     def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
         out, cache = super().attend(layer, row, step), self.cache[layer]

@@ -60,10 +60,10 @@ def causal_logits(q: Tensor, k: Tensor) -> Tensor:
 
 def window_attention(q: Tensor, k: Tensor) -> Tensor:
     """The same for every KV head, mean over the query heads that read it: [kv_heads, n] float32."""
-    return attention_sums(q, k) / len(q)
+    return attention_sums(q, k, share=1 / len(q))
 
 
-def attention_sums(q: Tensor, k: Tensor, norms: Tensor | None = None) -> Tensor:
+def attention_sums(q: Tensor, k: Tensor, norms: Tensor | None = None, *, share: float = 1.0) -> Tensor:
     """Attention that each token receives from all queries, summed; mean over the query heads of a KV head.
 
     Memory is O(n), and not O(w * n): a kernel keeps no weights, and without it rows are taken a few at a time.
@@ -72,6 +72,7 @@ def attention_sums(q: Tensor, k: Tensor, norms: Tensor | None = None) -> Tensor:
         q: [w, heads, d], the queries of the last w of the n tokens; each sees the tokens up to its own.
         k: [n, kv_heads, d].
         norms: log of each softmax's denominator, [w, heads] float32, if attention has left it; saves a pass over k.
+        share: what each query counts.
 
     Returns:
         [kv_heads, n] float32.
@@ -81,7 +82,7 @@ def attention_sums(q: Tensor, k: Tensor, norms: Tensor | None = None) -> Tensor:
         from harness.engine.kernels import column_sums
 
         norms = column_sums.row_norms(q, k) if norms is None else norms
-        return column_sums.attention_sums(q, k, norms) / group
+        return column_sums.attention_sums(q, k, norms, factor=share / group)
     past, sums = len(k) - len(q), torch.zeros((k.shape[1], len(k)), device=k.device)
     for begin in range(0, len(q), _ROWS):
         rows = slice(begin, begin + _ROWS)
@@ -89,7 +90,7 @@ def attention_sums(q: Tensor, k: Tensor, norms: Tensor | None = None) -> Tensor:
         divisors = logits.logsumexp(-1) if norms is None else norms[rows].T
         weights = (logits - divisors.unsqueeze(-1)).exp().sum(1)
         sums[:, : weights.shape[1]] += weights.view(k.shape[1], group, -1).mean(1)
-    return sums
+    return sums.mul_(share)
 
 
 def pooled(scores: Tensor, kernel: int, pool: Literal["avg", "max"]) -> Tensor:

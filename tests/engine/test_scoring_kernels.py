@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.engine import cache
+from harness.engine.cache import LayerCache
 from tests.reference import decode
 from tests.reference.interpreter import DEVICE, kernels
 
+kernels("take_tokens")
 best_tokens = kernels("token_select").best_tokens
 normal = kernels("normal_queries")
 rowwise = kernels("rowwise")
@@ -38,6 +41,7 @@ def test_best_tokens(kind: str, tokens: int) -> None:
     for count in sorted({1, tokens // 16 + 1, tokens}):
         counts = torch.full((len(rows),), count, device=DEVICE)
         chosen = best_tokens(rows.to(DEVICE), counts, count, block=256, warps=4)
+        assert torch.equal(chosen, best_tokens(rows.to(DEVICE), None, count, block=256, warps=4))
         assert chosen.dtype == torch.int64 and chosen.tolist() == [decode.best(row, count) for row in rows.tolist()]
 
 
@@ -88,6 +92,8 @@ def test_sums_of_attention(shape: tuple[int, int, int, int, int]) -> None:
     got = sums.attention_sums(q, k, norms.float().to(DEVICE).T, sums.Tile(32, 16))
     expected = weights.sum(1).view(kv_heads, group, tokens).sum(1)
     torch.testing.assert_close(got.cpu().double(), expected, atol=1e-5, rtol=1e-5)
+    part = sums.attention_sums(q, k, norms.float().to(DEVICE).T, sums.Tile(32, 16), factor=0.25)
+    torch.testing.assert_close(part, got / 4)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -104,6 +110,19 @@ def test_norms_of_rows_that_see_nothing_of_a_share() -> None:
     norms = attention(q, k)[1]
     found = sums.row_norms(q, k)
     torch.testing.assert_close(found.cpu().double(), norms.T, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_tokens_go_into_a_cache_as_gathering_puts_them_there(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    k, v, positions = strided(70, 3, 20), torch.randn(70, 3, 20, device=DEVICE), torch.arange(70, device=DEVICE) * 2
+    index = torch.stack([torch.randperm(70)[:33].sort().values for _ in range(3)]).to(DEVICE)
+    ours, theirs = LayerCache(5), LayerCache(5)
+    for taken, kernel in ((ours, True), (theirs, False)):
+        monkeypatch.setattr(cache, "kernels_run", lambda _, on=kernel: on)
+        taken.take(k, v, positions, index.T if own else index[1])
+    assert ours.length == 33 and ours.room == 5 and ours.alike != own
+    for mine, other in zip(ours.heads(), theirs.heads(), strict=True):
+        assert all(torch.equal(*parts) for parts in zip(mine, other, strict=True))
 
 
 @pytest.mark.parametrize(("n", "heads", "d"), [(1, 1, 16), (70, 3, 32), (4200, 1, 16)])

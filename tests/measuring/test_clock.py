@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.engine.engine import Engine
+from harness.engine.generation import Work
+from harness.engine.method import Method
 from harness.engine.request import Request
+from harness.engine.step import Rows, Step
 from harness.measuring.clock import PeakMemory, measure
 from methods.full import Full
 from tests.tiny import random_ids, tiny_engine
@@ -46,3 +50,19 @@ def test_a_method_that_holds_less_has_the_smaller_peak_whatever_ran_before() -> 
 def test_nothing_is_claimed_where_the_system_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.measuring.clock.sys.platform", "darwin")
     assert PeakMemory(torch.device("cpu")).read() is None
+
+
+def test_a_prefill_that_is_recorded_on_the_way_is_not_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ids, captures = tiny_engine(), random_ids(50), [3, 0]
+    begun: list[int] = []
+    through = Engine._through
+
+    def recording(self: Engine, method: Method, ids: Tensor, step: Step, work: Work) -> Rows:
+        if step.phase == "prefill":
+            work.captures += (count := captures.pop(0))
+            begun.append(count)
+        return through(self, method, ids, step, work)
+
+    monkeypatch.setattr(Engine, "_through", recording)
+    measured = measure(engine, Full(Full.Options(), engine.context), Request(ids, 3))
+    assert begun == [3, 0] and measured.work.captures == 0 and len(measured.tokens) == 3

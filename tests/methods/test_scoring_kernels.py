@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.engine import cache as layer_cache
 from harness.engine.engine import Engine
 from harness.engine.request import Request
 from methods import keydiff
@@ -16,7 +17,7 @@ from methods.common import best, future, scores
 from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import build, random_ids, tiny_model, tiny_shape
 
-for name in ("token_select", "column_sums", "normal_queries", "unlike_keys", "rowwise"):
+for name in ("token_select", "take_tokens", "column_sums", "normal_queries", "unlike_keys", "rowwise"):
     kernels(name)
 
 LAYERS, PROMPT, BUDGET = 2, 80, 30
@@ -39,7 +40,7 @@ def kept(text: str, ids: Tensor) -> list[list[int]]:
 
 
 def switch(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
-    for module in (best, scores, future, keydiff):
+    for module in (best, layer_cache, scores, future, keydiff):
         for door in {"kernels_run", "kernels_take"} & vars(module).keys():
             monkeypatch.setattr(module, door, lambda _: on)
 

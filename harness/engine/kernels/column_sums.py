@@ -21,6 +21,8 @@ from torch import Tensor
 LOG2_E = tl.constexpr(math.log2(math.e))
 # Keys that a program takes for its share of a row's norm.
 _SHARE = 1024
+# Rows whose shares a program joins.
+_JOINED = 128
 
 
 class Tile(NamedTuple):
@@ -54,8 +56,8 @@ _ABSOLUTE_TILE = Tile(columns=256, warps=8, registers=128)
 _NORMS_TILE = Tile(columns=64)
 
 
-def attention_sums(q: Tensor, k: Tensor, norms: Tensor, tile: Tile = _TILE) -> Tensor:
-    """Attention that each token receives, summed over queries and the query heads of a KV head.
+def attention_sums(q: Tensor, k: Tensor, norms: Tensor, tile: Tile = _TILE, *, factor: float = 1.0) -> Tensor:
+    """Attention that each token receives, summed over queries and the query heads of a KV head, times a factor.
 
     Args:
         q: [w, heads, d], the queries of the last w of the n tokens; each sees the tokens up to its own. Channels of a
@@ -63,13 +65,14 @@ def attention_sums(q: Tensor, k: Tensor, norms: Tensor, tile: Tile = _TILE) -> T
         k: [n, kv_heads, d], likewise.
         norms: [w, heads] float32, of every query, log of the sum of exp(q k / sqrt(d)).
         tile: how the work is cut.
+        factor: of all sums.
 
     Returns:
         [kv_heads, n] float32.
     """
     sums = torch.empty((k.shape[1], k.shape[0]), dtype=torch.float32, device=k.device)
     _sums[_grid(k, tile)](
-        q, k, norms, sums, len(q), len(k), *_strides(q, k), *norms.stride(),
+        q, k, norms, sums, len(q), len(k), *_strides(q, k), *norms.stride(), factor,
         SCALE=q.shape[2] ** -0.5 * LOG2_E.value, GROUP=q.shape[1] // k.shape[1], DIM=q.shape[2], ATTENTION=True,
         **tile.options(),
     )  # fmt: skip
@@ -88,7 +91,7 @@ def absolute_sums(x: Tensor, v: Tensor, tile: Tile = _ABSOLUTE_TILE) -> Tensor:
     """
     sums = torch.empty((v.shape[1], v.shape[0]), dtype=torch.float32, device=v.device)
     _sums[_grid(v, tile)](
-        x, v, sums, sums, len(x), len(v), *_strides(x, v), 0, 0,
+        x, v, sums, sums, len(x), len(v), *_strides(x, v), 0, 0, 1.0,
         SCALE=1.0, GROUP=x.shape[1] // v.shape[1], DIM=x.shape[2], ATTENTION=False,
         **tile.options(),
     )  # fmt: skip
@@ -105,7 +108,11 @@ def row_norms(q: Tensor, k: Tensor, tile: Tile = _NORMS_TILE) -> Tensor:
         SCALE=d**-0.5 * LOG2_E.value, HEADS=heads, GROUP=group, DIM=d,
         SHARE=_SHARE, **tile.options(),
     )  # fmt: skip
-    return norms.logsumexp(0)
+    if shares == 1:
+        return norms[0]
+    whole = torch.empty_like(norms[0])
+    _join[(triton.cdiv(w * heads, _JOINED),)](norms, whole, w * heads, shares, BLOCK=_JOINED, num_warps=4)
+    return whole
 
 
 def _grid(y: Tensor, tile: Tile) -> tuple[int, int]:
@@ -160,7 +167,7 @@ def _walk(
 
 @triton.jit(do_not_specialize=["count", "n"])  # type: ignore[untyped-decorator]
 def _sums(
-    x, y, norms, sums, count, n, x_stride, x_head, y_stride, y_head, norm_stride, norm_head,
+    x, y, norms, sums, count, n, x_stride, x_head, y_stride, y_head, norm_stride, norm_head, factor,
     SCALE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, ATTENTION: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ) -> Any:  # fmt: skip
@@ -183,7 +190,7 @@ def _sums(
         acc, x, key, norms, begin, count * GROUP, past, column, count, kv_head, x_stride, x_head, norm_stride,
         norm_head, SCALE, GROUP, DIM, ATTENTION, False, ROWS,
     )  # fmt: skip
-    tl.store(sums + kv_head.to(tl.int64) * n + column, tl.sum(acc, 0), mask=column < n)
+    tl.store(sums + kv_head.to(tl.int64) * n + column, tl.sum(acc, 0) * factor, mask=column < n)
 
 
 @triton.jit(do_not_specialize=["count", "n"])  # type: ignore[untyped-decorator]
@@ -207,3 +214,18 @@ def _norms(
     place = (share * count + row).to(tl.int64) * HEADS + head
     # A share of which a row sees nothing adds nothing to its norm.
     tl.store(norms + place, (top + tl.log2(tl.maximum(total, 1.0e-30))) / LOG2_E, mask=there)
+
+
+@triton.jit(do_not_specialize=["count", "shares"])  # type: ignore[untyped-decorator]
+def _join(norms, whole, count, shares, BLOCK: tl.constexpr) -> Any:
+    """Log of the sum of what the shares of a row are the logs of; PyTorch takes six launches for it."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = row < count
+    top, total = tl.full((BLOCK,), -1.0e30, tl.float32), tl.zeros((BLOCK,), tl.float32)
+    for _ in tl.range(0, shares):
+        norm = tl.load(norms + row, mask=there, other=0.0) * LOG2_E
+        higher = tl.maximum(top, norm)
+        total = total * tl.exp2(top - higher) + tl.exp2(norm - higher)
+        top = higher
+        norms += count
+    tl.store(whole + row, (top + tl.log2(total)) / LOG2_E, mask=there)

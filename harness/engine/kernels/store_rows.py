@@ -27,13 +27,13 @@ def store_rows(k: Tensor, v: Tensor, positions: Tensor, table: Tensor, layer: in
         layer: whose line of the table counts.
     """
     n, width = len(k), k.shape[1] * k.shape[2]
-    assert k.stride(0) == v.stride(0) and k.stride()[1:] == v.stride()[1:] == (k.shape[2], 1)
+    assert k.stride()[1:] == v.stride()[1:] == (k.shape[2], 1)
     grid = (triton.cdiv(n, _ROWS), triton.cdiv(width, block := min(1024, triton.next_power_of_2(width))))
-    _store[grid](k, v, positions, table, layer, n, k.stride(0), width, BLOCK=block, ROWS=_ROWS)
+    _store[grid](k, v, positions, table, layer, n, k.stride(0), v.stride(0), width, BLOCK=block, ROWS=_ROWS)
 
 
 @triton.jit(do_not_specialize=["layer", "n"])  # type: ignore[untyped-decorator]
-def _store(k, v, positions, table, layer, n, stride, width, BLOCK: tl.constexpr, ROWS: tl.constexpr) -> Any:
+def _store(k, v, positions, table, layer, n, k_stride, v_stride, width, BLOCK: tl.constexpr, ROWS: tl.constexpr) -> Any:
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     at = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     line = table + layer * COLUMNS
@@ -42,8 +42,8 @@ def _store(k, v, positions, table, layer, n, stride, width, BLOCK: tl.constexpr,
     inside, long = there[:, None] & (at < width), row.to(tl.int64)[:, None]
     keys = tl.multiple_of(tl.load(line).to(pointer), 16)
     values = tl.multiple_of(tl.load(line + 1).to(pointer), 16)
-    tl.store(keys + long * width + at, tl.load(k + long * stride + at, mask=inside, other=0.0), mask=inside)
-    tl.store(values + long * width + at, tl.load(v + long * stride + at, mask=inside, other=0.0), mask=inside)
+    tl.store(keys + long * width + at, tl.load(k + long * k_stride + at, mask=inside, other=0.0), mask=inside)
+    tl.store(values + long * width + at, tl.load(v + long * v_stride + at, mask=inside, other=0.0), mask=inside)
     if tl.program_id(1) == 0:
         places = tl.load(line + 2).to(tl.pointer_type(tl.int64))
         tl.store(places + row, tl.load(positions + row, mask=there, other=0), mask=there)

@@ -16,12 +16,12 @@ from torch import Tensor
 from harness.engine.kernels.radix import search, sortable, store_chosen
 
 
-def best_tokens(scores: Tensor, counts: Tensor, most: int, *, block: int = 16384, warps: int = 16) -> Tensor:
+def best_tokens(scores: Tensor, counts: Tensor | None, most: int, *, block: int = 16384, warps: int = 16) -> Tensor:
     """Lists the best tokens.
 
     Args:
         scores: [lists, n] float32 contiguous, without NaN.
-        counts: [lists] int64, how many of each list: 0 to `most`, which is at most n.
+        counts: [lists] int64, how many of each list: 0 to `most`, which is at most n. None for `most` of each.
         most: how long a list is.
         block: scores that a program looks at a time. warps: of a program.
 
@@ -41,7 +41,10 @@ def best_tokens(scores: Tensor, counts: Tensor, most: int, *, block: int = 16384
 def _best(scores, counts, tokens, n, most, BLOCK: tl.constexpr) -> Any:
     scores += tl.program_id(0).to(tl.int64) * n
     tokens += tl.program_id(0).to(tl.int64) * most
-    low, span, need = search(scores, n, tl.load(counts + tl.program_id(0)).to(tl.int32), BLOCK)
+    count = most
+    if counts is not None:
+        count = tl.load(counts + tl.program_id(0)).to(tl.int32)
+    low, span, need = search(scores, n, count, BLOCK)
     above, equal = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     for start in tl.range(0, n, BLOCK):
         index = start + tl.arange(0, BLOCK)
