@@ -117,11 +117,10 @@ class Slim(Reselecting):
         with self.model.part("score"):
             scores = self.block_scores(heads)
         with self.model.part("select"):
-            lift = self._lift(scores)
-            chosen = self.choose(scores + lift, budget, len(rows))
+            chosen = self.choose(self._lifted(scores), budget, len(rows))
             index = block_rows(chosen, self.options.block, len(rows))
         if self.options.reselect == "C":
-            self.copy_out(layer, chosen, lift)
+            self.copy_out(layer, chosen)
         with self.model.part("gather"):
             return rows.select(index)
 
@@ -141,12 +140,15 @@ class Slim(Reselecting):
         last = (positions >= self.prompt_len - self.options.w).float()
         return last / last.sum()
 
-    def _lift(self, scores: Tensor) -> Tensor:
-        """What makes sink and tail the best blocks: infinity there, else 0, [blocks]."""
-        lift = torch.zeros_like(scores)
-        lift[: self.options.sink] = torch.inf
-        lift[-self.options.tail :] = torch.inf
-        return lift
+    def lift(self, blocks: int) -> Tensor:
+        """As in `Reselecting`: sink and tail."""
+        return self._lifted(torch.zeros(blocks, device=self.cache[0].keys.device))
+
+    def _lifted(self, scores: Tensor) -> Tensor:
+        """Makes sink and tail the best blocks, in place, [blocks]."""
+        scores[: self.options.sink].fill_(torch.inf)
+        scores[-self.options.tail :].fill_(torch.inf)
+        return scores
 
     def choose(self, scores: Tensor, budget: int, rows: int) -> Tensor:
         """The best blocks that fit into `budget` of the `rows` tokens, [m] ascending; all but the last one are full."""

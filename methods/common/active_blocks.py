@@ -60,27 +60,19 @@ class ActiveBlocks:
         """Steps in which blocks came in, [1] int64. A view."""
         return self._state[-1:]
 
-    def copy_out(self, cache: LayerCache, chosen: Tensor, lift: Tensor) -> None:
+    def copy_out(self, cache: LayerCache, chosen: Tensor) -> None:
         """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention.
 
         Args:
             cache: of the layer, holding all prompt tokens that entered it and nothing else.
             chosen: the blocks that are active first, [slots] ascending, the last block among them.
-            lift: what every step adds to the blocks' scores, [blocks] float32: infinity for those that always stay.
 
         Raises:
             InputError: the host has no memory for what is to wait there.
         """
         self._store.copy_out(cache)
         self._cache, self._origin, self._chosen = cache, cache.token_positions, chosen
-        self._make_room(len(lift), len(chosen), cache.keys)
-        means = unit_means(cache.keys, self._unit)
-        _overwrite(self.units, means, 0)
-        _overwrite(self._unit_lift, lift.new_zeros(len(means)), -torch.inf)
-        _overwrite(self._lift, lift, -torch.inf)
         self._state.zero_()
-        _overwrite(self.active, chosen, NONE)
-        self._before.copy_(self._state)
 
     def _make_room(self, blocks: int, slots: int, like: Tensor) -> None:
         held = len(self._lift), len(self.active)
@@ -99,10 +91,28 @@ class ActiveBlocks:
         self._store.forget()
         self._cache, self._origin, self._chosen = LayerCache(0), torch.empty(0), torch.empty(0)
 
-    def park(self) -> None:
-        """Leaves in the cache only the active blocks, before the first decode step."""
+    @property
+    def blocks(self) -> int:
+        """Blocks of the request's prompt in this layer."""
+        return -(-len(self._origin) // self.block)
+
+    def park(self, lift: Tensor) -> None:
+        """Prepares for the first decode step: only the active blocks are left in the cache.
+
+        Args:
+            lift: what every step adds to the blocks' scores, [blocks] float32: infinity for those that always stay.
+        """
+        cache = self._cache
+        self._make_room(len(lift), len(self._chosen), cache.keys)
+        means = unit_means(cache.keys, self._unit)
+        _overwrite(self.units, means, 0)
+        _overwrite(self._unit_lift, lift.new_zeros(len(means)), -torch.inf)
+        _overwrite(self._lift, lift, -torch.inf)
+        self._state.zero_()
+        _overwrite(self.active, self._chosen, NONE)
+        self._before.copy_(self._state)
         self._store.wait()
-        cache, index = self._cache, block_rows(self._chosen, self.block, len(self._origin))
+        index = block_rows(self._chosen, self.block, len(self._origin))
         keys, values, positions = cache.keys[index], cache.values[index], cache.token_positions[index]
         cache.reset()
         cache.append(keys, values, positions)
@@ -178,7 +188,7 @@ class ActiveBlocks:
     @property
     def moved_bytes(self) -> int:
         """Bytes of the keys and values that came in."""
-        return int(self.moved) * self.block * 2 * self.units[0].nbytes
+        return int(self.moved) * self.block * 2 * self.units[:1].nbytes
 
     @property
     def extra_bytes(self) -> int:

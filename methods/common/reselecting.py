@@ -63,12 +63,16 @@ class Reselecting(Method):
         for active in self.active.values():
             active.forget()
 
-    def copy_out(self, layer: int, chosen: Tensor, lift: Tensor) -> None:
+    def lift(self, blocks: int) -> Tensor:
+        """What makes those blocks the best that always stay: infinity there, else 0, [blocks] float32."""
+        raise NotImplementedError
+
+    def copy_out(self, layer: int, chosen: Tensor) -> None:
         """Begins to copy a layer's keys and values out, in the prefill; see `ActiveBlocks.copy_out`."""
         options = self.options
         if layer not in self.active:
             self.active[layer] = ActiveBlocks(options.block, options.unit, options.offload)
-        self.active[layer].copy_out(self.cache[layer], chosen, lift)
+        self.active[layer].copy_out(self.cache[layer], chosen)
 
     def keep_whole(self, layer: int) -> None:
         """A layer parks nothing, so that no memory is kept for it either."""
@@ -92,7 +96,7 @@ class Reselecting(Method):
         """Once a request, ahead of decode: the caches are left with their active blocks."""
         if not self._parked:
             for active in self.active.values():
-                active.park()
+                active.park(self.lift(active.blocks))
         self._parked = True
 
     def kv_bytes(self) -> int:

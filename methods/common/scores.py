@@ -51,11 +51,10 @@ def last_attention(q: Tensor, k: Tensor) -> Tensor:
 def causal_logits(q: Tensor, k: Tensor) -> Tensor:
     """q k / sqrt(d), [heads, w, n] float32, and minus infinity where a query does not see the token."""
     w, n = q.shape[0], k.shape[0]
-    logits = head_logits(q, k)
-    if w > 1:
-        future = torch.ones(w, n, dtype=torch.bool, device=q.device).triu(n - w + 1)
-        logits = logits.masked_fill(future, -torch.inf)
-    return logits
+    if w == 1:
+        return head_logits(q, k)
+    future = torch.full((w, n), -torch.inf, device=q.device).triu(n - w + 1)
+    return torch.add(future, head_dots(q, k), alpha=1.0 / math.sqrt(q.shape[-1]))
 
 
 def window_attention(q: Tensor, k: Tensor) -> Tensor:

@@ -201,3 +201,12 @@ def test_eager_steps_ahead_of_replayed_ones_stay() -> None:
     assert list(replayed.stream(method, request)) == list(plain.stream(expected, request))
     assert method.notes() == expected.notes()
     same_caches(method, expected)
+
+
+def test_a_request_that_ends_with_its_first_token_parks_nothing_and_reports_nothing() -> None:
+    method = build(SCHEDULE, on := engine())
+    for count, swapped in ((1, False), (40, True), (1, False)):
+        list(on.stream(method, Request(ids(150), count)))
+        notes = method.notes()
+        assert bool(notes["kv_bytes_moved"]) == swapped and any(notes["kv_swaps"].values()) == swapped
+        method.end()
