@@ -39,6 +39,8 @@ class LayerCache:
             most: tokens that there can ever be, if that is known.
         """
         self.spare, self.most = spare, most
+        self.length: int
+        self._start: int
         self._positions = torch.empty((0, 1), dtype=torch.int64)
         self.reset()
 

@@ -28,6 +28,8 @@ from harness.engine.verbs import Verbs
 
 _LAYER_FLOPS = 1e12
 """Products of a layer that take about as long as its launches do on a slow host: 1.5 ms on an H200."""
+_MOST_ROWS = 8192
+"""However small the model: rows have memory of their own here, and what attention takes grows by their square."""
 _STEP = 128
 """Rows that products of matrices are cut into; less padding saves nothing."""
 _STEPS = 16
@@ -75,7 +77,7 @@ class RecordedPrefill:
         from harness.engine.kernels.store_rows import COLUMNS, store_rows
 
         self._verbs, self._attention, self._shape, self._store = verbs, attention, shape, store_rows
-        self.most = padded(int(_LAYER_FLOPS / (2 * shape.linear_params)))
+        self.most = min(_MOST_ROWS, padded(int(_LAYER_FLOPS / (2 * shape.linear_params))))
         self._none = like.new_empty((0, shape.kv_heads, shape.head_dim))
         # Where recordings find their rows and leave what they made of them: one row for each of the prompt's.
         self._hidden, self._attended, self._qkv = (like.new_empty(0) for _ in range(3))
@@ -83,6 +85,7 @@ class RecordedPrefill:
         self._table = torch.zeros((shape.layers, COLUMNS.value), dtype=torch.int64, device=like.device)
         self._replays: dict[tuple[Span, int], Callable[[], None]] = {}
         self._pool: Any = None
+        self._side: Any = None
         self._held: tuple[int, int] = (0, 0)
         self._count = 0
         self.captures = 0
@@ -117,8 +120,8 @@ class RecordedPrefill:
     def nbytes(self) -> int:
         """Bytes that recordings hold on the device and that the allocator counts as free."""
         if self._pool is not None and self._held[0] != self.captures:
-            segments: Any = torch.cuda.memory_snapshot()
-            own = [part for part in segments if tuple(part["segment_pool_id"]) == tuple(self._pool)]
+            cuda: Any = torch.cuda
+            own = [part for part in cuda.memory_snapshot() if tuple(part["segment_pool_id"]) == tuple(self._pool)]
             self._held = self.captures, sum(part["total_size"] - part["allocated_size"] for part in own)
         return self._held[1]
 
@@ -197,8 +200,11 @@ class RecordedPrefill:
     def _result(self, span: Span, count: int, positions: Tensor) -> tuple[Rows, Heads | None]:
         attended = self._attended[:count] if span.end % VERBS == FEED_FORWARD else None
         # A method may keep what it is shown, and the next recording writes to the same place.
-        heads = Heads(*self._parts(self._qkv[:count].clone()), positions) if span.shows else None
-        return Rows(self._hidden[:count], positions, attended), heads
+        rows = Rows(self._hidden[:count], positions, attended)
+        if not span.shows:
+            return rows, None
+        q, k, v = self._parts(self._qkv[:count].clone())
+        return rows, Heads(q, k, v, positions)
 
     def _parts(self, qkv: Tensor) -> tuple[Tensor, ...]:
         return qkv.tensor_split((self._shape.heads, self._shape.heads + self._shape.kv_heads), 1)
@@ -207,16 +213,18 @@ class RecordedPrefill:
         if self._hidden.device.type != "cuda":
             return body
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        graph, side = _capture_objects()
-        side.wait_stream(torch.cuda.current_stream())
+        self._side = self._side or _stream()
+        graph: Any = torch.cuda.CUDAGraph()
+        self._side.wait_stream(torch.cuda.current_stream())
         # Not `torch.cuda.graph`, which empties the allocator's cache each time, and a deep model has a hundred spans.
-        with torch.cuda.stream(side), _no_garbage():
+        # One stream for all, since products of matrices keep a workspace for each.
+        with torch.cuda.stream(self._side), _no_garbage():
             graph.capture_begin(pool=self._pool)
             try:
                 body()
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         replay: Callable[[], None] = graph.replay
         return replay
 
@@ -280,9 +288,9 @@ def _fill(place: Tensor, rows: Tensor, size: int) -> None:
         place[len(rows) : size] = 0
 
 
-def _capture_objects() -> tuple[Any, Any]:
+def _stream() -> Any:
     cuda: Any = torch.cuda
-    return cuda.CUDAGraph(), cuda.Stream()
+    return cuda.Stream()
 
 
 @contextmanager
