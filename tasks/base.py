@@ -73,6 +73,8 @@ class Sample:
         ignore_end: always generate `max_new_tokens`, end tokens or not.
         choices: continuations of the prompt to be rated by their log-likelihood; nothing is generated then.
         choice_prompts: one prompt a choice, where they differ; `prompt` is not looked at then.
+        follow_ups: further questions, asked one after the other over what this prompt has left in the cache. Their
+            `prompt` is what the user says next; without a chat template it comes right behind the answer.
         extra: whatever the scorer or a report needs (`all_classes`, `length`, `depth`, `needle`, ...); JSON values.
     """
 
@@ -90,6 +92,7 @@ class Sample:
     ignore_end: bool = False
     choices: tuple[str, ...] = ()
     choice_prompts: tuple[str, ...] = ()
+    follow_ups: tuple[Sample, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

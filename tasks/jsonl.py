@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -44,11 +44,13 @@ def _folded(text: str) -> str:
     return " ".join(text.split())
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """One text as a list of it."""
     return [value] if isinstance(value, str) else value
 
 
-def _said(answer: str) -> str:
+def said(answer: str) -> str:
+    """The answer; raises `ValueError` for a blank one."""
     if not answer.strip():
         raise ValueError("a blank answer would accept anything")
     return answer
@@ -70,7 +72,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
     prompt: str = Field(min_length=1)
-    answers: Annotated[list[Annotated[str, AfterValidator(_said)]], BeforeValidator(_as_list), Field(min_length=1)]
+    answers: Annotated[list[Annotated[str, AfterValidator(said)]], BeforeValidator(as_list), Field(min_length=1)]
     metric: Metric | None = None
     id: Annotated[str, Field(min_length=1)] | None = None
     max_new_tokens: int | None = Field(None, ge=1)
@@ -175,7 +177,16 @@ def _read_row(place: str, row: dict[str, Any]) -> Row:
     Raises:
         InputError: with file, line and field.
     """
-    for key in row.keys() - Row.model_fields.keys():
-        if near := difflib.get_close_matches(key, Row.model_fields, n=1, cutoff=0.8):
-            raise InputError(f"{place}: field {key!r}: did you mean {near[0]!r}?")
+    refuse_near_misses(place, row, Row)
     return checked(Row, place, row)
+
+
+def refuse_near_misses(place: str, row: Mapping[str, Any], model: type[BaseModel]) -> None:
+    """Takes a column whose name is close to one of the model's fields for a typing error.
+
+    Raises:
+        InputError: with file, line and field.
+    """
+    for key in row.keys() - model.model_fields.keys():
+        if near := difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.8):
+            raise InputError(f"{place}: field {key!r}: did you mean {near[0]!r}?")

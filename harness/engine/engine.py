@@ -9,7 +9,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -75,11 +75,28 @@ class Engine:
             eager: launch every kernel anew, even where it could be replayed.
         """
         work = Work(eager=eager)
-        return Generation(self._tokens(method, request, work), work)
+        read = partial(self.read, method, request, work)
+        return Generation(self._tokens(read, method, request, work), work)
+
+    def go_on(self, method: Method, request: Request, position: int, *, eager: bool = False) -> Generation:
+        """As `stream`, over what the caches hold: the request's prompt comes in behind it, as decode rows.
+
+        Args:
+            method: that has served what came before.
+            request: of the tokens alone that come in now; none of them is pruned.
+            position: of the first of them.
+            eager: as `stream` takes it.
+        """
+        work = Work(eager=eager)
+        read = partial(self._read_on, method, request, position)
+        return Generation(self._tokens(read, method, request, work), work)
 
     @torch.inference_mode()
-    def _tokens(self, method: Method, request: Request, work: Work) -> Generator[int]:
-        logits, position = self.read(method, request, work)
+    def _tokens(
+        self, read: Callable[[], tuple[Tensor, int]], method: Method, request: Request, work: Work
+    ) -> Generator[int]:
+        logits, position = read()
+        work.start = position
         token, count = _greedy(logits, request.suppressed(1)), 1
         yield (out := int(token))
         while out not in request.stop_ids and count < request.max_new_tokens:
@@ -99,8 +116,12 @@ class Engine:
 
     def _replay(self, method: Method, count: int) -> Replay | None:
         """What replays the method's steps, if they may be replayed and its caches have room for `count` tokens."""
-        fits = self.table is not None and all(cache.length > 0 and cache.room >= count for cache in method.cache)
-        return promises.replay(method.replay()) if fits else None
+        if self.table is None or not all(cache.length > 0 for cache in method.cache):
+            return None
+        replay = promises.replay(method.replay())
+        # Behind a cut room is made in every step, for as many as come.
+        ahead = method.cache[: replay.cuts[0] if replay is not None and replay.cuts else None]
+        return replay if all(cache.room >= count for cache in ahead) else None
 
     def _recorded(self, replay: Replay) -> RecordedDecode:
         if replay not in self._steps:
@@ -120,11 +141,11 @@ class Engine:
             InputError: prompt and answer, or what a method probes with, exceed the model's sliding window.
             BrokenPromise: a hook of the method returned what the engine cannot go on with.
         """
-        self._check_window(len(request.prompt) + request.max_new_tokens)
+        self._check_window(len(request.prompt) + request.to_come)
         work, late = work or Work(), request.late_tokens(method)
         context, question = request.prompt.tensor_split([len(request.prompt) - late])
         context = promises.prompt_ids(method.prompt(context, partial(self.first_layers, work=work)), context)
-        method.begin(len(context), late + request.max_new_tokens)
+        method.begin(len(context), late + request.to_come)
         promises.caches(getattr(method, "cache", None), len(self.layers))
         logits, position = self.forward(method, context, Step("prefill", 0, len(context)), work), len(context)
         for more in method.probes(context):
@@ -134,6 +155,10 @@ class Engine:
             logits = self.forward(method, piece, Step("decode", position, len(piece)))
             position += len(piece)
         return logits, position
+
+    def _read_on(self, method: Method, request: Request, position: int) -> tuple[Tensor, int]:
+        count = len(request.prompt)
+        return self.forward(method, request.prompt, Step("decode", position, count)), position + count
 
     def _check_window(self, tokens: int) -> None:
         # Attention here sees all that is kept: beyond the window it would differ from the model's own.

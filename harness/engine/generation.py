@@ -21,6 +21,7 @@ class Work:
         recorded: what replays the decode steps; None while every step is launched anew.
         prefill: what ran the prefill, if that could be replayed.
         captures: parts of the prefill that had to be recorded first, so that its time says nothing.
+        start: position of the first new token, once what is ahead of it is in.
     """
 
     projected: list[int] = field(default_factory=list)
@@ -30,6 +31,7 @@ class Work:
     recorded: RecordedDecode | None = None
     prefill: RecordedPrefill | None = field(default=None, compare=False)
     captures: int = field(default=0, compare=False)
+    start: int = 0
 
 
 class Generation(Iterator[int]):
@@ -37,6 +39,7 @@ class Generation(Iterator[int]):
 
     Attributes:
         work: complete as to the prefill with the first token.
+        tokens: handed out so far; the last of them is not in the caches.
     """
 
     def __init__(self, tokens: Generator[int], work: Work) -> None:
@@ -45,10 +48,16 @@ class Generation(Iterator[int]):
             tokens: makes the tokens. When it is closed, or let go, caches hold what was handed out.
             work: what it does; the generator may hold this, but not the object that is made here.
         """
-        self._tokens, self.work = tokens, work
+        self._made, self.work = tokens, work
+        self.tokens: list[int] = []
 
     def __next__(self) -> int:
-        return next(self._tokens)
+        self.tokens.append(token := next(self._made))
+        return token
+
+    def close(self) -> None:
+        """No further token is wanted; caches hold what was handed out."""
+        self._made.close()
 
     def overlap(self) -> dict[str, float] | None:
         """`Overlap.read` of the last decode step; None if nothing ran beside it."""

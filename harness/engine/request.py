@@ -21,6 +21,7 @@ class Request:
         min_new_tokens: stop tokens are suppressed before this many tokens are out.
         question: last tokens of the prompt that hold the question; 0 if that is not known.
         question_after: prefill, and prune, the context alone; the question follows in one step and is never pruned.
+        follows: most tokens that come in behind the answer, where a `Session` goes on: later questions and answers.
     """
 
     prompt: Tensor
@@ -29,6 +30,7 @@ class Request:
     min_new_tokens: int = 0
     question: int = 0
     question_after: bool = False
+    follows: int = 0
 
     def __post_init__(self) -> None:
         if self.prompt.numel() < 1:
@@ -37,6 +39,11 @@ class Request:
             raise ValueError(f"a question of {self.question} tokens leaves no context")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+
+    @property
+    def to_come(self) -> int:
+        """Most tokens that come in behind the prompt."""
+        return self.max_new_tokens + self.follows
 
     def suppressed(self, number: int) -> frozenset[int]:
         """Tokens that may not be the `number`-th new one, counted from 1."""

@@ -23,6 +23,7 @@ from harness.engine.engine import Engine
 from harness.engine.generation import Generation, Work
 from harness.engine.method import Method
 from harness.engine.request import Request
+from harness.engine.session import Session
 from harness.measuring.energy import UNCOUNTED, EnergyMeter, Reading
 from harness.storage.spans import survivors
 
@@ -74,6 +75,7 @@ def measure(
     parts: bool = False,
     ended: Ended | None = None,
     meter: EnergyMeter = UNCOUNTED,
+    session: Session | None = None,
 ) -> Measured:
     """Runs one request and times it.
 
@@ -87,10 +89,13 @@ def measure(
         parts: also time the parts of TTFT, which costs a little.
         ended: whether the answer is complete, by the tokens that there are; asked behind each.
         meter: of the device's energy; read before the first clock and behind the last.
+        session: of the engine and the method, where the request is one of several over the same cache.
     """
-    begun = _begin(engine, method, request, parts, meter)
+    begun = _begin(engine, method, request, parts, meter, session)
     if begun.stream.work.captures:
-        begun = _begin(engine, method, request, parts, meter)
+        if session is not None:
+            session.forget()
+        begun = _begin(engine, method, request, parts, meter, session)
     stream, tokens, clocks = begun.stream, [begun.token], [begun.first]
     # What the method did in its prefill is read between two tokens, with the clock stopped.
     parts_s = engine.context.stopwatch.stop() if parts else None
@@ -118,7 +123,9 @@ class _Begun:
     meter: Reading
 
 
-def _begin(engine: Engine, method: Method, request: Request, parts: bool, meter: EnergyMeter) -> _Begun:
+def _begin(
+    engine: Engine, method: Method, request: Request, parts: bool, meter: EnergyMeter, session: Session | None
+) -> _Begun:
     device = request.prompt.device
     peak = PeakMemory(device)
     synchronize(device)
@@ -126,7 +133,7 @@ def _begin(engine: Engine, method: Method, request: Request, parts: bool, meter:
     start = time.perf_counter()
     if parts:
         engine.context.stopwatch.start(device)
-    stream = engine.stream(method, request)
+    stream = engine.stream(method, request) if session is None else session.stream(request)
     return _Begun(stream, peak, start, next(stream), time.perf_counter(), reading)
 
 

@@ -43,7 +43,9 @@ def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
     for fact, (title, words) in WITHOUT.items():
         found = records[[fact in extra for extra in records["extra"]]]
         yield from _told(title, words, _by_cell(found, records))
-    over = records[[_over(*row) for row in zip(records["tokens_kept"], records["tokens_requested"], strict=True)]]
+    # In a later turn that is also what decode has brought back.
+    counts = zip(records["tokens_kept"], records["tokens_requested"], records["extra"], strict=True)
+    over = records[[_over(kept, asked) and extra.get("turn", 1) == 1 for kept, asked, extra in counts]]
     yield from _told("Kept more tokens than requested", "", _by_cell(over, records))
     yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
     apart = records[_apart(records)]

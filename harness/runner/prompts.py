@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from harness.errors import InputError
 from tasks.base import Sample, Tokenizer
-from tasks.common.chat import ChatTokenizer, tokenise, wrap
+from tasks.common.chat import ChatTokenizer, tokenise, wrap, wrap_further
 
 # Stands for what the user says, to see what a template writes around it; no text has it.
 _MARK = "\ufdd0"
@@ -57,6 +57,14 @@ def encode_with_question(
     context = tokenise(text[:border], tokenizer)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, ids, strict=False)))
     return ids, len(ids) - shared
+
+
+def encode_further(sample: Sample, tokenizer: ChatTokenizer) -> list[int]:
+    """Token ids of a further question, as they follow the last token of an answer that no end token counts to."""
+    if sample.ids:
+        return list(sample.ids)
+    text = wrap_further(sample.prompt, tokenizer) if sample.chat else sample.prompt
+    return tokenizer.encode(text + sample.prefix, add_special_tokens=False)
 
 
 def encode_answer(sample: Sample, answer: str, tokenizer: ChatTokenizer) -> list[int]:

@@ -32,23 +32,26 @@ LATENCIES: dict[str, Any] = {name: None for name in Record.model_fields if name.
 
 def identity(cell: Cell, prompt: Prompt, late: int | None = None) -> dict[str, Any]:
     """Who was asked what; `late`: tokens that followed the prefill, if the method is not to be asked."""
-    request, sample = prompt.request, prompt.sample
-    late = request.late_tokens(cell.method) if late is None else late
+    request, sample, turn = prompt.request, prompt.sample, prompt.turn
+    tokens = len(request.prompt) + (turn.behind if turn is not None else 0)
+    context = turn.context if turn is not None else None
+    if context is None:
+        context = tokens - (request.late_tokens(cell.method) if late is None else late)
     return {
         "cell": cell.hash,
         "method": cell.label,
         "task": cell.task.label,
         "sample": sample.id,
         "prompt_hash": prompt.hash,
-        "prompt_tokens": len(request.prompt),
+        "prompt_tokens": tokens,
         "prompt_tokens_cut": prompt.cut,
-        "context_tokens": len(request.prompt) - late,
+        "context_tokens": context,
         "question": "after" if request.question_after else "prompt",
         "prompt_text": None if sample.ids else excerpt(sample.prompt),
         "question_text": excerpt(sample.question) if sample.question else None,
         "metric": cell.task.metric,
         "answers": list(sample.answers),
-        "extra": dict(sample.extra),
+        "extra": {**sample.extra, **({} if turn is None else {"turn": turn.number, "turns": turn.of})},
     }
 
 
@@ -83,7 +86,14 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
     flops = prefill_flops(shape, work.projected, work.fed, pairs)
     weights, read = engine.decode_weight_bytes, promises.count("decode_bytes", measured.decode_bytes)
     near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s)
-    return {
+    prefill: dict[str, Any] = {
+        "prefill_flops": flops,
+        "dense_flops": dense_prefill_flops(shape, context),
+        "prefill_floor_s": near.prefill_floor_s,
+        "prefill_lasting_floor_s": near.prefill_lasting_floor_s,
+    }
+    # A later turn of a conversation has no prefill.
+    return (prefill if work.fed else dict.fromkeys(prefill)) | {
         "ttft_s": measured.ttft_s,
         "tpot_s": measured.tpot_s,
         "token_s": measured.token_s,
@@ -94,11 +104,7 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
         "kv_bytes": promises.count("kv_bytes", method.kv_bytes()),
         "kv_bytes_host": promises.count("kv_bytes_host", method.kv_bytes_host()),
         "extra_bytes": promises.count("extra_bytes", method.extra_bytes()),
-        "prefill_flops": flops,
-        "dense_flops": dense_prefill_flops(shape, context),
         "decode_read_bytes": weights + read,
-        "prefill_floor_s": near.prefill_floor_s,
-        "prefill_lasting_floor_s": near.prefill_lasting_floor_s,
         "decode_floor_s": near.decode_floor_s,
     }
 

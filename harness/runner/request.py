@@ -11,6 +11,7 @@ import torch
 
 from harness.engine import promises
 from harness.engine.method import Method
+from harness.engine.session import Session
 from harness.errors import InputError
 from harness.measuring.clock import Measured, measure
 from harness.measuring.energy import EnergyMeter
@@ -42,13 +43,20 @@ class Bench:
         return None if state is None else state | self.meter.facts()
 
 
-def run_request(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
+def run_request(bench: Bench, cell: Cell, prompt: Prompt, session: Session, *, last: bool) -> Record:
     """Runs one request and measures it; one that ends without an answer is recorded as that.
+
+    Args:
+        bench: the run.
+        cell: that is asked.
+        prompt: what it is asked, on the model's device.
+        session: of the cell's method, new unless the prompt is a later turn.
+        last: nothing is asked behind it, so the method's caches go.
 
     Raises:
         InputError: it is not the method's fault, or the device cannot go on after it.
     """
-    return attempted(bench, cell, [prompt], lambda: [_measured(bench, cell, prompt)])[0]
+    return attempted(bench, cell, [prompt], lambda: [_measured(bench, cell, prompt, session, last)])[0]
 
 
 def attempted(bench: Bench, cell: Cell, prompts: Sequence[Prompt], ask: Callable[[], list[Record]]) -> list[Record]:
@@ -88,14 +96,18 @@ def _check_device(reason: str) -> None:
         raise InputError(f"{reason}; the GPU does no more work in this process, 'harness resume' goes on") from None
 
 
-def _measured(bench: Bench, cell: Cell, prompt: Prompt) -> Record:
+def _measured(bench: Bench, cell: Cell, prompt: Prompt, session: Session, last: bool) -> Record:
     run, method = bench.run, cell.method
     ended = stop_texts(run, prompt)
-    measured = measure(run.engine, method, prompt.request, parts=run.spec.parts, ended=ended, meter=bench.meter)
+    measured = measure(
+        run.engine, method, prompt.request, parts=run.spec.parts, ended=ended, meter=bench.meter, session=session
+    )
     values = answer(bench, cell, prompt, measured)
-    if run.spec.ledger and not method.simulated:
+    # In a pass of its own, which a conversation would not outlive.
+    if run.spec.ledger and not method.simulated and prompt.turn is None:
         values["ledger"] = asdict(ledger(run.engine, method, prompt.request))
-    method.end()
+    if last:
+        method.end()
     return Record(**values)
 
 

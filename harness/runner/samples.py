@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, repeat
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -17,11 +18,28 @@ from harness.errors import InputError
 from harness.models.load import LoadedModel
 from harness.runner.faults import blamed
 from harness.runner.loglikelihood import encode_choices
-from harness.runner.prompts import encode_with_question, longest_bare_prompt
+from harness.runner.prompts import encode_further, encode_with_question, longest_bare_prompt
 from harness.runner.spec import RunSpec
 from tasks.base import Sample, Task
 
 _SAMPLE = TypeAdapter(Sample)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Where in a conversation a prompt stands.
+
+    Attributes:
+        number: from 1.
+        of: questions of the conversation.
+        behind: tokens of the conversation ahead of the prompt, once that is known.
+        context: tokens that its first prompt prefilled, once that is known.
+    """
+
+    number: int
+    of: int
+    behind: int = 0
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,15 +48,19 @@ class Prompt:
 
     Attributes:
         sample: the sample.
-        request: its token ids, in host memory, and how generation ends.
-        hash: see `hash_of`.
+        request: its token ids, in host memory, and how generation ends; of a later turn the ids that it adds.
+        hash: see `hash_of`; of a later turn over what was asked up to here, without the answers between.
         cut: tokens that were cut out of its middle.
+        turn: None where it is the only question.
+        later: what is asked behind it, over the same cache.
     """
 
     sample: Sample
     request: Request
     hash: str
     cut: int = 0
+    turn: Turn | None = None
+    later: tuple[Prompt, ...] = ()
 
     def on(self, device: torch.device) -> Prompt:
         """The same with its token ids on a device."""
@@ -60,7 +82,8 @@ def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
         samples = list(task.samples(model.tokenizer))
     if not samples or not all(isinstance(sample, Sample) for sample in samples):
         raise InputError(f"{task.label}: the task has {'something else than' if samples else 'no'} samples")
-    for name, count in Counter(sample.id for sample in samples).items():
+    asked = [each for sample in samples for each in (sample, *sample.follow_ups)]
+    for name, count in Counter(sample.id for sample in asked).items():
         if count > 1:
             raise InputError(f"{task.label}: two samples have the id {name!r}")
     return [_prompt(sample, task, model, spec) for sample in samples]
@@ -69,19 +92,48 @@ def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
 def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
     where, window = f"{task.label}, sample {sample.id}", model.shape.max_context
     _check(sample, where)
-    ids, question, cut = _encode(sample, task, model)
+    further = _further(sample, task, model)
+    follows = sum(len(ids) + each.max_new_tokens for ids, each in zip(further, sample.follow_ups, strict=True))
+    ids, question, cut = _encode(sample, task, model, follows)
     after = spec.question == "after"
     if after and not 0 < question < len(ids):
         raise InputError(f"{where}: --question after needs a context and a question")
-    if len(ids) + sample.max_new_tokens > window:
+    if len(ids) + sample.max_new_tokens + follows > window:
         tokens = f"{len(ids)} prompt tokens and {sample.max_new_tokens} new ones"
+        tokens += f", and {follows} of later turns" if follows else ""
         raise InputError(f"{where}: {tokens} exceed {model.shape.context_words}; set --max-length")
-    stops = _stop_ids(sample, model)
     try:
-        request = Request(torch.tensor(ids), sample.max_new_tokens, stops, sample.min_new_tokens, question, after)
+        requests = [_request(each, model, own) for each, own in zip(_asked(sample), (ids, *further), strict=True)]
+        first = replace(requests[0], question=question, question_after=after, follows=follows)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
-    return Prompt(sample, request, hash_of(ids), cut)
+    if not further:
+        return Prompt(sample, first, hash_of(ids), cut)
+    turns = [Turn(number, len(requests)) for number in range(1, len(requests) + 1)]
+    hashes = [hash_of(list(chain(ids, *further[:count]))) for count in range(len(requests))]
+    later = [Prompt(*each) for each in zip(sample.follow_ups, requests[1:], hashes[1:], repeat(cut), turns[1:])]
+    return Prompt(sample, first, hashes[0], cut, turns[0], tuple(later))
+
+
+def _asked(sample: Sample) -> tuple[Sample, ...]:
+    """All questions of a sample, its own first."""
+    return sample, *sample.follow_ups
+
+
+def _further(sample: Sample, task: Task, model: LoadedModel) -> list[list[int]]:
+    """Token ids that each further question brings in.
+
+    Raises:
+        InputError: one is no question of a conversation.
+    """
+    later = sample.follow_ups
+    if later and (sample.choices or any(each.choices or each.follow_ups for each in later)):
+        raise InputError(f"{task.label}, sample {sample.id}: turns of a conversation have neither choices nor turns")
+    return [encode_further(each, model.tokenizer) for each in later]
+
+
+def _request(sample: Sample, model: LoadedModel, ids: list[int]) -> Request:
+    return Request(torch.tensor(ids), sample.max_new_tokens, _stop_ids(sample, model), sample.min_new_tokens)
 
 
 def _check(sample: Sample, where: str) -> None:
@@ -96,18 +148,21 @@ def _check(sample: Sample, where: str) -> None:
         raise InputError(f"{where}: holds half of a surrogate pair, which is no text") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: holds something that JSON cannot: {error}") from None
-    if not all((*sample.stop, *sample.stop_tokens)):
+    if not all(text for each in _asked(sample) for text in (*each.stop, *each.stop_tokens)):
         raise InputError(f"{where}: a stop text is empty")
 
 
-def _encode(sample: Sample, task: Task, model: LoadedModel) -> tuple[list[int], int, int]:
-    """Token ids of the prompt, how many of the last ones are its question, and how many were cut out."""
+def _encode(sample: Sample, task: Task, model: LoadedModel, follows: int) -> tuple[list[int], int, int]:
+    """Token ids of the prompt, how many of the last ones are its question, and how many were cut out.
+
+    `follows` tokens have to fit behind prompt and answer.
+    """
     window, longest, tokenizer = model.shape.max_context, task.context.max_length, model.tokenizer
     if sample.choices:
         ids = encode_choices(sample, tokenizer, longest, window)[0][0]
         first = replace(sample, choices=sample.choices[:1], choice_prompts=sample.choice_prompts[:1])
         return ids, 0, len(encode_choices(first, tokenizer, None, sys.maxsize)[0][0]) - len(ids)
-    longest = longest or longest_bare_prompt(sample, tokenizer, window - sample.max_new_tokens)
+    longest = longest or longest_bare_prompt(sample, tokenizer, window - sample.max_new_tokens - follows)
     ids, question = encode_with_question(sample, tokenizer, longest)
     whole = len(ids) if longest is None else len(encode_with_question(sample, tokenizer)[0])
     return ids, question, max(0, whole - len(ids))

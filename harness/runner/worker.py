@@ -13,20 +13,21 @@ import torch
 
 from harness.engine.engine import Engine
 from harness.engine.request import Request
+from harness.engine.session import Session
 from harness.measuring.clock import synchronize
 from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.roofline import NO_CEILINGS, ceilings
 from harness.models.load import load
 from harness.runner.batches import batch_jobs
+from harness.runner.conversation import Conversation
 from harness.runner.execute import Job
 from harness.runner.loaded import Cell, Loader, load_run
 from harness.runner.order import order
 from harness.runner.plan import CellSpec, Plan, plan
-from harness.runner.request import Bench, release, run_request
+from harness.runner.request import Bench, release
 from harness.runner.samples import Prompt, read_prompts
 from harness.runner.spec import RunSpec
-from harness.storage.record import Record
 
 
 class MethodWorker:
@@ -48,7 +49,7 @@ class MethodWorker:
         monitor = gpu_monitor(run.device)
         synchronize(run.device)
         meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
-        self._bench, self._warm_up = Bench(run, limits, monitor, meter), WarmUp(run.engine)
+        self._bench, self._warm_up = Bench(run, limits, monitor, meter), WarmUp(run.engine, run.device)
 
     def facts(self) -> dict[str, Any]:
         """Of the loaded run."""
@@ -61,17 +62,18 @@ class MethodWorker:
             return batch_jobs(self._bench, cells, done)
         bound = [run.bind(cell) for cell in cells]
         prompts = read_prompts(bound[0].task, run.model, run.spec)
-        return [
-            partial(self._run, bound, cell, prompt)
-            for prompt, cell in _in_turn(prompts, bound)
-            if (cell.hash, prompt.sample.id) not in done
-        ]
+        return [job for prompt, cell in _in_turn(prompts, bound) for job in self._jobs(bound, cell, prompt, done)]
 
-    def _run(self, cells: Sequence[Cell], cell: Cell, prompt: Prompt) -> Record:
-        there = prompt.on(self._bench.run.device)
+    def _jobs(self, cells: Sequence[Cell], cell: Cell, prompt: Prompt, done: Set[tuple[str, str]]) -> list[Job]:
+        """One for each question of the prompt that has no record."""
+        turns = enumerate((prompt, *prompt.later))
+        wanted = [number for number, turn in turns if (cell.hash, turn.sample.id) not in done]
+        conversation = Conversation(self._bench, cell, prompt, partial(self._ready, prompt, cells))
+        return [partial(conversation.record, number, last=number == wanted[-1]) for number in wanted]
+
+    def _ready(self, prompt: Prompt, cells: Sequence[Cell]) -> None:
         if self._bench.run.spec.timing:
-            self._warm_up.before(there, cells)
-        return run_request(self._bench, cell, there)
+            self._warm_up.before(prompt, cells)
 
 
 def gpu_monitor(device: torch.device) -> GpuMonitor | None:
@@ -86,24 +88,30 @@ def _in_turn(prompts: Sequence[Prompt], cells: Sequence[Cell]) -> Iterator[tuple
 
 
 class WarmUp:
-    """Runs every method once, unrecorded, where prompts are of a new length: kernels and memory may be cold."""
+    """Runs every method once, unrecorded, where prompts are of a new length: kernels and memory may be cold.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._lengths: list[int] = []
+    Of a conversation also the second question, which comes in otherwise than the first.
+    """
+
+    def __init__(self, engine: Engine, device: torch.device) -> None:
+        self._engine, self._device = engine, device
+        self._seen: dict[bool, list[int]] = {False: [], True: []}
 
     def before(self, prompt: Prompt, cells: Sequence[Cell]) -> None:
         """Warms up unless a prompt within an eighth of this one's length has been run, in whichever task."""
-        length = len(prompt.request.prompt)
-        if all(abs(length - seen) > seen / 8 for seen in self._lengths):
-            self._lengths.append(length)
+        length, lengths = len(prompt.request.prompt), self._seen[bool(prompt.later)]
+        if all(abs(length - seen) > seen / 8 for seen in lengths):
+            lengths.append(length)
             for cell in cells:
                 self._warm(cell, prompt)
 
     def _warm(self, cell: Cell, prompt: Prompt) -> None:
         """One prefill and one decode step: kernels are loaded, pages are mapped, and nothing stays."""
+        asked = [each.on(self._device).request.prompt for each in (prompt, *prompt.later[:1])]
+        session, follows = Session(self._engine, cell.method), sum(len(ids) + 2 for ids in asked[1:])
         try:
-            list(self._engine.stream(cell.method, Request(prompt.request.prompt, 2)))
+            for ids in asked:
+                list(session.stream(Request(ids, 2, follows=follows)))
             cell.method.end()
         except Exception:
             # Out of memory, or a fault of the method: the request itself will find that out, and record it.

@@ -69,7 +69,8 @@ class Reviving(Method):
         self._empty_aux()
         self._total = prompt_len + max_new_tokens
         self._index: Tensor | None = None
-        self._recomputed = self._revival.recomputed = 0
+        self._recomputed = 0
+        self._revival.forget()
 
     def end(self) -> None:
         """Frees the Aux Caches too."""
@@ -91,6 +92,7 @@ class Reviving(Method):
             return super().attend(layer, heads, step)
         if layer == 0:
             self._index = None
+            self._revival.settle()
         cache = self.cache[layer]
         cache.append(heads.k, heads.v, heads.positions)
         self._recomputed += len(heads) - step.count

@@ -7,7 +7,8 @@ knows; the host waits for that one number, while the rest of the layer still run
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
+from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class Revival(Replay):
         recomputed: tokens times layers that replayed steps computed for revival; the method sets it back.
     """
 
-    def __init__(self, layers: Sequence[int], depth: int, aux: Mapping[int, AuxCache]) -> None:
+    def __init__(self, layers: Sequence[int], depth: int, aux: MutableMapping[int, AuxCache]) -> None:
         """
         Args:
             layers: the first one of each segment but the first.
@@ -50,6 +51,7 @@ class Revival(Replay):
         self._memory: _Memory | None = None
         self._attention: RowAttention | None = None
         self._slots = torch.empty(0)
+        self._moved = False
         self.recomputed = 0
 
     @property
@@ -80,8 +82,24 @@ class Revival(Replay):
         assert self._memory is not None
         return self._memory
 
+    def forget(self) -> None:
+        """Nothing of the last request counts any more."""
+        self._moved, self.recomputed = False, 0
+
+    def settle(self) -> None:
+        """Hidden states go to the Aux Caches before which their tokens wait since steps were replayed, if any were."""
+        held = [aux.rows for aux in self._aux.values() if aux.rows is not None]
+        if self._moved and held:
+            rows = reduce(Rows.merged, held)
+            depths = self._held.state.depths[rows.positions]
+            for number, layer in enumerate(self._starts, 1):
+                self._aux[layer] = AuxCache()
+                self._aux[layer].put(rows.select((depths == number).nonzero().squeeze(1)))
+        self._moved = False
+
     def take(self, caches: Sequence[LayerCache], *, rehearsal: bool) -> None:
         """Takes the request over as it is; for a rehearsal, a state in which new tokens go where there is room."""
+        self.settle()
         if rehearsal:
             for cache in caches[self._starts[0] :]:
                 # Each number of rows that a piece is recorded for chooses anew for the next one.
@@ -176,6 +194,10 @@ class Revival(Replay):
         state, end = self._held.state, position + count
         for cache in caches[: self._starts[0]]:
             cache.extended(count, position)
+        # What a step that was begun has chosen still waits: no layer behind the first cut has seen it.
+        begun = state.slots[1, :end] >= caches[self._starts[0]].length
+        state.depths[:end].masked_fill_(begun & (state.depths[:end] > 1), 1)
+        self._moved = True
         for number, layers in enumerate(self._segments[1:], 1):
             has = (state.depths[:end] > number).nonzero().squeeze(1)
             slots = state.slots[number, has].long()

@@ -32,6 +32,11 @@ class SlimReplay(Replay):
         """Changes with the memory that active blocks are managed in, not with how much of it a prompt uses."""
         return tuple((layer, active.memory) for layer, active in self._active.items())
 
+    def load(self, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """As in the base, and keeps the table at hand."""
+        super().load(caches, table)
+        self._table = table
+
     def attend(self, layer: int, heads: Heads, table: DecodeTable) -> Tensor:
         """Attends to the active blocks, and chooses those for the steps that follow."""
         out = table.attend(layer, heads)
@@ -51,8 +56,10 @@ class SlimReplay(Replay):
             self._fetch(layer, active.take_back(), table)
 
     def give_back(self, caches: Sequence[LayerCache], count: int, position: int) -> None:
-        """Positions follow the blocks that came in."""
+        """Positions follow the blocks that came in; those of a step that nobody asked for go again."""
         super().give_back(caches, count, position)
+        if self._active and int(self._table.rows[0, 2]) > caches[0].length:
+            self.undo(self._table)
         for active in self._active.values():
             active.settle()
 

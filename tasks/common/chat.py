@@ -11,6 +11,9 @@ from tasks.base import Tokenizer
 # date that Llama 3.1's and 3.2's templates fall back to; other templates ignore it.
 _DATE = "26 Jul 2024"
 
+# Stand for a question and its answer, to see what a template writes behind them; no text has them.
+_ASKED, _ANSWERED = "\ufdd1", "\ufdd2"
+
 
 class ChatTokenizer(Tokenizer, Protocol):
     """A Hugging Face tokenizer as `wrap` uses it."""
@@ -27,9 +30,27 @@ def wrap(text: str, tokenizer: ChatTokenizer) -> str:
     Raises:
         InputError: the model's template fails.
     """
+    return _rendered([{"role": "user", "content": text}], tokenizer) if tokenizer.chat_template else text
+
+
+def wrap_further(text: str, tokenizer: ChatTokenizer) -> str:
+    """The text as a further message of the user, as it follows the last word of an answer: with what the template ends
+    an answer with, and the opening of the next one. White space around the text goes; without a template it is as is.
+
+    Raises:
+        InputError: the model's template fails, or does not show what was said before.
+    """
     if not tokenizer.chat_template:
         return text
-    conversation = [{"role": "user", "content": text}]
+    said = zip(("user", "assistant", "user"), (_ASKED, _ANSWERED, text.strip()), strict=True)
+    rendered = _rendered([{"role": role, "content": content} for role, content in said], tokenizer)
+    _, found, behind = rendered.partition(_ANSWERED)
+    if not found:
+        raise InputError("the model's chat template shows no earlier answers, so no conversation can go on")
+    return behind
+
+
+def _rendered(conversation: list[dict[str, str]], tokenizer: ChatTokenizer) -> str:
     options = {"tokenize": False, "add_generation_prompt": True, "date_string": _DATE}
     try:
         return str(tokenizer.apply_chat_template(conversation, **options))

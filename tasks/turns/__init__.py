@@ -1,0 +1,1 @@
+"""Several questions about one context, asked one after the other over the same cache."""
