@@ -83,7 +83,7 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
     passed = zip(work.projected, work.fed, work.past, strict=True)
     # A pass ahead of the prefill ends with a projection: what feeds nothing did not attend either.
     pairs = [_pairs(method, rows) + rows * past if fed else 0 for rows, fed, past in passed]
-    flops = prefill_flops(shape, work.projected, work.fed, pairs)
+    flops = prefill_flops(shape, work.projected, work.fed, pairs) if work.fed else 0
     weights, read = engine.decode_weight_bytes, promises.count("decode_bytes", measured.decode_bytes)
     near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s)
     prefill: dict[str, Any] = {
