@@ -22,6 +22,7 @@ from harness.report.recorded import Recorded, read
 from harness.report.table import Table, to_csv, to_latex, to_markdown
 from harness.report.tables import tables
 from harness.report.throughput import throughput, throughput_figure
+from harness.report.turns import against_turn
 from harness.statistics.paired import ALL
 from harness.storage.store import MANIFEST
 
@@ -112,6 +113,7 @@ def figures(run: Recorded) -> list[tuple[str, Figure]]:
     summary = run.summary[run.summary["method"].isin(run.methods)]
     drawn = {
         "accuracy_ttft": accuracy_ttft_figure(run.manifest, summary, whole),
+        "turns": against_turn(run),
         "length": against_length(run),
         "parts": parts(run),
         "needles": needle_map(run) if run.scored else None,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from harness.statistics.paired import REFERENCE, cards
+from harness.statistics.turns import later
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY
 
 WITHOUT = {
@@ -45,8 +46,12 @@ def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
         yield from _told(title, words, _by_cell(found, records))
     # In a later turn that is also what decode has brought back.
     counts = zip(records["tokens_kept"], records["tokens_requested"], records["extra"], strict=True)
-    over = records[[_over(kept, asked) and extra.get("turn", 1) == 1 for kept, asked, extra in counts]]
+    over = records[[_over(kept, asked) and not later(extra) for kept, asked, extra in counts]]
     yield from _told("Kept more tokens than requested", "", _by_cell(over, records))
+    behind = records[[later(extra) for extra in records["extra"]]]
+    yield from _told(
+        "Later turns", " prefill nothing, so they count in neither TTFT nor E2E", _by_task(behind, records)
+    )
     yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
     apart = records[_apart(records)]
     yield from _told("Times not paired", f", measured on another card than `{REFERENCE}`", _by_cell(apart, records))
@@ -64,6 +69,11 @@ def _by_cell(found: pd.DataFrame, records: pd.DataFrame) -> list[str]:
     return [
         f"{method} on {task}: {count} of {whole[method, task]} requests" for (method, task), count in counts.items()
     ]
+
+
+def _by_task(found: pd.DataFrame, records: pd.DataFrame) -> list[str]:
+    counts, whole = Counter(found["task"]), Counter(records["task"])
+    return [f"{task}: {count} of {whole[task]} requests" for task, count in counts.items()]
 
 
 def _over(kept: list[float], requested: list[int]) -> bool:

@@ -25,6 +25,7 @@ _LEAD = ("accuracy_ttft", "length")
 
 CAPTIONS = {
     "accuracy_ttft": "Accuracy against time to first token; dashed: the Pareto front.",
+    "turns": "Accuracy against turn; bars: paired 95 % intervals of the difference from full attention.",
     "length": "Times and memory against prompt length, medians with quartiles; dotted: roofline.",
     "parts": "Where the time to first token goes, means over samples.",
     "needles": "Needles found, suite by suite, by depth and prompt length.",

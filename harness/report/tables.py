@@ -18,6 +18,7 @@ from harness.report.recorded import Recorded, family
 from harness.report.summary import BASELINE, overall
 from harness.report.table import Cell, Table, label, number
 from harness.report.tails import tails
+from harness.report.turns import turns
 from harness.statistics.paired import ALL, leaders
 
 _LEADS = "Bold: the best and all that the paired tests do not tell from it; nothing where they tell no two apart."
@@ -29,7 +30,7 @@ def tables(run: Recorded, slo: Sequence[Limit] = ()) -> list[Table]:
     """All tables that the run has numbers for, the one to decide by first; goodput where there are limits."""
     found = [decision(run)]
     found += [accuracy(run)] if run.scored else []
-    found += [latency(run), tails(run.summary), energy(run.summary, run.comparison, run.records)]
+    found += [turns(run), latency(run), tails(run.summary), energy(run.summary, run.comparison, run.records)]
     found += [memory(run), achieved(run), roofline(run)]
     found += [goodput(run, slo)] if slo else []
     return [table for table in found if table.rows]

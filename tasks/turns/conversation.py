@@ -52,7 +52,7 @@ class Conversations(Task):
 
     def _apart(self, asked: Sequence[Sample]) -> Iterator[Sample]:
         for number, sample in enumerate(asked, 1):
-            yield replace(sample, extra={**sample.extra, "turn": number, "turns": len(asked)})
+            yield replace(sample, extra={**sample.extra, "turn": number, "turns": len(asked), "apart": True})
 
 
 def conversation(asked: Sequence[Sample]) -> Sample:

@@ -13,11 +13,13 @@ from harness.errors import InputError
 from harness.grammar import Item, parse_item
 from harness.options import OptionSet
 from tasks.base import DataNote, Sample, TaskContext, Tokenizer
-from tasks.longbench.prompts import MEMBERS
+from tasks.longbench.prompts import E_MEMBERS, MEMBERS, base_name
 from tasks.longbench.task import LongBench
 from tasks.turns.conversation import Conversations, turn_id
 
-QUESTIONS = tuple(name for name in MEMBERS if MEMBERS[name].category in ("single-doc-qa", "multi-doc-qa"))
+QUESTIONS = tuple(
+    name for name in (*MEMBERS, *E_MEMBERS) if MEMBERS[base_name(name)].category in ("single-doc-qa", "multi-doc-qa")
+)
 """Data sets in which several records may share a context."""
 
 
