@@ -30,7 +30,7 @@ class Facts(Conversations):
         turns: Annotated[int, Field(ge=2)] = Field(4, description="questions about a context")
         lengths: tuple[Length, ...] = Field((1024,), description="tokens of the context and its first question")
         repeats: Annotated[int, Field(ge=1)] = Field(8, description="contexts of each length")
-        others: Annotated[int, Field(ge=0)] = Field(2, description="places whose numbers nobody asks for")
+        others: Annotated[int, Field(ge=0)] = Field(0, description="places whose numbers nobody asks for")
         new_tokens: Annotated[int, Field(ge=1)] = Field(TOKENS_PER_NUMBER, description="tokens of an answer at most")
 
         @model_validator(mode="after")
@@ -90,5 +90,5 @@ class Facts(Conversations):
 
 
 def question(place: str) -> str:
-    """What asks for the number of a place; the answer goes on from there."""
-    return f"\n\nThe secret number of {place} that is mentioned in the text above is"
+    """What asks for the number of a place, in the words that told it: the answer goes on from there."""
+    return f"\n\nThe secret number of {place} is"
