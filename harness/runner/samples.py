@@ -94,6 +94,9 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Pr
     _check(sample, where)
     further = _further(sample, task, model)
     follows = sum(len(ids) + each.max_new_tokens for ids, each in zip(further, sample.follow_ups, strict=True))
+    if sample.max_new_tokens + follows >= window:
+        coming = f"{sample.max_new_tokens} new tokens" + (f" and {follows} of later turns" if follows else "")
+        raise InputError(f"{where}: {coming} leave no room for a prompt in {model.shape.context_words}")
     ids, question, cut = _encode(sample, task, model, follows)
     after = spec.question == "after"
     if after and not 0 < question < len(ids):

@@ -14,6 +14,7 @@ from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.engine.request import Request
 from harness.engine.session import Session
+from harness.errors import InputError
 from tests.engine.test_replay import attention_alone
 from tests.methods.test_references import Options, text
 from tests.reference.eviction import (
@@ -166,13 +167,8 @@ def test_a_turn_brings_no_more_than_was_spoken_of() -> None:
         session.stream(third)
 
 
-def test_all_turns_count_against_a_sliding_window() -> None:
-    from harness.errors import InputError
-
-    engine = tiny_engine()
-    engine.window, (first, *_) = 80, asked(random_ids(CONTEXT), frozenset(), True)
-    try:
-        with pytest.raises(InputError, match="100 tokens"):
-            next(Session(engine, build("full", engine)).stream(first))
-    finally:
-        engine.window = None
+def test_all_turns_count_against_a_sliding_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, (first, *_) = tiny_engine(), asked(random_ids(CONTEXT), frozenset(), True)
+    monkeypatch.setattr(engine, "window", 80)
+    with pytest.raises(InputError, match="100 tokens"):
+        next(Session(engine, build("full", engine)).stream(first))

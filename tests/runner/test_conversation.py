@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,6 +17,7 @@ from harness.report.summary import summarise
 from harness.report.turns import against_turn, turns
 from harness.runner.prompts import encode_further
 from harness.statistics.paired import compare
+from harness.storage.record import Record
 from harness.storage.store import load_manifest
 from tasks.base import Sample
 from tasks.common.chat import wrap_further
@@ -119,9 +119,10 @@ def test_behind_a_turn_that_failed_no_other_is_asked(tmp_path: Path) -> None:
     assert all("no further" in extra["failed"] for extra in broken["extra"][1:])
 
 
-def test_a_conversation_has_to_fit_the_models_window(tmp_path: Path) -> None:
-    arguments = asked(tmp_path, "full", contexts=1)
-    assert run(*[str(each).replace("new_tokens=5", "new_tokens=600") for each in arguments]) == 2
+def test_a_conversation_has_to_fit_the_models_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(each) for each in asked(tmp_path, "full", contexts=1)]
+    assert run(*[each.replace("new_tokens=5", "new_tokens=700") for each in arguments]) == 2
+    assert "700 new tokens and 1414 of later turns leave no room" in capsys.readouterr().err
 
 
 def test_a_further_turn_is_what_the_template_writes_behind_an_answer() -> None:
@@ -146,13 +147,16 @@ def test_a_template_without_earlier_answers_holds_no_conversation() -> None:
         wrap_further("x", make("[user]{{ messages[-1]['content'] }}[a]"))
 
 
-def talked(scores: dict[str, list[float]], contexts: int = 8) -> list[Any]:
+def talked(scores: dict[str, list[float]], contexts: int = 8) -> list[Record]:
     """Records of conversations of three turns, with those scores."""
-    return [
-        record(method, "turns", 0, sample=f"{context}/turn-{turn + 1}", score=score, ttft_s=4.0 if not turn else 0.5,
-               extra={"turn": turn + 1, "turns": 3, "context_hash": str(context)})
-        for context in range(contexts) for method, row in scores.items() for turn, score in enumerate(row)
-    ]  # fmt: skip
+
+    def one(method: str, context: int, turn: int, score: float) -> Record:
+        extra = {"turn": turn, "turns": 3, "context_hash": str(context)}
+        changes = {"sample": f"{context}/turn-{turn}", "score": score, "ttft_s": 4.0 if turn == 1 else 0.5}
+        return record(method, "turns", 0).model_copy(update=changes | {"extra": extra})
+
+    asked = [(method, turn, score) for method, row in scores.items() for turn, score in enumerate(row, 1)]
+    return [one(method, context, turn, score) for context in range(contexts) for method, turn, score in asked]
 
 
 def test_a_report_shows_accuracy_against_turn(tmp_path: Path) -> None:
@@ -166,14 +170,11 @@ def test_a_report_shows_accuracy_against_turn(tmp_path: Path) -> None:
     assert loss_later.low is not None and loss_later.low <= -75 <= loss_later.high < 0
     figure = against_turn(run)
     assert figure is not None and "turns" in [name for name, _ in figures(run)]
-    heights = {
-        line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines() if len(line.get_ydata()) == 3
-    }
-    assert [100.0, 0.0, 50.0] in heights.values()
+    assert [100.0, 0.0, 50.0] in [list(line.get_ydata()) for line in figure.axes[0].get_lines()]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [f"{turn}\nn = 8" for turn in (1, 2, 3)]
 
 
-def test_times_of_later_turns_are_no_times_of_prefills(tmp_path: Path) -> None:
+def test_times_of_later_turns_are_no_times_of_prefills() -> None:
     found = talked({"full": [1.0] * 3, "slim:budgets=0.5/0.25": [1.0] * 3})
     frame = pd.DataFrame([one.model_dump() | {"kept_fraction": 1.0} for one in found])
     assert set(summarise(frame)["ttft_s"]) == {4.0}
