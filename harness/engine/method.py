@@ -145,7 +145,8 @@ class Method:
 
         Args:
             prompt_len: tokens that the prefill brings in.
-            max_new_tokens: most tokens that will follow (generated ones and a question's, if that comes later).
+            max_new_tokens: most tokens that will follow (generated ones, a question's if that comes later, and those of
+                all further turns of a conversation).
         """
         self.prompt_len = prompt_len
         most = prompt_len + max_new_tokens

@@ -14,7 +14,7 @@ from harness.report.table import plain
 _LENGTHS = (2000, 1000, 500, 250, 120, 60)
 _RIGHT = 0.5
 _SAME = 1e-12
-_SHOWN = ("length", "depth", "bucket", "dataset", "language")
+_SHOWN = ("turn", "length", "depth", "bucket", "dataset", "language")
 
 
 def samples(run: Recorded, limit: int) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _samples(run: Recorded) -> list[dict[str, Any]]:
         "extra",
         "prediction",
         "score",
-        "ttft_s",
+        "own_ttft_s",
     ]
     for row in run.contenders[[*columns, "kept_fraction"]].to_dict("records"):
         groups.setdefault((str(row["task"]), str(row["sample"])), []).append(row)
@@ -118,7 +118,7 @@ def _sample(rows: list[dict[Any, Any]], rank: dict[str, int]) -> dict[str, Any]:
 
 
 def _answer(row: dict[Any, Any], rank: dict[str, int], base: float | None) -> dict[str, Any]:
-    score, seconds, kept = (plain(row[name]) for name in ("score", "ttft_s", "kept_fraction"))
+    score, seconds, kept = (plain(row[name]) for name in ("score", "own_ttft_s", "kept_fraction"))
     is_base = row["method"] == BASELINE
     answer = {
         "m": rank[row["method"]],

@@ -30,9 +30,7 @@ def turns(run: Recorded) -> Table:
     rows = []
     for task, records in _conversations(run):
         effects = _effects(records, "part")
-        means = records.groupby(["method", "part"])[["score", "later_ttft_s", "ttft_s"]].agg(
-            {"score": "mean", "ttft_s": "median", "later_ttft_s": "median"}
-        )
+        means = records.groupby(["method", "part"]).agg({"score": "mean", "own_ttft_s": "median"})
         contexts, asked = records[records["turn"] == 1]["sample"].nunique(), records["turn"].max()
         for method in run.methods:
             if method in set(records["method"]):
@@ -52,7 +50,7 @@ def turns(run: Recorded) -> Table:
 def _part_cells(means: pd.DataFrame, effects: Effects, method: str, part: str) -> list[Cell]:
     row = means.loc[(method, part)] if (method, part) in means.index else pd.Series(dtype=float)
     score = row.get("score", math.nan) * 100
-    seconds = row.get("later_ttft_s" if part == "later" else "ttft_s", math.nan)
+    seconds = row.get("own_ttft_s", math.nan)
     effect = effects.get((part, method), {})
     ends = [effect.get(f"score_{name}") for name in ("difference", "low", "high")]
     text = formats.NOTHING if ends[0] is None else formats.points(*ends)

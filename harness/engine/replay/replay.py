@@ -56,7 +56,11 @@ class Replay:
         """
 
     def give_back(self, caches: Sequence[LayerCache], count: int, position: int) -> None:
-        """Takes note of `count` steps, from `position` on, that were replayed: kernels have filled the caches."""
+        """Takes note of `count` steps, from `position` on, that were replayed: kernels have filled the caches.
+
+        Others may follow, launched anew: a further turn of the conversation, which is to find nothing of a step that
+        was begun and that nobody asked for.
+        """
         for cache in caches:
             cache.extended(count, position)
 
