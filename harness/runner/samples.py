@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, repeat
+from itertools import accumulate
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -90,32 +90,34 @@ def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
 
 
 def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
-    where, window = f"{task.label}, sample {sample.id}", model.shape.max_context
+    where, after = f"{task.label}, sample {sample.id}", spec.question == "after"
     _check(sample, where)
-    further = _further(sample, task, model)
+    further = _further(sample, where, model)
     follows = sum(len(ids) + each.max_new_tokens for ids, each in zip(further, sample.follow_ups, strict=True))
-    if sample.max_new_tokens + follows >= window:
-        coming = f"{sample.max_new_tokens} new tokens" + (f" and {follows} of later turns" if follows else "")
-        raise InputError(f"{where}: {coming} leave no room for a prompt in {model.shape.context_words}")
+    _check_room(sample, 1, follows, model, where)
     ids, question, cut = _encode(sample, task, model, follows)
-    after = spec.question == "after"
     if after and not 0 < question < len(ids):
         raise InputError(f"{where}: --question after needs a context and a question")
-    if len(ids) + sample.max_new_tokens + follows > window:
-        tokens = f"{len(ids)} prompt tokens and {sample.max_new_tokens} new ones"
-        tokens += f", and {follows} of later turns" if follows else ""
-        raise InputError(f"{where}: {tokens} exceed {model.shape.context_words}; set --max-length")
+    _check_room(sample, len(ids), follows, model, where)
     try:
-        requests = [_request(each, model, own) for each, own in zip(_asked(sample), (ids, *further), strict=True)]
-        first = replace(requests[0], question=question, question_after=after, follows=follows)
+        first, *later = [_request(*each, model) for each in zip(_asked(sample), (ids, *further), strict=True)]
+        first = replace(first, question=question, question_after=after, follows=follows)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
-    if not further:
-        return Prompt(sample, first, hash_of(ids), cut)
-    turns = [Turn(number, len(requests)) for number in range(1, len(requests) + 1)]
-    hashes = [hash_of(list(chain(ids, *further[:count]))) for count in range(len(requests))]
-    later = [Prompt(*each) for each in zip(sample.follow_ups, requests[1:], hashes[1:], repeat(cut), turns[1:])]
-    return Prompt(sample, first, hashes[0], cut, turns[0], tuple(later))
+    each = zip(_asked(sample), (first, *later), accumulate((ids, *further)), strict=True)
+    turns = [
+        Prompt(one, request, hash_of(so_far), cut, Turn(number, 1 + len(later)) if later else None)
+        for number, (one, request, so_far) in enumerate(each, 1)
+    ]
+    return replace(turns[0], later=tuple(turns[1:]))
+
+
+def _check_room(sample: Sample, tokens: int, follows: int, model: LoadedModel, where: str) -> None:
+    """Raises `InputError` for a prompt of so many tokens that does not fit with its answer and what follows that."""
+    if tokens + sample.max_new_tokens + follows > model.shape.max_context:
+        asked = f"{tokens} prompt token{'s' * (tokens > 1)} and {sample.max_new_tokens} new ones"
+        later = f", and {follows} of later turns," if follows else ""
+        raise InputError(f"{where}: {asked}{later} exceed {model.shape.context_words}; set --max-length")
 
 
 def _asked(sample: Sample) -> tuple[Sample, ...]:
@@ -123,7 +125,7 @@ def _asked(sample: Sample) -> tuple[Sample, ...]:
     return sample, *sample.follow_ups
 
 
-def _further(sample: Sample, task: Task, model: LoadedModel) -> list[list[int]]:
+def _further(sample: Sample, where: str, model: LoadedModel) -> list[list[int]]:
     """Token ids that each further question brings in.
 
     Raises:
@@ -131,11 +133,11 @@ def _further(sample: Sample, task: Task, model: LoadedModel) -> list[list[int]]:
     """
     later = sample.follow_ups
     if later and (sample.choices or any(each.choices or each.follow_ups for each in later)):
-        raise InputError(f"{task.label}, sample {sample.id}: turns of a conversation have neither choices nor turns")
+        raise InputError(f"{where}: turns of a conversation have neither choices nor turns")
     return [encode_further(each, model.tokenizer) for each in later]
 
 
-def _request(sample: Sample, model: LoadedModel, ids: list[int]) -> Request:
+def _request(sample: Sample, ids: list[int], model: LoadedModel) -> Request:
     return Request(torch.tensor(ids), sample.max_new_tokens, _stop_ids(sample, model), sample.min_new_tokens)
 
 

@@ -122,7 +122,7 @@ def test_behind_a_turn_that_failed_no_other_is_asked(tmp_path: Path) -> None:
 def test_a_conversation_has_to_fit_the_models_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(each) for each in asked(tmp_path, "full", contexts=1)]
     assert run(*[each.replace("new_tokens=5", "new_tokens=700") for each in arguments]) == 2
-    assert "700 new tokens and 1414 of later turns leave no room" in capsys.readouterr().err
+    assert "1 prompt token and 700 new ones, and 1414 of later turns, exceed" in capsys.readouterr().err
 
 
 def test_a_further_turn_is_what_the_template_writes_behind_an_answer() -> None:
