@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 _OF_PREFILL = ["ttft_s", "e2e_s"]
@@ -29,7 +30,7 @@ def of_prefills(records: pd.DataFrame) -> pd.DataFrame:
     """
     if "extra" not in records:
         return records
-    behind = [isinstance(extra, dict) and later(extra) for extra in records["extra"]]
-    if not any(behind):
+    behind = np.array([isinstance(extra, dict) and later(extra) for extra in records["extra"]], dtype=bool)
+    if not behind.any():
         return records
     return records.assign(**{name: records[name].mask(behind) for name in _OF_PREFILL})
