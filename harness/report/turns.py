@@ -30,11 +30,12 @@ def turns(run: Recorded) -> Table:
     rows = []
     for task, records in _conversations(run):
         effects = _effects(records, "part")
-        means = records.groupby(["method", "part"]).agg({"score": "mean", "own_ttft_s": "median"})
         contexts, asked = records[records["turn"] == 1]["sample"].nunique(), records["turn"].max()
         for method in run.methods:
             if method in set(records["method"]):
-                cells = [cell for part in _PARTS for cell in _part_cells(means, effects, method, part)]
+                own = records[records["method"] == method]
+                parts = [(own[own["part"] == part], effects.get((part, method), {})) for part in _PARTS]
+                cells = [cell for part in parts for cell in _part_cells(*part)]
                 rows.append([label(method), label(task), number(contexts, f"{contexts} x {asked}"), *cells])
     note = (
         f"Points are of the paired difference from {BASELINE} at the same turns, with 95 % intervals in which contexts "
@@ -47,11 +48,8 @@ def turns(run: Recorded) -> Table:
     return Table("turns", "First and later turns", note, head, rows, labels=2)
 
 
-def _part_cells(means: pd.DataFrame, effects: Effects, method: str, part: str) -> list[Cell]:
-    row = means.loc[(method, part)] if (method, part) in means.index else pd.Series(dtype=float)
-    score = row.get("score", math.nan) * 100
-    seconds = row.get("own_ttft_s", math.nan)
-    effect = effects.get((part, method), {})
+def _part_cells(records: pd.DataFrame, effect: dict[Hashable, Any]) -> list[Cell]:
+    score, seconds = records["score"].mean() * 100, records["own_ttft_s"].median()
     ends = [effect.get(f"score_{name}") for name in ("difference", "low", "high")]
     text = formats.NOTHING if ends[0] is None else formats.points(*ends)
     return [

@@ -28,7 +28,8 @@ class Turns(Task):
     metric = "by member"
     data: ClassVar[DataNote] = Facts.data
 
-    Options = Facts.Options
+    class Options(Facts.Options):
+        """Those of the facts."""
 
     @classmethod
     def expand(cls, item: Item, context: TaskContext) -> Sequence[Task]:
