@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -112,7 +113,7 @@ def test_behind_a_turn_that_failed_no_other_is_asked(tmp_path: Path) -> None:
     (tmp_path / "breaks.py").write_text(BROKEN)
     arguments = asked(tmp_path, "breaks,full", contexts=1)
     assert run(*arguments, "--method-file", tmp_path / "breaks.py", "--output", tmp_path / "run") == 1
-    records = harness.load(tmp_path / "run").set_index("method")
+    records: Any = harness.load(tmp_path / "run").set_index("method")
     assert not any("failed" in extra for extra in records.loc["full", "extra"])
     broken = records.loc["breaks"]
     assert list(broken["new_tokens"]) == [5, 0, 0] and broken["context_tokens"].nunique() == 1
