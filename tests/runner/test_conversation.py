@@ -168,10 +168,11 @@ def test_a_report_shows_accuracy_against_turn(tmp_path: Path) -> None:
     assert contexts.text == "8 x 3" and full[1].value is None
     assert (score.value, loss.value, ttft.value) == (100, 0, 4.0)
     assert (score_later.value, loss_later.value, ttft_later.value) == (25, -75, 0.5)
-    assert loss_later.low is not None and loss_later.low <= -75 <= loss_later.high < 0
+    assert loss_later.low is not None and loss_later.high is not None and loss_later.low <= -75 <= loss_later.high < 0
     figure = against_turn(run)
     assert figure is not None and "turns" in [name for name, _ in figures(run)]
-    assert [100.0, 0.0, 50.0] in [list(line.get_ydata()) for line in figure.axes[0].get_lines()]
+    lines: list[Any] = figure.axes[0].get_lines()
+    assert [100.0, 0.0, 50.0] in [list(line.get_ydata()) for line in lines]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [f"{turn}\nn = 8" for turn in (1, 2, 3)]
 
 
