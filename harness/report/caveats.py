@@ -50,7 +50,7 @@ def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
     yield from _told("Kept more tokens than requested", "", _by_cell(over, records))
     behind = records[[later(extra) for extra in records["extra"]]]
     yield from _told(
-        "Later turns", " prefill nothing, so they count in neither TTFT nor E2E", _by_task(behind, records)
+        "Later turns", " prefill nothing, so they count in no TTFT, E2E or energy", _by_task(behind, records)
     )
     yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
     apart = records[_apart(records)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-_OF_PREFILL = ["ttft_s", "e2e_s"]
+_OF_PREFILL = ["ttft_s", "e2e_s", "energy_j"]
 
 
 def turn(extra: Mapping[str, Any]) -> int | None:
@@ -23,7 +23,7 @@ def later(extra: Mapping[str, Any]) -> bool:
 
 
 def of_prefills(records: pd.DataFrame) -> pd.DataFrame:
-    """The records, in which TTFT and E2E of later turns count as not measured: those are times of another thing.
+    """The records, in which TTFT, E2E and energy of later turns count as not measured: those are of another thing.
 
     Args:
         records: one row a record (`harness.storage.store.load`).
@@ -33,4 +33,4 @@ def of_prefills(records: pd.DataFrame) -> pd.DataFrame:
     behind = np.array([isinstance(extra, dict) and later(extra) for extra in records["extra"]], dtype=bool)
     if not behind.any():
         return records
-    return records.assign(**{name: records[name].mask(behind) for name in _OF_PREFILL})
+    return records.assign(**{name: records[name].mask(behind) for name in _OF_PREFILL if name in records})
