@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 import harness
@@ -176,9 +175,9 @@ def test_a_report_shows_accuracy_against_turn(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [f"{turn}\nn = 8" for turn in (1, 2, 3)]
 
 
-def test_times_of_later_turns_are_no_times_of_prefills() -> None:
+def test_times_of_later_turns_are_no_times_of_prefills(tmp_path: Path) -> None:
     found = talked({"full": [1.0] * 3, "slim:budgets=0.5/0.25": [1.0] * 3})
-    frame = pd.DataFrame([one.model_dump() | {"kept_fraction": 1.0} for one in found])
+    frame = harness.load(save(tmp_path / "run", manifest(tasks=["turns"]), found))
     assert set(summarise(frame)["ttft_s"]) == {4.0}
     (row,) = compare(frame).query("task == 'turns'").to_dict("records")
     assert (row["ttft_n"], row["tpot_n"], row["score_n"], row["units"]) == (8, 24, 24, 8)
