@@ -118,7 +118,7 @@ def test_what_cannot_be_asked_is_told_before_a_model_loads(tmp_path: Path) -> No
         (f"turns/jsonl:file={path}", r"a\.jsonl:2: field 'id' repeats"),
         ("turns/jsonl", "needs a file"),
         ("turns/trec", "member of turns"),
-        ("turns:turns=19", "more than the 20 places"),
+        ("turns:turns=21", "more than the 20 places"),
         ("turns:turns=1", "turns"),
     ):
         with pytest.raises(InputError, match=message):
