@@ -1,7 +1,8 @@
 """`--batch`: a task's samples are asked some at a time, decoded together; each gets a record of its own.
 
 Samples stay in their order, so a batch is the same however often a run is interrupted: where some of its records are
-there already, all of it is asked again and the missing ones are kept.
+there already, all of it is asked again and the missing ones are kept. Conversations are refused: what comes in at a
+later turn are many rows of one request.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from harness.runner.order import order
 from harness.runner.plan import CellSpec
 from harness.runner.request import Bench, answer, attempted, release, stop_texts
 from harness.runner.samples import Prompt, read_prompts
+from harness.runner.spec import WrongOption
 from harness.storage.record import Record
 
 
@@ -32,10 +34,14 @@ def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str
         done: (hash of the cell, sample) of every record that there is.
 
     Raises:
-        InputError: the task's data turns out bad.
+        InputError: the task's data turns out bad, or a sample has further questions.
     """
-    run, askers = bench.run, [Asker(bench, cell) for cell in cells]
+    run = bench.run
     prompts = read_prompts(run.plan.task(cells[0]), run.model, run.spec)
+    if any(prompt.later for prompt in prompts):
+        reason = f"{cells[0].task} asks several questions over one cache, which are not decoded together with others"
+        raise WrongOption("batch", reason)
+    askers = [Asker(bench, cell) for cell in cells]
     size, jobs = run.spec.batch, list[Job]()
     for number, start in enumerate(range(0, len(prompts), size)):
         for place in order(len(askers), number):

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ class _Run:
         terms, listing = self._survey()
         self.order = self.order.model_copy(update={"terms": terms})
         missing = {key for _, keys in listing.tasks for key in keys} - self.store.done
-        units = units_of(listing, missing, self.executor.slots())
+        units = units_of(listing, missing, self.executor.slots(), self.order.spec.batch)
         with shown(self.progress, len(units), len(missing)) as board:
             self._answer(units, board)
         self.store.arrange([key for _, keys in listing.tasks for key in keys])
@@ -187,18 +188,31 @@ class _Run:
         return [*self.failures.lines(), *reasons]
 
 
-def units_of(listing: Listing, missing: set[Key], slots: int) -> list[Unit]:
-    """All samples with requests that are missing, cut into units of neighbours, as equal as can be."""
+def units_of(listing: Listing, missing: set[Key], slots: int, batch: int = 1) -> list[Unit]:
+    """All samples with requests that are missing, cut into units of neighbours, as equal as can be.
+
+    Args:
+        listing: of the run.
+        missing: requests without a record.
+        slots: units that are answered at once.
+        batch: neighbours of a task that are asked together, and so by one process.
+    """
     keys: defaultdict[tuple[str, str], list[Key]] = defaultdict(list)
     for task, requests in listing.tasks:
         for key in requests:
             keys[task, key[1]].append(key)
-    todo = [sample for sample, requests in keys.items() if not missing.isdisjoint(requests)]
-    slots = max(1, slots)
-    count = min(len(todo), max(slots, min(slots * UNITS_A_SLOT, len(todo) // FEWEST)))
+    groups = [group for _, samples in groupby(keys, itemgetter(0)) for group in _batched(list(samples), batch)]
+    todo = [group for group in groups if any(not missing.isdisjoint(keys[sample]) for sample in group)]
+    slots, samples = max(1, slots), sum(map(len, todo))
+    count = min(len(todo), max(slots, min(slots * UNITS_A_SLOT, samples // FEWEST)))
     ends = [len(todo) * number // count for number in range(count + 1)] if count else []
-    blocks = [todo[begin:end] for begin, end in pairwise(ends)]
+    blocks = [list(chain(*todo[begin:end])) for begin, end in pairwise(ends)]
     return [Unit(_by_task(block), [key for sample in block for key in keys[sample]]) for block in blocks]
+
+
+def _batched(samples: Sequence[tuple[str, str]], size: int) -> Iterator[Sequence[tuple[str, str]]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
 
 
 def _by_task(block: Sequence[tuple[str, str]]) -> Samples:

@@ -12,6 +12,7 @@ from harness.engine.engine import Engine
 from harness.engine.generation import Work
 from harness.engine.method import Method
 from harness.engine.request import Request
+from harness.engine.session import Session
 from harness.engine.step import Rows, Step
 from harness.measuring.clock import PeakMemory, measure
 from methods.full import Full
@@ -52,8 +53,8 @@ def test_nothing_is_claimed_where_the_system_cannot_tell(monkeypatch: pytest.Mon
     assert PeakMemory(torch.device("cpu")).read() is None
 
 
-def test_a_prefill_that_is_recorded_on_the_way_is_not_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, ids, captures = tiny_engine(), random_ids(50), [3, 0]
+def captured(monkeypatch: pytest.MonkeyPatch, captures: list[int]) -> list[int]:
+    """Has prefills say that they recorded something, one after the other; returns what they said so far."""
     begun: list[int] = []
     through = Engine._through
 
@@ -64,5 +65,27 @@ def test_a_prefill_that_is_recorded_on_the_way_is_not_what_is_timed(monkeypatch:
         return through(self, method, ids, step, work)
 
     monkeypatch.setattr(Engine, "_through", recording)
+    return begun
+
+
+def test_a_prefill_that_is_recorded_on_the_way_is_not_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ids, begun = tiny_engine(), random_ids(50), captured(monkeypatch, [3, 0])
     measured = measure(engine, Full(Full.Options(), engine.context), Request(ids, 3))
     assert begun == [3, 0] and measured.work.captures == 0 and len(measured.tokens) == 3
+
+
+def test_nor_is_that_of_a_session_whose_later_turns_have_none() -> None:
+    engine, ids, more = tiny_engine(), random_ids(50), random_ids(57)[50:]
+    requests = [Request(ids, 3, follows=10), Request(more, 3)]
+    said = []
+    for captures in ([3, 0], [0]):
+        method = Full(Full.Options(), engine.context)
+        session = Session(engine, method)
+        with pytest.MonkeyPatch.context() as patch:
+            begun = captured(patch, list(captures))
+            measured = [measure(engine, method, request, session=session) for request in requests]
+        said.append([one.tokens for one in measured])
+        assert begun == captures and not measured[1].work.projected and method.cache[0].length == 50 + 3 + 7 + 2
+    assert said[0] == said[1]
+    with pytest.raises(ValueError, match="only the first turn"):
+        session.forget()

@@ -18,6 +18,7 @@ from harness.report.turns import against_turn, turns
 from harness.runner.prompts import encode_further
 from harness.statistics.paired import compare
 from harness.storage.record import Record
+from harness.storage.samples import SAMPLES
 from harness.storage.store import load_manifest
 from tasks.base import Sample
 from tasks.common.chat import wrap_further
@@ -123,6 +124,13 @@ def test_a_conversation_has_to_fit_the_models_window(tmp_path: Path, capsys: pyt
     arguments = [str(each) for each in asked(tmp_path, "full", contexts=1)]
     assert run(*[each.replace("new_tokens=5", "new_tokens=700") for each in arguments]) == 2
     assert "1 prompt token and 700 new ones, and 1414 of later turns, exceed" in capsys.readouterr().err
+
+
+def test_turns_are_not_batched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*asked(tmp_path, "full"), "--batch", 2, "--output", tmp_path / "run") == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "--batch" in each]
+    assert "turns/jsonl" in line and "several questions over one cache" in line
+    assert (tmp_path / "run" / SAMPLES).read_text() == ""
 
 
 def test_a_further_turn_is_what_the_template_writes_behind_an_answer() -> None:
