@@ -22,7 +22,7 @@ from tests.test_cli import _has_records, random_model
 KILLS = int(os.environ.get("HARNESS_KILLS", "3"))
 EACH = 4
 SEED = int(os.environ.get("HARNESS_KILL_SEED", "0"))
-CLOCKS = {"device_state", "peak_memory_bytes"}
+CLOCKS = {"device_state", "peak_memory_bytes", "worker"}
 """Fields that differ from run to run, beside those whose names end in `_s`."""
 
 
