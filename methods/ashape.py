@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.band import banded
 from harness.engine.step import Heads
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.band import band_pairs
@@ -43,5 +44,5 @@ class AShape(SparsePrefill):
         (q, k, v), n, sinks = (heads.q, heads.k, heads.v), len(heads), self.options.sinks
         if n <= (seen := self.seen(n)):
             return None
-        out = self.model.attention.banded(q, q, k, v, sinks, seen - sinks)
+        out = banded(self.model.attention, q, q, k, v, sinks, seen - sinks)
         return out, torch.full(q.shape[1:2], band_pairs(n, seen))

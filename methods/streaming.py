@@ -31,6 +31,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.band import banded
 from harness.engine.method import Method, ModelContext
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
@@ -82,7 +83,7 @@ class Streaming(Method):
         if self.options.mode != "faithful" or len(q) <= sinks + self.window:
             return attention.causal(q, k, v)
         q_sink = self.model.move(q, -nearer(heads.positions, sinks, self.window))
-        return attention.banded(q, q_sink, k, v, sinks, self.window)
+        return banded(attention, q, q_sink, k, v, sinks, self.window)
 
     def _store(self, layer: int, heads: Heads) -> None:
         """Puts sinks and window into the cache."""

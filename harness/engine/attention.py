@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from harness.engine.overlapping import ROWS, overlapping
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 
@@ -27,9 +26,16 @@ _UNPLANNED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 
 
 class Attention:
-    """PyTorch's scaled dot product attention, with the backend that it picks itself."""
+    """PyTorch's scaled dot product attention, with the backend that it picks itself.
+
+    Attributes:
+        kernel: its name.
+        backend: PyTorch's, where that is chosen here.
+        takes_views: `normalised` takes fewer queries than keys (the last ones'), and keys that overlap in memory.
+    """
 
     kernel = "sdpa"
+    takes_views = False
     backend: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -87,36 +93,6 @@ class Attention:
         out, norm = torch.zeros_like(q), torch.full(q.shape[:3], -torch.inf, device=q.device)
         found, weight = self.normalised(q[1:, :-1].flip(1), k[:-1, 1:].flip(1), v[:-1, 1:].flip(1))
         out[1:, :-1], norm[1:, :-1] = found.flip(1), weight.flip(1)
-        return out, norm
-
-    def banded(self, q: Tensor, q_sink: Tensor, k: Tensor, v: Tensor, sinks: int, window: int) -> Tensor:
-        """Token i attends to tokens j <= i with j < sinks or j > i - window.
-
-        Work and memory grow with n * (sinks + window), never with n * n.
-
-        Args:
-            q, q_sink: [n, heads, d], the same queries rotated for the window and for the sinks that lie before it.
-            k, v: [n, kv_heads, d].
-            sinks: first tokens that each query sees.
-            window: last tokens that each query sees, itself included, >= 1; sinks inside it count once.
-
-        Returns:
-            [n, heads * d].
-        """
-        parts = [self.windowed(q, k, v, window)]
-        if sinks and len(q) > window:
-            parts.append(self._sinks(q_sink, k[:sinks], v, window))
-        return joined(parts)[0].flatten(1)
-
-    def _sinks(self, q: Tensor, k: Tensor, v: Tensor, window: int) -> tuple[Tensor, Tensor]:
-        """Attention to the sinks behind the window: to one in the row `window`, to one more in each next row."""
-        out, norm = torch.zeros_like(q), torch.full(q.shape[:2], -torch.inf, device=q.device)
-        all_seen = min(window + len(k), len(q))
-        for rows, causal in ((slice(window, all_seen), True), (slice(all_seen, len(q)), False)):
-            seen = min(len(k), all_seen - window)
-            if len(q[rows]):
-                texts = (x.unsqueeze(0) for x in (q[rows], k[:seen], v[:seen]))
-                (out[rows],), (norm[rows],) = self.normalised(*texts, causal=causal)
         return out, norm
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -180,6 +156,7 @@ class Flash3Attention(Flash2Attention):
     kernel = "fa3"
     module = "fa3_fwd_interface"
     windowed = Attention.windowed  # the package is built without windows
+    takes_views = True
 
     def __init__(self) -> None:
         """Imports the package."""
@@ -191,12 +168,6 @@ class Flash3Attention(Flash2Attention):
         texts, scale = (x.unsqueeze(0) for x in (q, k, v)), q.shape[-1] ** -0.5
         out: Tensor = self._forward(*texts, softmax_scale=scale, is_causal=True, num_splits=1)[0]
         return out.view(q.shape[0], -1)
-
-    def banded(self, q: Tensor, q_sink: Tensor, k: Tensor, v: Tensor, sinks: int, window: int) -> Tensor:
-        """As in `Attention`."""
-        if window < ROWS or q.shape[2] & (q.shape[2] - 1):
-            return super().banded(q, q_sink, k, v, sinks, window)
-        return overlapping(self.normalised, q, q_sink, k, v, sinks, window)
 
 
 KERNELS: dict[str, type[Attention]] = {

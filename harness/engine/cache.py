@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from harness.engine.attention import Attention
-from harness.engine.hardware import kernels_run
 
 
 class HeadTokens(NamedTuple):
@@ -115,22 +114,6 @@ class LayerCache:
         self._values[begin:end] = values
         self._positions[begin:end] = positions
         self.length += keys.shape[0]
-
-    def take(self, keys: Tensor, values: Tensor, positions: Tensor, index: Tensor) -> None:
-        """Adds chosen tokens, as the first that are here.
-
-        Args:
-            keys, values: [n, kv_heads, head_dim], the heads of a token contiguous.
-            positions: [n] int64.
-            index: of those that are added, [m] int64, or [m, kv_heads] for each KV head its own.
-        """
-        if not kernels_run(keys.device):
-            self.append(gather(keys, index), gather(values, index), positions[index])
-            return
-        from harness.engine.kernels.take_tokens import take_tokens
-
-        self.expect(len(index), keys[:0], index.shape[1] if index.dim() == 2 else 1)
-        take_tokens(keys, values, positions, index, self.keys, self.values, self._held_positions)
 
     def extended(self, count: int, position: int) -> None:
         """Counts `count` tokens in, at `position` and behind it, whose keys and values a kernel has already written."""

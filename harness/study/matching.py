@@ -2,7 +2,7 @@
 
 What is matched is the mean of kept prompt tokens over layers and KV heads, as a share of the prompt: a method says it
 of a prompt length before it sees a prompt (`Method.tokens_requested`). Some know it only behind one, some keep whole
-blocks of what they ask for, and two keep all and attend to a part: for these `FORMULAS` says what their options come
+blocks of what they ask for, and three keep all and attend to a part: for these `FORMULAS` says what their options come
 to. The share in the braces of a method's text is then found by bisection, since more of it never keeps less.
 """
 
@@ -24,6 +24,7 @@ from harness.errors import InputError
 from harness.options import budget_tokens
 from harness.runner.catalog import MethodSpec, parse_methods
 from methods.common.schedule import budgets_in_tokens, pruning_layers, requested_tokens
+from methods.lychee import roles
 
 TOLERANCE = 0.02
 """How far from a budget counts as meeting it, as a share of the budget."""
@@ -80,6 +81,12 @@ def _of_found(options: Any, shape: ModelShape, length: int) -> float:
     return min(1.0, (near + budget_tokens(options.topk, length)) / length)
 
 
+def _of_roles(options: Any, shape: ModelShape, length: int) -> float:
+    heads = [looks for layer in roles(options.heads, options.retrieval, shape) for looks in layer]
+    all_of_it = sum(heads) / len(heads)
+    return all_of_it + (1 - all_of_it) * budget_tokens(options.budget, length) / length
+
+
 FORMULAS: dict[str, tuple[Kind, Formula]] = {
     "gemfilter": ("kept", _of_budget),
     "kvzip": ("kept", _of_budget),
@@ -89,6 +96,7 @@ FORMULAS: dict[str, tuple[Kind, Formula]] = {
     "truncate": ("kept", _of_schedule),
     "duo": ("kept", _of_heads),
     "quest": ("attended", _of_pages),
+    "lychee": ("attended", _of_roles),
     "retrieval": ("attended", _of_found),
 }
 """Method -> what its options are counted in, and the share of the prompt that they come to."""

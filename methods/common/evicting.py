@@ -25,6 +25,7 @@ from harness.engine.streams import beside
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.best import best
+from methods.common.take import take
 
 
 class Evicting(Method):
@@ -130,7 +131,7 @@ class Evicting(Method):
             self.cache[layer].append(heads.k, heads.v, heads.positions)
             return
         with self.model.part("gather"):
-            self.cache[layer].take(heads.k, heads.v, heads.positions, index)
+            take(self.cache[layer], heads.k, heads.v, heads.positions, index)
 
     def _decode(self, layer: int, row: Heads, step: Step) -> Tensor:
         out, cache = super().attend(layer, row, step), self.cache[layer]

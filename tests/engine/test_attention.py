@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from harness.cli import main
 from harness.engine.attention import KERNELS, Attention, check_attention, pick_attention
+from harness.engine.band import banded
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 
@@ -70,7 +71,7 @@ def test_a_kernel_computes_causal_attention(kernel: str, n: int, m: int) -> None
 )
 def test_a_band_is_joined_from_causal_attention(kernel: str, n: int, sinks: int, window: int) -> None:
     q, k, v = random_heads(n, n)
-    found = kernel_here(kernel).banded(q, q, k, v, sinks, window)
+    found = banded(kernel_here(kernel), q, q, k, v, sinks, window)
     assert agree(found, written_out(q, k, v, sinks, window))
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.engine import cache
 from harness.engine.cache import LayerCache
+from methods.common import take as take_module
 from tests.reference import decode
 from tests.reference.interpreter import DEVICE, kernels
 
@@ -118,8 +118,8 @@ def test_tokens_go_into_a_cache_as_gathering_puts_them_there(own: bool, monkeypa
     index = torch.stack([torch.randperm(70)[:33].sort().values for _ in range(3)]).to(DEVICE)
     ours, theirs = LayerCache(5), LayerCache(5)
     for taken, kernel in ((ours, True), (theirs, False)):
-        monkeypatch.setattr(cache, "kernels_run", lambda _, on=kernel: on)
-        taken.take(k, v, positions, index.T if own else index[1])
+        monkeypatch.setattr(take_module, "kernels_run", lambda _, on=kernel: on)
+        take_module.take(taken, k, v, positions, index.T if own else index[1])
     assert ours.length == 33 and ours.room == 5 and ours.alike != own
     for mine, other in zip(ours.heads(), theirs.heads(), strict=True):
         assert all(torch.equal(*parts) for parts in zip(mine, other, strict=True))

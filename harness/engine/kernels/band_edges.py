@@ -23,7 +23,7 @@ def join_edges(
     Args:
         done: [blocks, rows, heads, d] contiguous, rows and d powers of two and at least 16.
         norms: the logs of its softmaxes' denominators, [blocks, rows, heads] float32.
-        q, q_sink, k, v, sinks, window: as in `Attention.banded`, of the whole text; rows <= window. Tokens may lie
+        q, q_sink, k, v, sinks, window: as in `band.banded`, of the whole text; rows <= window. Tokens may lie
             apart, heads and channels may not.
         out: [blocks * rows, heads * d] contiguous, receives the result.
     """

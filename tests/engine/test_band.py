@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.engine import attention, overlapping
+from harness.engine import band
 from harness.engine.attention import Flash3Attention
 from tests.reference.interpreter import DEVICE, kernels
 
@@ -69,15 +69,14 @@ def expected(q_sink: Tensor, q: Tensor, k: Tensor, v: Tensor, sinks: int, window
 def check(n: int, sinks: int, window: int) -> None:
     q_sink, q, k, v = tensors(n)
     wanted = expected(q_sink, q, k, v, sinks, window)
-    found = WrittenOut().banded(q, q_sink, k, v, sinks, window)
+    found = band.banded(WrittenOut(), q, q_sink, k, v, sinks, window)
     assert found.dtype == DTYPE and found.shape == wanted.shape
     assert (found.float().cpu() - wanted).norm() <= (1e-2 if CUDA else 1e-6) * wanted.norm()
 
 
 @pytest.mark.parametrize(("n", "sinks", "window"), CASES)
 def test_small_blocks(n: int, sinks: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (attention, overlapping):
-        monkeypatch.setattr(module, "ROWS", 16)
+    monkeypatch.setattr(band, "ROWS", 16)
     check(n, sinks, window)
 
 
@@ -88,15 +87,16 @@ def test_blocks_as_they_are(n: int, sinks: int, window: int) -> None:
 
 def test_no_key_or_value_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks but the rows that see everything are one call, on the memory that keys and values have."""
-    monkeypatch.setattr(overlapping, "ROWS", 16)
+    monkeypatch.setattr(band, "ROWS", 16)
     q_sink, q, k, v = tensors(100)
     calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def spied(*texts: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(texts)  # type: ignore[arg-type]
-        return WrittenOut().normalised(*texts)
+    class Spied(WrittenOut):
+        def normalised(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> tuple[Tensor, Tensor]:
+            calls.append((q, k, v))
+            return super().normalised(q, k, v, causal=causal)
 
-    overlapping.overlapping(spied, q, q_sink, k, v, 4, 40)
+    band.banded(Spied(), q, q_sink, k, v, 4, 40)
     memory = q.untyped_storage().data_ptr()
     assert all(x.untyped_storage().data_ptr() == memory for call in calls for x in call)
     assert [tuple(x.shape[:2] for x in call) for call in calls] == [((1, 36),) * 3, ((4, 16), (4, 40), (4, 40))]
