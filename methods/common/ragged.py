@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -14,7 +11,7 @@ from harness.engine.ragged import RaggedCache
 from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
-from harness.engine.streams import beside, sent
+from harness.engine.streams import sent
 from harness.options import OptionSet
 from methods.common.evicting import Evicting
 
@@ -49,18 +46,15 @@ class RaggedHeads(Evicting):
             return super()._prefill(layer, heads, step)
         with self.model.part("score"):
             scores = self.score(layer, heads)
-        # The host has to know the numbers to make room; until it does the device attends.
-        chosen = beside(partial(self._choose_and_send, scores, self.budget(layer)), scores.device)
-        attended = self.causal(layer, heads)
         with self.model.part("select"):
-            tokens, counts, arrived = chosen()
+            tokens, counts = self.choose_each(scores, self.budget(layer))
+        # The host has to know the numbers to make room; until it does the device attends. Were they chosen beside
+        # attention, they would come late, and the device would wait for the host.
+        arrived = sent(counts)
+        attended = self.causal(layer, heads)
         with self.model.part("gather"):
             self._store_each(layer, heads, tokens, counts, arrived().tolist())
         return attended
-
-    def _choose_and_send(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-        tokens, counts = self.choose_each(scores, count)
-        return tokens, counts, sent(counts)
 
     def _store_each(self, layer: int, heads: Heads, tokens: Tensor, counts: Tensor, lengths: list[int]) -> None:
         kept = torch.cat([own[:length] for own, length in zip(tokens, lengths, strict=True)])
