@@ -50,7 +50,7 @@ def test_a_run_whose_workers_and_drivers_are_killed_ends_like_one_that_was_left_
         driver = start_light(broken, fleet)
         while killed.total() < KILLS and driver.is_alive():
             time.sleep(moments.uniform(*_PAUSE[kind]))
-            killed.update(victims(driver, kind, moments))
+            killed.update(victims(driver, kind, moments, driver_too=killed.total() % 4 == 3))
         driver.kill()
         driver.join()
     assert 0 < len(keys_so_far(broken)) < 2 * samples, "the kills came before the first answer, or behind the last"
@@ -61,12 +61,16 @@ def test_a_run_whose_workers_and_drivers_are_killed_ends_like_one_that_was_left_
     assert load_manifest(broken / "run").status == "complete" and killed["worker"] and killed["driver"]
 
 
-def victims(driver: BaseProcess, kind: str, moments: random.Random) -> list[str]:
-    """Kills one of the workers, or one time in four the driver; says which it was, if there was one."""
+def victims(driver: BaseProcess, kind: str, moments: random.Random, *, driver_too: bool) -> list[str]:
+    """Kills one of the workers, or while one is at work the driver; says which it was, if there was one."""
     assert driver.pid is not None
-    if not (workers := [one for one in psutil.Process(driver.pid).children(recursive=True) if is_worker(one, kind)]):
+    try:
+        workers = [one for one in psutil.Process(driver.pid).children(recursive=True) if is_worker(one, kind)]
+    except psutil.NoSuchProcess:  # it has just ended by itself
         return []
-    if moments.random() < 0.25:
+    if not workers:
+        return []
+    if driver_too:
         driver.kill()
         driver.join()
         return ["driver"]

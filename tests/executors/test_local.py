@@ -161,9 +161,14 @@ def test_workers_end_with_their_driver(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_workers_and_leaves_a_valid_folder(tmp_path: Path) -> None:
-    settle(tmp_path, 6, seconds=0.3)
-    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    settle(tmp_path, 400, seconds=0.3)
+
+    def interrupt() -> None:
+        while not (tmp_path / "run/samples.jsonl").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         light_run(tmp_path, Fleet("local", workers=1))
     assert load_manifest(tmp_path / "run").reasons == ["interrupted"]
