@@ -64,7 +64,7 @@ def against_turn(run: Recorded) -> Figure | None:
     found = _conversations(run)[:_PANELS] if run.scored else []
     if not found:
         return None
-    figure = canvas(1 + 4.6 * len(found), 4.4)
+    figure = canvas(max(7.6, 1 + 4.6 * len(found)), 4.4)
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for axes, (task, records) in zip(panels, found, strict=True):
         _draw(axes, run, records)
@@ -72,7 +72,7 @@ def against_turn(run: Recorded) -> Figure | None:
     panels[0].set_ylabel("accuracy in %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
-    figure.suptitle(f"{run.manifest.model}: {formats.protocol(run.manifest)}", fontsize=9)
+    figure.suptitle(f"{run.manifest.model}\n{formats.protocol(run.manifest)}", fontsize=9)
     return figure
 
 
