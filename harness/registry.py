@@ -25,11 +25,7 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """All classes of one kind, found on first use.
-
-    Attributes:
-        files: that were loaded, in order; another process that loads them knows the same names.
-    """
+    """All classes of one kind, found on first use."""
 
     def __init__(self, kind: str, package: str, base: type[T], group: str = "") -> None:
         """
@@ -40,8 +36,8 @@ class Registry(Generic[T]):
             group: entry point group of installed packages; "" for `harness.<package>`.
         """
         self.kind, self.package, self.base, self.group = kind, package, base, group or f"harness.{package}"
-        self.files: list[Path] = []
         self._classes: dict[str, type[T]] = {}
+        self._loaded: dict[str, Path] = {}
         self._searched = False
 
     def names(self) -> list[str]:
@@ -60,6 +56,12 @@ class Registry(Generic[T]):
             raise unknown(self.kind, name, self._classes)
         return self._classes[name]
 
+    @property
+    def files(self) -> list[Path]:
+        """Files whose classes are here; another process that loads them knows the same names."""
+        modules = dict.fromkeys(kind.__module__ for kind in self._classes.values())
+        return [self._loaded[module] for module in modules if module in self._loaded]
+
     def load_file(self, path: Path) -> list[str]:
         """Adds the classes that a Python file defines and returns their names.
 
@@ -72,10 +74,11 @@ class Registry(Generic[T]):
         self._search()
         if not path.is_file():
             raise InputError(f"{self.kind} file {path} does not exist")
-        found = self._add_from(_import_file(path))
+        module = _import_file(path)
+        found = self._add_from(module)
         if not found:
             raise InputError(f"{path} defines no {self.kind}: no named subclass of {self.base.__name__}")
-        self.files = [file for file in self.files if file != path] + [path]
+        self._loaded[module.__name__] = path
         return found
 
     def _search(self) -> None:
