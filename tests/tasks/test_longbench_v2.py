@@ -11,7 +11,7 @@ import pytest
 from harness.errors import InputError
 from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext, Tokenizer
-from tasks.longbench_v2 import extract_answer
+from tasks.longbench_v2 import HUB, extract_answer
 from tests.command import run
 
 NO_TOKENIZER = cast("Tokenizer", None)
@@ -127,6 +127,23 @@ def test_missing_data_says_what_to_do(tmp_path: Path) -> None:
     for folder in (None, tmp_path):
         with pytest.raises(InputError, match=r"data\.json.*--data-dir.*source=hub"):
             task(folder)
+
+
+def test_the_hub_s_rows_are_read_as_a_file_s_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` streams them; here from a file in place of the hub."""
+    datasets = pytest.importorskip("datasets")
+    read, file = datasets.load_dataset, save(tmp_path, RECORDS, "rows.jsonl") / "rows.jsonl"
+    asked: list[str] = []
+
+    def instead(name: str, split: str, streaming: bool) -> Any:
+        asked.append(name)
+        return read("json", data_files=str(file), split=split, streaming=streaming, cache_dir=str(tmp_path))
+
+    monkeypatch.setattr(datasets, "load_dataset", instead)
+    (hub,) = build_tasks("longbench-v2:source=hub", TaskContext(None))
+    here = list(task(save(tmp_path, RECORDS)).samples(NO_TOKENIZER))
+    assert list(hub.samples(NO_TOKENIZER)) == here and len(here) == 3
+    assert asked and set(asked) == {HUB}
 
 
 def test_results_files_get_the_official_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
