@@ -46,20 +46,20 @@ def _alone(folder: Path, model: str) -> Path:
 def test_answers_are_those_of_one_at_a_time(tmp_path: Path) -> None:
     asked = (
         "--methods",
-        "full,snapkv:budget=0.5,streaming:window=64",
+        "full,snapkv:budget=0.5",
         "--tasks",
         "needle:lengths=300",
         "--limit",
-        3,
+        2,
         "--dtype",
         "float32",
     )
     answers = []
-    for size in (1, 3):
+    for size in (1, 2):
         assert run("run", *asked, "--batch", size, "--output", tmp_path / str(size)) == 0
         records = harness.load(tmp_path / str(size)).set_index(["method", "sample"]).sort_index()
         answers.append(records[["prediction", "score", "new_tokens", "kept_fraction"]])
-    assert answers[0].equals(answers[1]) and len(answers[0]) == 9
+    assert answers[0].equals(answers[1]) and len(answers[0]) == 4
 
 
 def test_a_batch_that_was_cut_short_is_asked_again_and_no_record_twice(tmp_path: Path) -> None:
