@@ -28,7 +28,6 @@ from tests.reference.eviction import (
     SnapTwin,
     TovaTwin,
 )
-from tests.reference.interpreter import DEVICE
 from tests.reference.model import Twin
 from tests.reference.quest import QuestOptions, QuestTwin
 from tests.reference.streaming import StreamingOptions, StreamingTwin
@@ -42,7 +41,7 @@ def asked(first: Tensor, stop_ids: frozenset[int], after: bool) -> list[Request]
     """A context with its question, and two more questions."""
     follows = sum(NEW[1:]) + QUESTIONS[1:].numel()
     prompts = [torch.cat((first, QUESTIONS[0])), *QUESTIONS[1:]]
-    requests = [Request(ids.to(DEVICE), new, stop_ids) for ids, new in zip(prompts, NEW, strict=True)]
+    requests = [Request(ids, new, stop_ids) for ids, new in zip(prompts, NEW, strict=True)]
     return [replace(requests[0], question=7, question_after=after, follows=follows), *requests[1:]]
 
 
@@ -50,7 +49,7 @@ def answers(engine: Engine, method: Method, requests: list[Request], most: int =
     """What the method says in each turn; whoever listens goes on to the next after `most` tokens."""
     session, said = Session(engine, method), []
     for request in requests:
-        stream = session.stream(request)
+        stream = session.stream(replace(request, prompt=request.prompt.to(engine.embed.weight.device)))
         said.append([next(stream)])
         while len(said[-1]) < most and (token := next(stream, None)) is not None:
             said[-1].append(token)
