@@ -44,6 +44,24 @@ def _folded(text: str) -> str:
     return " ".join(text.split())
 
 
+def metric_of(place: str, *given: Metric | None) -> Metric:
+    """The first metric that is given.
+
+    Raises:
+        InputError: none is, with file and line.
+    """
+    for metric in given:
+        if metric is not None:
+            return metric
+    raise InputError(f"{place}: field 'metric' is missing, and the option metric= is not given")
+
+
+def best_score(sample: Sample, prediction: str) -> float:
+    """By the metric that the sample's `extra` names, the best over its answers."""
+    metric = METRICS[sample.extra["metric"]]
+    return max(metric(prediction, answer) for answer in sample.answers)
+
+
 def as_list(value: Any) -> Any:
     """One text as a list of it."""
     return [value] if isinstance(value, str) else value
@@ -132,8 +150,7 @@ class Jsonl(Task):
 
     def score(self, sample: Sample, prediction: str) -> float:
         """The line's metric: the best over its answers."""
-        metric = METRICS[sample.extra["metric"]]
-        return max(metric(prediction, answer) for answer in sample.answers)
+        return best_score(sample, prediction)
 
     def fingerprint(self) -> str:
         """Hash of the file's content."""
@@ -149,9 +166,7 @@ class Jsonl(Task):
             yield sample
 
     def _sample(self, place: str, row: Row) -> Sample:
-        metric = row.metric or self.options.metric
-        if metric is None:
-            raise InputError(f"{place}: field 'metric' is missing, and the option metric= is not given")
+        metric = metric_of(place, row.metric, self.options.metric)
         if not row.prompt.endswith(row.question):
             raise InputError(f"{place}: field 'question' must be the end of 'prompt'")
         return Sample(

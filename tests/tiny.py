@@ -19,6 +19,7 @@ from harness.conformance.tiny import (
 from harness.engine.engine import Engine
 from harness.engine.method import Method
 from harness.engine.request import Request
+from harness.engine.step import Step
 from harness.models.load import FAMILIES
 from harness.runner.catalog import parse_methods
 
@@ -32,6 +33,7 @@ __all__ = [
     "VOCAB",
     "build",
     "generate",
+    "last_logits",
     "random_ids",
     "tiny_engine",
     "tiny_model",
@@ -48,3 +50,13 @@ def build(text: str, engine: Engine) -> Method:
 def generate(text: str, engine: Engine, ids: torch.Tensor, new_tokens: int = 8) -> list[int]:
     """New tokens under the method that `text` names."""
     return list(engine.stream(build(text, engine), Request(ids, new_tokens, frozenset([END]))))
+
+
+def last_logits(engine: Engine, method: Method, ids: torch.Tensor, late: int, size: int) -> torch.Tensor:
+    """Of the last of `late` tokens that come in behind the prefill, `size` a step."""
+    early = len(ids) - late
+    method.begin(early, late)
+    engine.forward(method, ids[:early], Step("prefill", 0, early))
+    for start in range(early, len(ids), size):
+        last = engine.forward(method, ids[start : start + size], Step("decode", start, size))
+    return last

@@ -13,7 +13,7 @@ from harness.errors import InputError
 from harness.options import OptionSet
 from tasks.base import DataNote, Sample, TaskContext, Tokenizer
 from tasks.common.records import checked, local_rows
-from tasks.jsonl import METRICS, Metric, as_list, refuse_near_misses, said
+from tasks.jsonl import Metric, as_list, best_score, metric_of, refuse_near_misses, said
 from tasks.turns.conversation import Conversations, context_hash, turn_id
 
 
@@ -94,8 +94,7 @@ class OwnConversations(Conversations):
 
     def score(self, sample: Sample, prediction: str) -> float:
         """The question's metric: the best over its answers."""
-        metric = METRICS[sample.extra["metric"]]
-        return max(metric(prediction, answer) for answer in sample.answers)
+        return best_score(sample, prediction)
 
     def fingerprint(self) -> str:
         """Hash of the file's content."""
@@ -120,9 +119,7 @@ class OwnConversations(Conversations):
 
     def _sample(self, place: str, name: str, row: Row, found: dict[str, Any]) -> Sample:
         asked = checked(Question, place, found)
-        metric = asked.metric or row.metric or self.options.metric
-        if metric is None:
-            raise InputError(f"{place}: field 'metric' is missing, and the option metric= is not given")
+        metric = metric_of(place, asked.metric, row.metric, self.options.metric)
         text = f"\n\n{asked.question}"
         return Sample(
             id=name,

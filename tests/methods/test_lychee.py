@@ -10,7 +10,6 @@ import torch
 
 from harness.engine.engine import Engine
 from harness.engine.request import Request
-from harness.engine.step import Step
 from harness.errors import InputError
 from harness.runner.catalog import parse_methods
 from methods.common import gates as gates_module
@@ -20,7 +19,18 @@ from tests.methods.test_eviction import distinct_ids
 from tests.methods.test_eviction import run as traced
 from tests.methods.test_references import Model, same_logits
 from tests.reference.lychee import LycheeTwin, retrieval_heads, spaced_layers
-from tests.tiny import FAMILIES, HEAD_DIM, HEADS, LAYERS, build, random_ids, tiny_engine, tiny_model, tiny_shape
+from tests.tiny import (
+    FAMILIES,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    build,
+    last_logits,
+    random_ids,
+    tiny_engine,
+    tiny_model,
+    tiny_shape,
+)
 
 STEPS = 5
 CASES: list[tuple[int, int | float, float | None, str]] = [
@@ -99,13 +109,7 @@ def test_a_cache_that_fits_the_budget_is_read_whole() -> None:
 def test_each_token_of_a_question_goes_by_its_own_sets() -> None:
     engine, ids, late = tiny_engine(), random_ids(80), 7
     together, alone = (lychee("budget=12:retrieval=0.34", engine) for _ in range(2))
-    logits = []
-    for method, size in ((together, late), (alone, 1)):
-        method.begin(80 - late, late)
-        engine.forward(method, ids[:-late], Step("prefill", 0, 80 - late))
-        for start in range(80 - late, 80, size):
-            last = engine.forward(method, ids[start : start + size], Step("decode", start, size))
-        logits.append(last)
+    logits = [last_logits(engine, method, ids, late, size) for method, size in ((together, late), (alone, 1))]
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 

@@ -7,7 +7,6 @@ import torch
 
 from harness.engine.attention import Attention
 from harness.engine.request import Request
-from harness.engine.step import Step
 from harness.errors import InputError
 from methods.common import key_index
 from methods.common.key_index import KeyIndex, Recipe, recall, search
@@ -17,7 +16,18 @@ from tests.methods.test_eviction import distinct_ids
 from tests.methods.test_eviction import run as traced
 from tests.methods.test_references import Model, same_logits
 from tests.reference.retrieval import RetrievalTwin
-from tests.tiny import FAMILIES, HEAD_DIM, HEADS, LAYERS, build, random_ids, tiny_engine, tiny_model, tiny_shape
+from tests.tiny import (
+    FAMILIES,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    build,
+    last_logits,
+    random_ids,
+    tiny_engine,
+    tiny_model,
+    tiny_shape,
+)
 
 STEPS = 5
 SIZES = [(100, 4, 16, 20), (100, 0, 2, 2), (60, 30, 29, 7), (60, 10, 20, 30), (50, 20, 40, 5), (20, 4, 8, 12)]
@@ -51,13 +61,7 @@ def test_parts_joined_by_their_denominators_are_the_whole() -> None:
 def test_a_question_comes_in_token_by_token() -> None:
     engine, ids, late = tiny_engine(), random_ids(80), 7
     together, alone = (build("retrieval:sinks=4:recent=16:topk=20", engine) for _ in range(2))
-    logits = []
-    for method, size in ((together, late), (alone, 1)):
-        method.begin(80 - late, late)
-        engine.forward(method, ids[:-late], Step("prefill", 0, 80 - late))
-        for start in range(80 - late, 80, size):
-            last = engine.forward(method, ids[start : start + size], Step("decode", start, size))
-        logits.append(last)
+    logits = [last_logits(engine, method, ids, late, size) for method, size in ((together, late), (alone, 1))]
     torch.testing.assert_close(*logits)
 
 
