@@ -6,8 +6,8 @@ import ast
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
@@ -41,13 +41,13 @@ def source_files(kind: type) -> dict[str, Path]:
         ValueError: the class comes from no file.
     """
     todo = [(_module(base), _source_file(base)) for base in _bases(kind)]
-    tops = _tops(*todo[0])
+    find = cache(partial(_find, tops=_tops(*todo[0])))
     found: dict[str, Path] = {}
     while todo:
         name, path = todo.pop()
         if name not in found:
             found[name] = path
-            todo += _imports(name, path, tops)
+            todo += _imports(name, path, find)
     return found
 
 
@@ -90,12 +90,12 @@ def _is_package(path: Path) -> bool:
     return path.name == "__init__.py"
 
 
-def _imports(name: str, path: Path, tops: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+def _imports(name: str, path: Path, find: Callable[[str], Path | None]) -> Iterator[tuple[str, Path]]:
     package = name if _is_package(path) else name.rpartition(".")[0]
     for wanted in _imported_names(path):
         absolute = _absolute(wanted, package)
         for module in (absolute, absolute.rpartition(".")[0]):
-            file = _find(module, tops)
+            file = find(module)
             if file is not None:
                 yield module, file
                 break
@@ -127,14 +127,15 @@ def _absolute(wanted: str, package: str) -> str:
 
 
 def _find(module: str, tops: Mapping[str, Path]) -> Path | None:
-    folder = tops.get(_top(module)) or _not_installed(_top(module))
+    folder = tops.get(_top(module)) or _not_installed(_top(module), tuple(sys.path))
     if folder is None:
         return None
     place = folder.joinpath(*module.split("."))
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
-def _not_installed(top: str) -> Path | None:
+@cache
+def _not_installed(top: str, _path: tuple[str, ...]) -> Path | None:
     """The folder of a module or package that is a user's own; None for what Python or an installer brought."""
     try:
         spec = None if top in sys.stdlib_module_names else find_spec(top)
