@@ -32,10 +32,11 @@ class Attention:
         kernel: its name.
         backend: PyTorch's, where that is chosen here.
         takes_views: `normalised` takes fewer queries than keys (the last ones'), and keys that overlap in memory.
+        takes_pages: `paged` is a kernel, for pages of 128 keys, 128 channels a head and 128 rows a text.
     """
 
     kernel = "sdpa"
-    takes_views = False
+    takes_views = takes_pages = False
     backend: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -94,6 +95,20 @@ class Attention:
         found, weight = self.normalised(q[1:, :-1].flip(1), k[:-1, 1:].flip(1), v[:-1, 1:].flip(1))
         out[1:, :-1], norm[1:, :-1] = found.flip(1), weight.flip(1)
         return out, norm
+
+    def paged(self, q: Tensor, k: Tensor, v: Tensor, pages: Tensor, counts: Tensor) -> Tensor:
+        """Causal attention in each of b texts by itself, whose keys are pages; its rows are those of its last keys.
+
+        Args:
+            q: [b, n, heads, d]. k, v: [pages, size, kv_heads, d]; pages may overlap.
+            pages: [b, most] int32, those of each text. counts: [b] int32, how many of them count; whole ones.
+
+        Returns:
+            [b, n, heads, d].
+        """
+        texts = [(one, pages[i, :count].long()) for i, (one, count) in enumerate(zip(q, counts.tolist(), strict=True))]
+        outs = [self.causal(one, k[at].flatten(0, 1), v[at].flatten(0, 1)) for one, at in texts]
+        return torch.stack(outs).view(q.shape)
 
     def masked(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Attention where `mask` ([n, m] or [heads, n, m] bool) is true; None is everywhere.
@@ -156,7 +171,7 @@ class Flash3Attention(Flash2Attention):
     kernel = "fa3"
     module = "fa3_fwd_interface"
     windowed = Attention.windowed  # the package is built without windows
-    takes_views = True
+    takes_views = takes_pages = True
 
     def __init__(self) -> None:
         """Imports the package."""
@@ -168,6 +183,26 @@ class Flash3Attention(Flash2Attention):
         texts, scale = (x.unsqueeze(0) for x in (q, k, v)), q.shape[-1] ** -0.5
         out: Tensor = self._forward(*texts, softmax_scale=scale, is_causal=True, num_splits=1)[0]
         return out.view(q.shape[0], -1)
+
+    def paged(self, q: Tensor, k: Tensor, v: Tensor, pages: Tensor, counts: Tensor) -> Tensor:
+        """As in `Attention`, without waiting for the device."""
+        rows = q.shape[1]
+        out: Tensor = self._forward(
+            q.flatten(0, 1),
+            k,
+            v,
+            cu_seqlens_q=torch.arange(0, q.shape[0] * rows + 1, rows, dtype=torch.int32, device=q.device),
+            seqused_k=counts * k.shape[1],
+            # One row more than there is: texts of no more rows than a tile has would be read without the hardware's
+            # copies of whole pages, which the package is built without.
+            max_seqlen_q=rows + 1,
+            page_table=pages,
+            softmax_scale=q.shape[-1] ** -0.5,
+            is_causal=True,
+            num_splits=1,
+            pack_gqa=False,
+        )[0]
+        return out.view(q.shape)
 
 
 KERNELS: dict[str, type[Attention]] = {

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.engine import block_pages
+from harness.engine.attention import Attention
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -22,6 +25,7 @@ class Choice:
         blocks: [heads, row_blocks, most] int32, the first key of each chosen block, ascending, `width` apart at least.
         counts: [heads, row_blocks] int32, how many of those there are; each row has to see one.
         singles, single_counts: likewise single keys, none of them in a chosen block; None where there are none.
+        own_last: blocks lie on a grid of `rows`, and the last of each list is that of the rows themselves.
     """
 
     rows: int
@@ -30,18 +34,24 @@ class Choice:
     counts: Tensor
     singles: Tensor | None = None
     single_counts: Tensor | None = None
+    own_last: bool = False
 
     @classmethod
     def on_grid(cls, chosen: Tensor, size: int) -> Choice:
-        """From a map of square blocks, [heads, row_blocks, key_blocks] bool; those ahead of the rows do not count."""
-        chosen = chosen.tril()
-        index = torch.arange(chosen.shape[2], dtype=torch.int32, device=chosen.device) * size
-        return cls(size, size, *listed(index.expand(chosen.shape), chosen))
+        """From a map of square blocks, [heads, blocks, blocks] bool.
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        Rows always have their own block, and those ahead of them do not count.
+        """
+        chosen = chosen.tril()
+        chosen.diagonal(dim1=1, dim2=2).fill_(True)
+        index = torch.arange(chosen.shape[2], dtype=torch.int32, device=chosen.device) * size
+        return cls(size, size, *listed(index.expand(chosen.shape), chosen), own_last=True)
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Attends.
 
         Args:
+            attention: the engine's, for what it serves.
             q: [n, heads, d]. k, v: [n, kv_heads, d].
 
         Returns:
@@ -49,10 +59,18 @@ class Choice:
         """
         if not q.is_cuda:
             return self._attend_plainly(q, k, v)
+        if self.own_last and block_pages.serves(attention, q, self.rows, self.width):
+            return block_pages.attend(attention, q, k, v, self.blocks, self.counts), self._pairs(len(q))
         from harness.engine.kernels.block_sparse import block_sparse_attention
 
         lists = (self.blocks, self.counts, self.width, self.rows, self.singles, self.single_counts)
         return block_sparse_attention(q, k, v, *lists)
+
+    def _pairs(self, n: int) -> Tensor:
+        """Where `own_last`: other blocks are seen whole, the own one up to each row."""
+        rows = torch.full(self.counts.shape[1:], self.rows, dtype=torch.int32, device=self.counts.device)
+        rows[-1] = n - (len(rows) - 1) * self.rows
+        return (self.counts - 1) * self.width * rows + rows * (rows + 1) // 2
 
     def _attend_plainly(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """One block of rows after the other, all heads at once."""

@@ -32,7 +32,7 @@ class SparsePrefill(Method):
             choice = self.choose(layer, heads)
         if choice is None:
             return None
-        out, pairs = choice.attend(heads.q, heads.k, heads.v)
+        out, pairs = choice.attend(self.model.attention, heads.q, heads.k, heads.v)
         return out, pairs.sum(1)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:

@@ -8,6 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from harness.engine import block_pages
+from harness.engine.attention import Attention, pick_attention
+from harness.engine.shape import ModelShape
 from harness.engine.sparse import Choice, listed
 from tests.reference.interpreter import DEVICE, kernels
 
@@ -114,7 +117,7 @@ def check(case: Case, chosen: Choice, found: tuple[Tensor, Tensor]) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_plainly(case: Case) -> None:
     chosen = choice(case)
-    check(case, chosen, chosen.attend(*tensors(case)))
+    check(case, chosen, chosen.attend(Attention(), *tensors(case)))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -128,7 +131,7 @@ def test_heads_may_share_a_list() -> None:
     one = choice(case)
     shared = Choice(64, 64, one.blocks[:1].expand(4, -1, -1), one.counts[:1].expand(4, -1))
     check(case, shared, kernel(*tensors(case), shared))
-    check(case, shared, shared.attend(*tensors(case)))
+    check(case, shared, shared.attend(Attention(), *tensors(case)))
 
 
 def test_a_map_of_blocks_becomes_lists() -> None:
@@ -138,7 +141,31 @@ def test_a_map_of_blocks_becomes_lists() -> None:
     found = Choice.on_grid(chosen.to(DEVICE), 128)
     expected = chosen.repeat_interleave(128, 1).repeat_interleave(128, 2)[:, :300, :300].tril()
     assert torch.equal(mask(case, found), expected)
-    check(case, found, found.attend(*tensors(case)))
+    check(case, found, found.attend(Attention(), *tensors(case)))
+
+
+@pytest.mark.parametrize(("n", "apart"), [(384, True), (300, True), (300, False), (1, True)])
+def test_blocks_are_read_as_pages(n: int, apart: bool) -> None:
+    case = Case(n, 128, 128, d=128 if CUDA else 16)
+    blocks = -(-n // 128)
+    found = Choice.on_grid(
+        (torch.rand(4, blocks, blocks, generator=torch.Generator().manual_seed(0)) < 0.5).to(DEVICE), 128
+    )
+    q, k, v = tensors(case) if apart else (x.contiguous() for x in tensors(case))
+    out = block_pages.attend(paging(), q, k, v, found.blocks, found.counts)
+    check(case, found, (out, found._pairs(n)))
+
+
+def paging() -> Attention:
+    """What reads pages: FlashAttention 3 where it runs, else the plain loop."""
+    if not CUDA:
+        return Attention()
+    return pick_attention("auto", ModelShape(1, 4, 2, 128, 512, 512, 512, 512), torch.device(DEVICE), DTYPE)
+
+
+def test_rows_have_their_own_block() -> None:
+    found = Choice.on_grid(torch.zeros(1, 3, 3, dtype=torch.bool), 128)
+    assert found.blocks[0, :, 0].tolist() == [0, 128, 256] and found.counts.tolist() == [[1, 1, 1]]
 
 
 def test_chosen_values_move_to_the_front() -> None:
