@@ -58,8 +58,10 @@ class Slim(Reselecting):
             None, description="first layer to hold each pruned set; paper: 10/20/30 of 32"
         )
         score: Relevance = Field(
-            "token_softmax", description="relevance: token softmax (mean or best head), over units, or literal |q.k|"
+            "token_softmax",
+            description="relevance: token softmax (mean, best head or best query), over units, or |q.k|",
         )
+        votes: Annotated[int, Field(ge=1)] = Field(1, description="last layers ahead of a choice that rate, on average")
         w: Annotated[int, Field(ge=1)] = Field(32, description="last queries that rate the blocks; paper: 4")
         sink: Annotated[int, Field(ge=0)] = Field(1, description="first blocks that always stay")
         tail: Annotated[int, Field(ge=1)] = Field(1, description="last blocks that always stay")
@@ -87,6 +89,7 @@ class Slim(Reselecting):
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns the budgets into tokens of this prompt; sink and tail always fit."""
         super().begin(prompt_len, max_new_tokens)
+        self._votes: list[Tensor] = []
         least = (self.options.sink + self.options.tail) * self.options.block
         self.budgets = [max(least, tokens) for tokens in budgets_in_tokens(self.options.budgets, prompt_len)]
 
@@ -95,9 +98,14 @@ class Slim(Reselecting):
         return requested_tokens(self.layers, self.budgets, self.prompt_len, self.model.shape.layers)
 
     def prefill_hooks(self, layer: int) -> Collection[Hook]:
-        """Ahead of a pruning layer, where the choice falls."""
+        """Where layers vote, and ahead of a pruning layer, where the choice falls."""
         where: Hook = "after_attention" if self.options.ff == "survivors" else "after_layer"
-        return [where] if layer + 1 in self.layers else []
+        return [] if self._next(layer) is None else [where]
+
+    def _next(self, layer: int) -> int | None:
+        """The place among the budgets of the choice that this layer votes on; the last that votes is ahead of it."""
+        ahead = [at for at, first in enumerate(self.layers) if 0 < first - layer <= self.options.votes]
+        return ahead[0] if ahead else None
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
@@ -108,15 +116,22 @@ class Slim(Reselecting):
         return self._prune(layer, rows, heads, step) if self.options.ff == "all" else rows
 
     def _prune(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
-        if step.phase != "prefill" or layer + 1 not in self.layers:
+        at = self._next(layer) if step.phase == "prefill" else None
+        if at is None:
             return rows
-        budget = self.budgets[self.layers.index(layer + 1)]
+        budget, chosen_here = self.budgets[at], layer + 1 == self.layers[at]
         if budget >= len(rows):
-            self.keep_whole(layer)
+            if chosen_here:
+                self.keep_whole(layer)
             return rows
         with self.model.part("score"):
-            scores = self.block_scores(heads)
+            self._votes.append(self.block_scores(heads))
+        return self._chosen(layer, rows, budget) if chosen_here else rows
+
+    def _chosen(self, layer: int, rows: Rows, budget: int) -> Rows:
         with self.model.part("select"):
+            scores = torch.stack(self._votes).mean(0)
+            self._votes.clear()
             chosen = self.choose(self._lifted(scores), budget, len(rows))
             index = block_rows(chosen, self.options.block, len(rows))
         if self.options.reselect == "C":

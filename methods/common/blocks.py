@@ -1,10 +1,12 @@
 """Blocks of consecutive tokens: how relevant they are, and which rows they are (SlimInfer, arXiv 2508.06447).
 
-A block is cut into units of a few tokens and counts as much as its best unit. Four readings of a unit's relevance:
+A block is cut into units of a few tokens and counts as much as its best unit. Five readings of a unit's relevance:
 
 - `token_softmax`: each token's attention from the last queries, summed over the unit, mean over heads;
 - `token_peak`: the same, but a unit counts as much as to the head that wants it most. This project's own: few heads
   retrieve, and a mean drowns them;
+- `query_peak`: mean over heads again, but of each token's attention from the query that wants it most. Our own, too:
+  a question's words ask for different things;
 - `softmax`: over units, of the mean query against mean keys, mean over heads;
 - `absdot`: the literal one, mean over heads of |mean query . mean key|. A few loud heads decide, and it finds less than
   random blocks do.
@@ -18,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from methods.common.scores import head_attention, head_dots, head_logits, token_attention
+from methods.common.scores import head_attention, head_dots, head_logits, last_attention, token_attention
 
-Relevance = Literal["token_softmax", "token_peak", "softmax", "absdot"]
+Relevance = Literal["token_softmax", "token_peak", "query_peak", "softmax", "absdot"]
 
 
 def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit: int) -> Tensor:
@@ -40,6 +42,8 @@ def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit:
         return unit_sums(token_attention(q, k, weights), unit)
     if reading == "token_peak":
         return unit_sums(head_attention(q, k, weights).T, unit).amax(1)
+    if reading == "query_peak":
+        return unit_sums((last_attention(q, k) * weights.view(-1, 1)).amax(1).mean(0), unit)
     mean = torch.einsum("w,whd->hd", weights, q.float()).to(q.dtype).unsqueeze(0)
     means = unit_means(k, unit)
     return unit_attention(mean, means) if reading == "softmax" else unit_absdot(mean, means)

@@ -182,7 +182,7 @@ def test_unknown_names_are_refused(text: str) -> None:
         parse_methods(text)
 
 
-@pytest.mark.parametrize("score", ["token_softmax", "token_peak", "softmax", "absdot"])
+@pytest.mark.parametrize("score", ["token_softmax", "token_peak", "query_peak", "softmax", "absdot"])
 def test_only_queries_of_the_prompts_last_w_rate_blocks(score: str) -> None:
     (spec,) = parse_methods(f"slim:score={score}:block=16:unit=4:w=8")
     method, generator = spec.build(tiny_engine().context), torch.Generator().manual_seed(3)

@@ -19,6 +19,7 @@ class SlimOptions:
     budgets: tuple[int | float, ...] = (0.75, 0.375, 0.25)
     layers: tuple[int, ...] | None = None
     score: str = "token_softmax"
+    votes: int = 1
     w: int = 32
     block: int = 64
     unit: int = 8
@@ -50,6 +51,7 @@ class SlimTwin(Twin):
         self.blocks: dict[int, list[list[int]]] = {}
         self.active: dict[int, set[int]] = {}
         self.swaps = 0
+        self.ballots: list[list[float]] = []
 
     def step(self, positions: Tensor, ids: Tensor) -> None:
         super().step(positions, ids)
@@ -64,11 +66,16 @@ class SlimTwin(Twin):
         return {position for position in held if position in there or position >= self.prompt_len}
 
     def leave(self, layer: int, hidden: Tensor, positions: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        budget = self.budget.get(layer + 1, self.prompt_len)
-        if self.decoding or budget >= len(positions):
+        first = min((first for first in self.budget if first > layer), default=self.depth + self.options.votes)
+        if self.decoding or first - layer > self.options.votes or self.budget[first] >= len(positions):
             return hidden, positions
         self.blocks[layer] = chunks(positions.tolist(), self.options.block)
-        self.active[layer] = self.choose(layer, self.prefill_scores(layer, q))
+        self.ballots.append(self.prefill_scores(layer, q))
+        if layer + 1 < first:
+            del self.blocks[layer]
+            return hidden, positions
+        self.active[layer] = self.choose(layer, [sum(block) / len(block) for block in zip(*self.ballots, strict=True)])
+        self.ballots.clear()
         kept = {position for block in self.active[layer] for position in self.blocks[layer][block]}
         rows = [row for row, position in enumerate(positions.tolist()) if position in kept]
         return hidden[rows], positions[rows]
@@ -84,8 +91,8 @@ class SlimTwin(Twin):
 
     def prefill_scores(self, layer: int, q: Tensor) -> list[float]:
         """One a block."""
-        if self.options.score == "token_softmax":
-            return self.token_softmax(layer, q)
+        if self.options.score in ("token_softmax", "query_peak"):
+            return self.by_tokens(layer, q)
         return self.by_units(layer, q[self.raters(layer)].mean(0), self.options.score)
 
     def raters(self, layer: int) -> list[int]:
@@ -93,15 +100,17 @@ class SlimTwin(Twin):
         positions = [position for block in self.blocks[layer] for position in block]
         return [row for row, position in enumerate(positions) if position >= self.prompt_len - self.options.w]
 
-    def token_softmax(self, layer: int, q: Tensor) -> list[float]:
-        """Attention that the last w rows that are left pay, on average, to the best unit of each block."""
+    def by_tokens(self, layer: int, q: Tensor) -> list[float]:
+        """Attention that the last w rows that are left pay to the best unit of each block, on average or the keenest."""
         positions = [position for block in self.blocks[layer] for position in block]
         keys, group = self.keys[layer][positions], self.decoder.heads // self.decoder.kv_heads
-        paid, rows = torch.zeros(len(positions)), self.raters(layer)
-        for row in rows:
+        rows = self.raters(layer)
+        each = torch.zeros(self.decoder.heads, len(rows), len(positions))
+        for at, row in enumerate(rows):
             for head in range(self.decoder.heads):
                 logits = keys[: row + 1, head // group] @ q[row, head] / math.sqrt(self.decoder.d)
-                paid[: row + 1] += torch.softmax(logits, dim=0) / (len(rows) * self.decoder.heads)
+                each[head, at, : row + 1] = torch.softmax(logits, dim=0)
+        paid = (each.amax(1) if self.options.score == "query_peak" else each.mean(1)).mean(0)
         of = dict(zip(positions, paid.tolist(), strict=True))
         return [
             max(sum(of[position] for position in unit) for unit in chunks(block, self.options.unit))
