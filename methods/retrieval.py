@@ -6,9 +6,10 @@ is on the device and to the keys of the index that match it best. Both softmaxes
 the result is exact attention to the union.
 
 `index` says how the host searches:
-- `exact` multiplies with all keys as they lie there, and has no index beside them;
-- `flat`, `ivf` and `hnsw` are faiss's (`methods.common.key_index`), which holds keys in float32. Whatever an index
-  finds is weighed by the keys themselves.
+- `exact` multiplies with all keys as they lie there, in their precision, and has no index beside them;
+- `flat`, `ivf` and `hnsw` are faiss's (`methods.common.key_index`), which holds keys in float32.
+
+What is found is weighed by its product with the query, which the search has made.
 
 Interpretations:
 - the authors' public code searches a flat index by default, and has one of cells (512, of which 150 are looked into).
@@ -33,17 +34,18 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
+from harness.engine.attention import Attention, joined
 from harness.engine.cache import LayerCache
 from harness.engine.method import Method
 from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
-from harness.engine.streams import sent
+from harness.engine.streams import brought, sent
 from harness.options import Budget, OptionSet, budget_tokens, window_tokens
 from methods.common import key_index
 from methods.common.offloading import Offloading
-from methods.common.scores import head_dots
 
 _SAMPLED = 4
 """Decode steps whose searches are looked at afterwards."""
@@ -158,28 +160,27 @@ class Retrieval(Offloading):
         near.append(row.k, row.v, row.positions)
         arrived = sent(row.q)
         # The device has its part to do before the host begins to wait for the queries, and to search.
-        parts = [softmax_part(row.q, near.keys, near.values)]
-        out, norm = self._retrieved(layer, arrived())
-        parts.append((out.to(row.q.device), norm.to(row.q.device)))
-        outs, norms = (torch.stack(each) for each in zip(*parts, strict=True))
-        joined = (norms.softmax(0).unsqueeze(-1) * outs).sum(0)
-        return joined.to(row.q.dtype).view(1, -1)
+        one = (x.unsqueeze(0) for x in (row.q, near.keys, near.values))
+        out, norm = self.model.attention.normalised(*one, causal=False)
+        found = brought(torch.cat(self._retrieved(layer, arrived()[0]), 1), row.q.device).unsqueeze(0)
+        whole, _ = joined([(out[0], norm[0]), (found[..., :-1], found[..., -1])])
+        return whole.reshape(1, -1)
 
     def _retrieved(self, layer: int, q: Tensor) -> tuple[Tensor, Tensor]:
-        """The host's part, as `softmax_part`."""
+        """The host's part for queries [heads, d]: as `weighed`."""
         keys, values = self.cache[layer].keys[self._far], self.cache[layer].values[self._far]
         if self._count == len(keys):
-            return softmax_part(q, keys, values)
+            return all_weighed(q, keys, values)
+        products, found = self._found(layer, q, keys)
+        return weighed(products / math.sqrt(q.shape[1]), values, found)
+
+    def _found(self, layer: int, q: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         if not self._indexes:
-            logits, found = best_keys(q, keys, self._count)
-            return weighed(logits, of_heads(values, found))
-        found = key_index.search(self._indexes[layer], q[0], self._count)
+            return best_keys(q, keys, self._count)
+        products, found = key_index.search(self._indexes[layer], q, self._count)
         if len(self._searched) < _SAMPLED * len(self.cache):
-            self._searched.append(Searched(layer, q[0].clone(), found))
-        logits = (of_heads(keys, found.clamp(min=0)).float() @ q[0].float().unsqueeze(2)).squeeze(2) / math.sqrt(
-            q.shape[2]
-        )
-        return weighed(logits.masked_fill(found < 0, -torch.inf), of_heads(values, found.clamp(min=0)))
+            self._searched.append(Searched(layer, q.clone(), found))
+        return products, found
 
     def replay(self) -> Replay | None:
         """Only where nothing is searched: the host takes part in every other step."""
@@ -238,43 +239,59 @@ class Retrieval(Offloading):
 
 
 def best_keys(q: Tensor, k: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` keys that match each query head best, and how well.
+    """The `count` keys that match each query head best, and how well; each key is read once, in its own precision.
 
     Args:
-        q: [1, heads, d]. k: [n, kv_heads, d].
+        q: [heads, d]. k: [n, kv_heads, d], tokens of a KV head together.
         count: up to n.
 
     Returns:
-        q k / sqrt(d), [heads, count] float32, and the keys' indices, [heads, count] int64.
+        q k, [heads, count] float32, and the keys' indices, [heads, count] int64.
     """
-    logits, index = (head_dots(q, k)[:, 0].float() / math.sqrt(q.shape[2])).topk(count, sorted=False)
-    return logits, index
+    # Keys on the left are multiplied as they lie. On the right they are packed first, and so they are in batches of few
+    # queries each: two to six times as long.
+    each = zip(k.unbind(1), q.view(k.shape[1], -1, q.shape[1]), strict=True)
+    best = torch.cat([(keys @ queries.T).T for keys, queries in each]).float().topk(count, sorted=False)
+    return best.values, best.indices
 
 
-def of_heads(x: Tensor, index: Tensor) -> Tensor:
-    """For each query head, keys or values of its KV head: [n, kv_heads, d] at [heads, m] -> [heads, m, d]."""
-    heads, kv_heads = len(index), x.shape[1]
-    own = torch.arange(heads, device=x.device).unsqueeze(1) // (heads // kv_heads)
-    return x.transpose(0, 1)[own, index]
+def weighed(logits: Tensor, v: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of one token to some of the values, and what it takes to join it with that to others.
 
-
-def softmax_part(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of one token to some keys, and what it takes to join it with that to more.
+    Values are added up where they lie.
 
     Args:
-        q: [1, heads, d].
-        k, v: [n, kv_heads, d].
+        logits: [heads, m] float32.
+        v: [n, kv_heads, d].
+        found: whose logits they are, [heads, m] int64; negative for none.
 
     Returns:
-        [heads, d] float32, and the log of each softmax's denominator, [heads] float32.
+        [heads, d] float32, and the log of each softmax's denominator, [heads, 1] float32: minus infinity where a head
+        has found nothing.
     """
-    logits = head_dots(q, k)[:, 0].float() / math.sqrt(q.shape[2])
-    return weighed(logits, v.transpose(0, 1).repeat_interleave(q.shape[1] // k.shape[1], 0))
+    heads, m = found.shape
+    norms = logits.masked_fill_(found < 0, -torch.inf).logsumexp(1, keepdim=True)
+    weights = (logits - norms.clamp(min=torch.finfo(torch.float32).min)).exp().to(v.dtype)
+    rows, between_tokens, between_heads = as_rows(v)
+    own = torch.arange(heads).unsqueeze(1) // (heads // v.shape[1])
+    index = found.clamp(min=0) * between_tokens + own * between_heads
+    bags = torch.arange(0, heads * m, m)
+    out = embedding_bag(index.view(-1), rows, bags, mode="sum", per_sample_weights=weights.view(-1))
+    return out.float(), norms
 
 
-def weighed(logits: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from logits, [heads, m] float32, and a head's values, [heads, m, d]."""
-    norms = logits.logsumexp(1)
-    # A head that found nothing has no weights, and a norm of minus infinity.
-    weights = (logits - norms.clamp(min=torch.finfo(torch.float32).min).unsqueeze(1)).exp()
-    return (weights.unsqueeze(1) @ v.float())[:, 0], norms
+def as_rows(x: Tensor) -> tuple[Tensor, int, int]:
+    """Keys or values [n, kv_heads, d] as rows [.., d]; how many rows it is from a token, and from a head, to the next.
+
+    Nothing is copied, so rows may also hold what lies between.
+    """
+    n, heads, d = x.shape
+    token, head = x.stride(0) // d, x.stride(1) // d
+    return x.as_strided(((n - 1) * token + (heads - 1) * head + 1, d), (d, 1)), token, head
+
+
+def all_weighed(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """As `weighed`, of queries [heads, d] to all keys and values, [n, kv_heads, d]."""
+    queries = q.view(1, k.shape[1], -1, q.shape[1]).transpose(1, 2)  # a KV head's query heads are so many queries of it
+    out, norms = Attention().normalised(queries, k.unsqueeze(0), v.unsqueeze(0), causal=False)
+    return out[0].transpose(0, 1).reshape(q.shape).float(), norms[0].T.reshape(-1, 1)

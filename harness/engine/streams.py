@@ -27,6 +27,11 @@ def sent(x: Tensor) -> Callable[[], Tensor]:
     return wait
 
 
+def brought(x: Tensor, device: torch.device) -> Tensor:
+    """Brings a tensor from the host to the device, which waits for it; the host does not."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
 def beside(work: Callable[[], Result], device: torch.device) -> Callable[[], Result]:
     """Does work on a stream of its own, beside what is launched next; returns what lets the device wait for it.
 

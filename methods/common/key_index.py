@@ -65,7 +65,7 @@ class KeyIndex:
         self._index.add(vectors)
         self.outside_nbytes = self._nbytes()
 
-    def search(self, queries: Tensor, count: int) -> Tensor:
+    def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The keys that match each query best, the best first.
 
         Args:
@@ -73,11 +73,12 @@ class KeyIndex:
             count: up to n.
 
         Returns:
-            [m, count] int64; -1 behind what was found.
+            Their products with it, [m, count] float32, and their indices, [m, count] int64; -1 behind what was found.
         """
         if self._recipe.kind == "hnsw":
             self._index.hnsw.efSearch = max(self._recipe.breadth, count)
-        return torch.from_numpy(self._index.search(queries.float().numpy(), count)[1])
+        products, found = self._index.search(queries.float().numpy(), count)
+        return torch.from_numpy(products), torch.from_numpy(found)
 
     def compared(self, queries: Tensor, count: int) -> int:
         """With how many vectors such a search compares the queries. Not while another one is under way."""
@@ -124,7 +125,7 @@ def build(layers: Iterable[Tensor], recipe: Recipe) -> list[list[KeyIndex]]:
     return [[next(flat) for _ in heads] for heads in each]
 
 
-def search(indexes: Sequence[KeyIndex], q: Tensor, count: int) -> Tensor:
+def search(indexes: Sequence[KeyIndex], q: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The keys that match each query head best, among those of its KV head.
 
     Args:
@@ -133,11 +134,12 @@ def search(indexes: Sequence[KeyIndex], q: Tensor, count: int) -> Tensor:
         count: how many.
 
     Returns:
-        [heads, count] int64; -1 behind what was found.
+        Their products with it, [heads, count] float32, and indices, [heads, count] int64; -1 behind what was found.
     """
     queries = q.view(len(indexes), -1, q.shape[1])
     pairs = list(zip(indexes, queries, strict=True))
-    return torch.cat(_beside(lambda pair: pair[0].search(pair[1], count), pairs))
+    products, found = zip(*_beside(lambda pair: pair[0].search(pair[1], count), pairs), strict=True)
+    return torch.cat(products), torch.cat(found)
 
 
 def compared(indexes: Sequence[KeyIndex], q: Tensor, count: int) -> int:

@@ -11,7 +11,7 @@ from harness.errors import InputError
 from methods.common import key_index
 from methods.common.key_index import KeyIndex, Recipe, recall, search
 from methods.common.key_index import build as build_indexes
-from methods.retrieval import Retrieval, softmax_part, weighed
+from methods.retrieval import Retrieval, all_weighed, best_keys, weighed
 from tests.methods.test_eviction import distinct_ids
 from tests.methods.test_eviction import run as traced
 from tests.methods.test_references import Model, same_logits
@@ -50,12 +50,25 @@ def test_it_answers_as_exact_top_k_attention(length: int, sinks: int, recent: in
     same_logits(traced(method, ids, length, model), twin.run(ids))
 
 
+@pytest.mark.parametrize("heads_apart", [True, False])
 @torch.inference_mode()
-def test_parts_joined_by_their_denominators_are_the_whole() -> None:
-    q, k, v = torch.randn(1, 4, HEAD_DIM), torch.randn(30, 2, HEAD_DIM), torch.randn(30, 2, HEAD_DIM)
-    outs, norms = zip(*(softmax_part(q, k[part], v[part]) for part in (slice(9), slice(9, None))), strict=True)
-    joined = (torch.stack(norms).softmax(0).unsqueeze(-1) * torch.stack(outs)).sum(0)
-    torch.testing.assert_close(joined.view(1, -1), Attention().causal(q, k, v))
+def test_all_that_is_found_is_weighed_as_attention_does_wherever_it_lies(heads_apart: bool) -> None:
+    both = torch.randn(2, 2, 50, HEAD_DIM).transpose(1, 2) if heads_apart else torch.randn(2, 50, 2, HEAD_DIM)
+    (k, v), q = both[:, 5:35], torch.randn(4, HEAD_DIM)
+    products, found = best_keys(q, k, 30)
+    out, norms = weighed(products / HEAD_DIM**0.5, v, found)
+    torch.testing.assert_close(out.view(1, -1), Attention().causal(q.unsqueeze(0), k, v))
+    torch.testing.assert_close((out, norms), all_weighed(q, k, v))
+
+
+@torch.inference_mode()
+def test_the_best_keys_are_found_with_their_products() -> None:
+    q, k = torch.randn(6, HEAD_DIM), torch.randn(2, 30, HEAD_DIM).transpose(0, 1)
+    products, found = best_keys(q, k, 7)
+    for head, query in enumerate(q):
+        each = k[:, head // 3] @ query
+        assert set(found[head].tolist()) == set(each.topk(7).indices.tolist())
+        torch.testing.assert_close(products[head], each[found[head]])
 
 
 def test_a_question_comes_in_token_by_token() -> None:
@@ -126,13 +139,23 @@ def test_a_graph_is_the_same_in_every_run() -> None:
     layers = [torch.randn(300, 4, 16)]
     first, second = (build_indexes(layers, Recipe("hnsw", links=4, breadth=10)) for _ in range(2))
     q = torch.randn(8, 16)
-    assert torch.equal(search(first[0], q, 10), search(second[0], q, 10))
+    for one, other in zip(search(first[0], q, 10), search(second[0], q, 10), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_index_tells_the_products_of_what_it_finds() -> None:
+    keys, q = torch.randn(300, 2, 16), torch.randn(4, 16)
+    for recipe in (Recipe("flat"), Recipe("ivf", cells=8, probed=4), Recipe("hnsw", links=8, breadth=20)):
+        products, found = search(build_indexes([keys], recipe)[0], q, 10)
+        own = [keys[found[head], head // 2] @ q[head] for head in range(4)]
+        torch.testing.assert_close(products, torch.stack(own))
 
 
 def test_where_a_head_finds_nothing_only_the_device_attends() -> None:
-    logits, values = torch.full((2, 3), -torch.inf), torch.ones(2, 3, 4)
-    out, norms = weighed(logits, values)
-    assert (out == 0).all() and (norms == -torch.inf).all()
+    found = torch.tensor([[-1, -1, -1], [2, 0, -1]])
+    out, norms = weighed(torch.zeros(2, 3), torch.arange(1.0, 13).view(3, 1, 4), found)
+    assert (out[0] == 0).all() and norms[0] == -torch.inf
+    assert out[1].tolist() == [5, 6, 7, 8] and norms[1].exp() == pytest.approx(2)
 
 
 def test_recall_counts_what_is_among_the_best() -> None:
