@@ -4,7 +4,7 @@ A KV head of a layer has one, built from its keys alone. Queries are distributed
 2409.10516, section 3), so an approximate index has to look at more of them than it would for queries like keys; how
 many of the best it finds is to be measured (`recall`).
 
-Work is divided among threads by KV heads, and each head's is done by one: so a graph is the same in every run.
+Threads build an index each, so a graph is the same in every run, and search for a query head each.
 """
 
 from __future__ import annotations
@@ -136,16 +136,16 @@ def search(indexes: Sequence[KeyIndex], q: Tensor, count: int) -> tuple[Tensor, 
     Returns:
         Their products with it, [heads, count] float32, and indices, [heads, count] int64; -1 behind what was found.
     """
-    queries = q.view(len(indexes), -1, q.shape[1])
-    pairs = list(zip(indexes, queries, strict=True))
+    each = zip(indexes, _of_each(q, len(indexes)), strict=True)
+    pairs = [(index, query) for index, queries in each for query in queries.split(1)]
     products, found = zip(*_beside(lambda pair: pair[0].search(pair[1], count), pairs), strict=True)
     return torch.cat(products), torch.cat(found)
 
 
 def compared(indexes: Sequence[KeyIndex], q: Tensor, count: int) -> int:
     """With how many vectors `search` compares the queries."""
-    queries = q.view(len(indexes), -1, q.shape[1])
-    return sum(index.compared(own, count) for index, own in zip(indexes, queries, strict=True))
+    each = zip(indexes, _of_each(q, len(indexes)), strict=True)
+    return sum(index.compared(own, count) for index, own in each)
 
 
 def recall(found: Tensor, q: Tensor, k: Tensor) -> float:
@@ -155,13 +155,18 @@ def recall(found: Tensor, q: Tensor, k: Tensor) -> float:
         found: [heads, count] int64; -1 for none.
         q: [heads, d]. k: [n, kv_heads, d].
     """
-    count, group = found.shape[1], q.shape[0] // k.shape[1]
-    hits = 0
-    for head, (query, own) in enumerate(zip(q.float(), found, strict=True)):
-        best = torch.zeros(len(k), dtype=torch.bool)
-        best[(k[:, head // group].float() @ query).topk(count).indices] = True
-        hits += int(best[own[own >= 0]].sum())
+    count, hits = found.shape[1], 0
+    for keys, queries, own in zip(k.unbind(1), _of_each(q, k.shape[1]), _of_each(found, k.shape[1]), strict=True):
+        products = queries.float() @ keys.float().T
+        # What lies behind the last key stands for nothing that was found.
+        best = torch.zeros(len(own), len(k) + 1, dtype=torch.bool).scatter_(1, products.topk(count).indices, True)
+        hits += int(best.gather(1, own.where(own >= 0, len(k))).sum())
     return hits / found.numel()
+
+
+def _of_each(x: Tensor, indexes: int) -> Tensor:
+    """Rows of query heads, [heads, m], by the index that answers them: [indexes, heads of each, m]."""
+    return x.view(indexes, -1, x.shape[1])
 
 
 def _beside(work: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
