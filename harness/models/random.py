@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.engine.shape import ModelShape
 from harness.errors import InputError, unknown
 from harness.models import smollm2
 from harness.models.limits import ConfigFields, check, read_json
@@ -53,7 +55,39 @@ KNOWN: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
     },
+    "qwen2.5-1.5b": {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    },
 }
+
+
+def shape_named(model: str) -> ModelShape | None:
+    """Of a model whose name has all parts of a known one's, as "meta-llama/Llama-3.1-8B" has; None of others."""
+    parts = set(re.split(r"[-/:]", model.lower()))
+    fields = next((fields for name, fields in KNOWN.items() if parts >= set(name.split("-"))), None)
+    if fields is None:
+        return None
+    return ModelShape(
+        family=fields["model_type"],
+        layers=fields["num_hidden_layers"],
+        hidden=fields["hidden_size"],
+        intermediate=fields["intermediate_size"],
+        heads=fields["num_attention_heads"],
+        kv_heads=fields["num_key_value_heads"],
+        head_dim=fields["hidden_size"] // fields["num_attention_heads"],
+        vocab=fields["vocab_size"],
+        max_context=fields["max_position_embeddings"],
+    )
 
 
 class ByteTokenizer:

@@ -8,6 +8,7 @@ those shares are among cards. Ratios of times are not: both sides have the same 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,10 @@ MATRIX_SHARES = (0.60, 0.95)
 """Lasting matrix rate over the data sheet's: from cards at their power limit (H200: 0.66) to cards that are not."""
 MEMORY_SHARES = (0.80, 0.95)
 """Copy rate over the data sheet's; H200: 0.89."""
+READING = 1.12
+"""What reading alone reaches, over a copy's rate, since the bus does not turn around: an H200's data sheet rate."""
+BUS_SHARE = 0.85
+"""Of a host link's data sheet rate that large copies reach (PCIe's packet headers take the rest)."""
 
 
 class Device(BaseModel):
@@ -54,11 +59,21 @@ class Device(BaseModel):
 
 @dataclass(frozen=True)
 class Rates:
-    """What work meets: FLOP/s that last, bytes a second of memory (read plus written) and of the host link."""
+    """What work meets: FLOP/s that last, bytes a second of memory (a copy's, read plus written) and of the host link.
+
+    `reads` is what reading alone gets of memory (`reading`), `power` the board's limit in watts, NaN where unknown.
+    """
 
     matrix: float
     memory: float
     bus: float
+    reads: float
+    power: float = math.nan
+
+
+def reading(copy: float, device: Device | None) -> float:
+    """Bytes a second that reading alone gets where a copy gets these; the data sheet's at most."""
+    return min(copy * READING, device.memory_gb_per_s * 1e9 if device else math.inf)
 
 
 def known_devices() -> dict[str, Device]:

@@ -1,46 +1,39 @@
 """Times from work: a prefill is bound by products, a decode step by bytes, and a constant stays on any device.
 
     TTFT = host + flops / (reached * matrix rate)
-    step = launches + bytes / (reached * memory rate), never less than the transfers beside it take
+    step = launches * latency + products + KV bytes / reading rate + chain
     E2E = TTFT + steps * step
 
-`reached` is the share of a rate that a method's kernels reach; `host` and `launches` are seconds. Both pairs are fitted
-for each method by least squares of relative errors over the lengths of a run, and are all that is carried from one
-device to another. The constant is left out where the share alone explains a method's times within 1 %; a method that
-was recorded at one length has full attention's.
+`products` is what reading the weights takes (`harness.predict.products`), and `chain` what a method's steps take beyond
+full attention's at the same bytes: launches that wait for each other, in every layer, and keys and values that it
+reads no faster than at a share of the rate. Fitted are, by least squares of relative errors over a run: for each method
+`host` and `reached`, its two numbers of `chain`, neither below 0, and for full attention `latency`, one number. The
+rest is shapes and rates, so it serves other shapes and other devices.
 
-Two kinds of work come on top of full attention's step at the same bytes, as what a method's steps take beyond it: keys
-and values fetched from host memory in the open, by the host link's rate, and prompt tokens that decode computes after
-all (LazyLLM's revival), by the matrix rate.
+Steps that the engine's own kernels did not run, or not for one request (a CPU's, a batch's), are `launches * latency +
+bytes / (reached * copy rate)`, with `reached` fitted as well.
+
+Two kinds of work come on top of full attention's step at the same bytes: keys and values fetched from host memory in
+the open, by the host link's rate, and prompt tokens that decode computes after all (LazyLLM's revival), by the matrix
+rate. A request's joules are the board's limit times its time, or the share of the limit that the fitted runs drew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
-from scipy.optimize import nnls
 
 from harness.predict.device import Rates
+from harness.predict.line import EXPLAINED, Line, least, line, spans
 from harness.predict.work import Cell, Run
 from harness.statistics.paired import REFERENCE
 
-_EXPLAINED = 0.01
-"""Largest relative error that a share alone may leave."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """seconds = constant + factor * floor; `factor` is one over the share of the rate that is reached."""
-
-    constant: float
-    factor: float
-
-    def at(self, floor: float) -> float:
-        """Seconds for work that takes `floor` seconds at the device's rate."""
-        return self.constant + self.factor * floor
+_NOTHING = Line(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -48,126 +41,183 @@ class Fit:
     """What is carried from one device to another.
 
     Attributes:
-        prefill, decode: method label -> its line.
-        revival: method label -> seconds over the floor of what it computes again.
+        prefill: method label -> its line over the floor of its operations.
+        steps: what runs the steps (`Cell.engine`) -> full attention's: seconds a launch, and a factor of the floor.
+        chains: method label -> beyond that: seconds a layer, and a factor of reading its keys and values.
+        revival: the same of methods that compute prompt tokens again, with a factor of doing so.
+        draw: mean watts over the board's limit; NaN where no joules were counted.
         rates: of the device that was fitted.
     """
 
     prefill: dict[str, Line]
-    decode: dict[str, Line]
+    steps: dict[str, Line]
+    chains: dict[str, Line]
     revival: dict[str, Line]
+    draw: float
     rates: Rates
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one cell; NaN where the fit says nothing."""
+    """Seconds and joules of one cell; NaN where the fit says nothing."""
 
     ttft_s: float
     tpot_s: float
     e2e_s: float
+    joules: float
 
 
 def fit(run: Run, cells: Sequence[Cell] | None = None) -> Fit:
     """Fits every method of a run, or of some of its cells."""
     chosen, rates = run.cells if cells is None else list(cells), run.rates
-    prefill = _lines(chosen, lambda cell: cell.ttft_s, lambda cell: cell.flops / rates.matrix)
-    plain = [cell for cell in chosen if not cell.revived_flops and not cell.fetches_in_the_open]
-    decode = _lines(plain, lambda cell: cell.tpot_s, lambda cell: cell.read_bytes / rates.memory)
-    if REFERENCE not in decode:
-        return Fit(prefill, decode, {}, rates)
-    full = decode[REFERENCE]
-    revival = {
-        method: _share([(cell.revived_flops / rates.matrix, _over(cell, full, rates)) for cell in group])
-        for method, group in _grouped([cell for cell in chosen if cell.revived_flops and cell.steps]).items()
-    }
-    return Fit(prefill, decode, revival, rates)
+    steps = _steps([cell for cell in chosen if cell.tpot_s > 0 and _plain(cell)], rates)
+    known = [cell for cell in chosen if cell.engine in steps]
+    chains = _grouped([cell for cell in known if cell.tpot_s > 0 and _plain(cell)])
+    revived = _grouped([cell for cell in known if cell.revived_flops and cell.decode_s > 0])
+    return Fit(
+        _prefills(chosen, rates),
+        steps,
+        {method: _chain(group, steps, rates) for method, group in chains.items()} | {REFERENCE: _NOTHING},
+        {method: _revival(group, steps, rates) for method, group in revived.items()},
+        draw(chosen, rates),
+        rates,
+    )
 
 
 def together(fits: Sequence[Fit]) -> Fit:
     """What several runs tell; of a method that several have, the first one's. Shares need no rates to be compared."""
-    found = fits[-1]
-    for each in reversed(fits[:-1]):
-        parts = (found.prefill | each.prefill, found.decode | each.decode, found.revival | each.revival)
-        found = Fit(*parts, each.rates)
-    return found
+    return reduce(_joined, fits)
 
 
 def predict(found: Fit, cell: Cell, rates: Rates) -> Times:
-    """A cell's times on a device with these rates."""
-    prefill = _line(found.prefill, cell.method)
+    """A cell's times and joules on a device with these rates."""
+    prefill = _of(found.prefill, cell.method)
     ttft = prefill.at(cell.flops / rates.matrix) if prefill else math.nan
-    if not cell.steps:
-        return Times(ttft, math.nan, ttft)
-    decode = _decode(found, cell, rates)
-    return Times(ttft, cell.tpot_s * decode / cell.decode_s, ttft + decode)
+    step, tpot = (_step(found, cell, rates), _median_step(found, cell, rates)) if cell.steps else (0.0, math.nan)
+    e2e = ttft + cell.steps * step
+    return Times(ttft, tpot, e2e, e2e * rates.power * (1.0 if math.isnan(found.draw) else found.draw))
 
 
-def _decode(found: Fit, cell: Cell, rates: Rates) -> float:
-    """Seconds of all steps; where the first ones took longer than the median, they do so in proportion."""
-    full, bus = found.decode.get(REFERENCE), found.rates.bus / rates.bus if found.rates.bus < math.inf else 1.0
+def draw(cells: Sequence[Cell], rates: Rates) -> float:
+    """Mean watts over the board's limit, median of what was counted; NaN where nothing was."""
+    shares = [cell.joules / cell.e2e_s / rates.power for cell in cells if cell.joules > 0]
+    return statistics.median(shares) if shares else math.nan
+
+
+def _joined(first: Fit, other: Fit) -> Fit:
+    return Fit(
+        other.prefill | first.prefill,
+        other.steps | first.steps,
+        other.chains | first.chains,
+        other.revival | first.revival,
+        other.draw if math.isnan(first.draw) else first.draw,
+        first.rates,
+    )
+
+
+def _prefills(cells: Sequence[Cell], rates: Rates) -> dict[str, Line]:
+    """Of each method; one that was recorded at one length has full attention's constant."""
+    groups = _grouped(cells)
+    points = {name: [(cell.flops / rates.matrix, cell.ttft_s) for cell in group] for name, group in groups.items()}
+    full = line(points[REFERENCE]).constant if REFERENCE in points else 0.0
+    return {name: line(known, full) for name, known in points.items()}
+
+
+def _steps(cells: Sequence[Cell], rates: Rates) -> dict[str, Line]:
+    """From full attention's steps, or from all where there are none."""
+    chosen = [cell for cell in cells if cell.method == REFERENCE] or cells
+    engines = {cell.engine for cell in chosen}
+    return {engine: _launched([cell for cell in chosen if cell.engine == engine], rates) for engine in engines}
+
+
+def _launched(cells: Sequence[Cell], rates: Rates) -> Line:
+    points = [(_floor(cell, rates), cell.tpot_s) for cell in cells]
+    if not all(cell.kernels for cell in cells):
+        found = line(points)
+        return Line(found.constant / _launches(cells[0]), found.factor)
+    shares = np.array([_launches(cell) / cell.tpot_s for cell in cells])
+    rests = np.array([1 - floor / seconds for floor, seconds in points])
+    return Line(max(0.0, float((shares * rests).sum() / (shares**2).sum())), 1.0)
+
+
+def _chain(cells: Sequence[Cell], steps: dict[str, Line], rates: Rates) -> Line:
+    """A factor only where the constant alone does not explain the steps and lengths tell one from the other."""
+    floors = np.array([cell.kv_bytes / rates.reads for cell in cells])
+    beyond = np.array([cell.tpot_s - _base(steps, cell, rates) for cell in cells])
+    weights, layers = 1 / np.array([cell.tpot_s for cell in cells]), np.array([cell.layers for cell in cells])
+    alone = least(weights * layers, 0 * floors, weights * beyond)
+    left = weights * np.abs(beyond - alone.constant * layers)
+    if left.max() <= EXPLAINED or not spans([(floor, 0.0) for floor in floors]):
+        return alone
+    return least(weights * layers, weights * floors, weights * beyond)
+
+
+def _revival(cells: Sequence[Cell], steps: dict[str, Line], rates: Rates) -> Line:
+    """A chain whose floor is what a step computes again, in the mean; without a constant where there is one floor."""
+    floors = np.array([_revived(cell, rates) for cell in cells])
+    beyond = np.array([cell.decode_s / cell.steps - _base(steps, cell, rates) for cell in cells])
+    weights, layers = (
+        np.array([cell.steps / cell.decode_s for cell in cells]),
+        np.array([cell.layers for cell in cells]),
+    )
+    several = spans([(floor, 0.0) for floor in floors])
+    return least(weights * layers * several, weights * floors, weights * beyond)
+
+
+def _revived(cell: Cell, rates: Rates) -> float:
+    return cell.revived_flops / cell.steps / rates.matrix
+
+
+def _step(found: Fit, cell: Cell, rates: Rates) -> float:
+    """Mean seconds of the steps."""
+    base = _base(found.steps, cell, rates)
     if cell.revived_flops:
-        revival = _line(found.revival, cell.method)
-        if full is None or revival is None:
-            return math.nan
-        return cell.steps * full.at(cell.read_bytes / rates.memory) + revival.at(cell.revived_flops / rates.matrix)
+        revival = _of(found.revival, cell.method) or Line(math.nan, math.nan)
+        return base + revival.constant * cell.layers + revival.factor * _revived(cell, rates)
     if cell.fetches_in_the_open:
-        if full is None:
-            return math.nan
-        return cell.steps * full.at(cell.read_bytes / rates.memory) + bus * _over(cell, full, found.rates)
-    line = _line(found.decode, cell.method)
-    if line is None:
-        return math.nan
-    return max(line.at(cell.read_bytes / rates.memory), cell.beside_s * bus) * cell.decode_s / cell.tpot_s
+        bus = found.rates.bus / rates.bus if found.rates.bus < math.inf else 1.0
+        return base + bus * _over(cell, found.steps, found.rates) / cell.steps
+    chain = _of(found.chains, cell.method) or Line(math.nan, math.nan)
+    alone = base + chain.constant * cell.layers + chain.factor * cell.kv_bytes / rates.reads
+    return max(alone, cell.beside_s * (found.rates.bus / rates.bus if found.rates.bus < math.inf else 1.0))
 
 
-def _over(cell: Cell, full: Line, rates: Rates) -> float:
-    """What a cell's steps take beyond those of full attention that read as many bytes."""
-    return max(0.0, cell.decode_s - cell.steps * full.at(cell.read_bytes / rates.memory))
+def _median_step(found: Fit, cell: Cell, rates: Rates) -> float:
+    """Of steps that revive, the first ones by far the most, the median is as far from the mean as it was."""
+    step = _step(found, cell, rates)
+    return step * cell.tpot_s * cell.steps / cell.decode_s if cell.revived_flops and cell.tpot_s > 0 else step
 
 
-def _line(lines: dict[str, Line], method: str) -> Line | None:
+def _base(steps: dict[str, Line], cell: Cell, rates: Rates) -> float:
+    """Full attention's step with a cell's bytes; NaN where no steps of that kind were fitted."""
+    known = steps.get(cell.engine)
+    return known.constant * _launches(cell) + known.factor * _floor(cell, rates) if known else math.nan
+
+
+def _floor(cell: Cell, rates: Rates) -> float:
+    if cell.kernels:
+        return cell.kernels.seconds(rates.reads) + cell.kv_bytes / rates.reads
+    return cell.read_bytes / rates.memory
+
+
+def _launches(cell: Cell) -> int:
+    return cell.kernels.launches if cell.kernels else cell.layers
+
+
+def _over(cell: Cell, steps: dict[str, Line], rates: Rates) -> float:
+    """What a cell's steps take, all together, beyond those of full attention that read as many bytes."""
+    return max(0.0, cell.decode_s - cell.steps * _base(steps, cell, rates))
+
+
+def _plain(cell: Cell) -> bool:
+    return not cell.revived_flops and not cell.fetches_in_the_open
+
+
+def _of(lines: dict[str, Line], method: str) -> Line | None:
     """Of the method, else of one with other options, else none."""
     kind = method.partition(":")[0]
-    return lines.get(method) or next((line for label, line in lines.items() if label.partition(":")[0] == kind), None)
+    return lines.get(method) or next((each for label, each in lines.items() if label.partition(":")[0] == kind), None)
 
 
 def _grouped(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     return {method: [cell for cell in cells if cell.method == method] for method in {cell.method for cell in cells}}
-
-
-def _lines(cells: Sequence[Cell], seconds: Callable[[Cell], float], floor: Callable[[Cell], float]) -> dict[str, Line]:
-    groups = _grouped([cell for cell in cells if seconds(cell) > 0])
-    points = {method: [(floor(cell), seconds(cell)) for cell in group] for method, group in groups.items()}
-    several = {method: _fitted(known) for method, known in points.items() if _spans(known)}
-    constant = several[REFERENCE].constant if REFERENCE in several else 0.0
-    single = {method: _through(known, constant) for method, known in points.items() if method not in several}
-    return several | single
-
-
-def _spans(points: Sequence[tuple[float, float]]) -> bool:
-    floors = [floor for floor, _ in points]
-    return max(floors) > 1.05 * min(floors)
-
-
-def _fitted(points: Sequence[tuple[float, float]]) -> Line:
-    """Least squares of relative errors, neither part below 0."""
-    alone = _share(points)
-    if max(abs(alone.at(floor) / seconds - 1) for floor, seconds in points) <= _EXPLAINED:
-        return alone
-    floors, seconds = (np.array(column) for column in zip(*points, strict=True))
-    (constant, factor), _ = nnls(np.stack([1 / seconds, floors / seconds], axis=1), np.ones(len(seconds)))
-    return Line(float(constant), float(factor))
-
-
-def _share(points: Sequence[tuple[float, float]]) -> Line:
-    """Without a constant."""
-    shares = np.array([floor / seconds for floor, seconds in points if seconds > 0])
-    return Line(0.0, float(shares.sum() / (shares**2).sum()) if len(shares) else 0.0)
-
-
-def _through(points: Sequence[tuple[float, float]], constant: float) -> Line:
-    """The line through the middle of points that lie at one floor."""
-    floor, seconds = (float(np.median(column)) for column in zip(*points, strict=True))
-    constant = min(constant, seconds)
-    return Line(constant, (seconds - constant) / floor)

@@ -20,14 +20,17 @@ from harness.report.table import Cell, Table, label, number, to_csv, to_markdown
 _NOTE = (
     "Nothing here was measured on this device: times are worked out of recorded operations and bytes "
     "(docs/predict.md). Intervals come from how far off the model was where it could be checked, below, and those of "
-    "times also from how much of its data sheet a card keeps up; without a check there is none. Energy: at most, at "
-    "the board's power limit."
+    "times and energy also from how much of its data sheet a card keeps up; without a check there is none. Energy: the "
+    "board's power limit over the time, or the share of the limit that the fitted runs drew; *at most* where they "
+    "counted no joules."
 )
 _CHECKED = (
     "How far predictions are off what was measured; *worst* names the prompt's length. An interval is as wide as 95 % "
     "of the checks of its method and quantity are off, or the worst of fewer than 20."
 )
-_NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "sooner": "TTFT ratio", "faster": "E2E ratio"}
+_NAMES = {
+    "ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E", "sooner": "TTFT ratio", "faster": "E2E ratio", "energy": "energy",
+}  # fmt: skip
 
 
 def write(
@@ -62,7 +65,7 @@ def _row(found: Prediction) -> list[Cell]:
     ttft, tpot, e2e = (_time(guesses[name]) for name in ("ttft", "tpot", "e2e"))
     sooner, faster = (_ratio(guesses.get(name, nothing)) for name in ("sooner", "faster"))
     fits = formats.NOTHING if found.fits is None else "yes" if found.fits else "no"
-    energy = number(found.joules, formats.NOTHING if math.isnan(found.joules) else f"{found.joules:.3g} J")
+    energy = _energy(guesses["energy"], found.bounded)
     memory = number(cell.peak_bytes, formats.size(cell.peak_bytes))
     who = [label(cell.length), label(f"{cell.steps + 1:.0f}"), label(cell.method)]
     return [*who, ttft, sooner, tpot, e2e, faster, memory, label(fits), energy]
@@ -71,6 +74,13 @@ def _row(found: Prediction) -> list[Cell]:
 def _time(guess: Guess) -> Cell:
     between = "" if math.isnan(guess.low) else f" [{formats.seconds(guess.low)}, {formats.seconds(guess.high)}]"
     return number(guess.value, formats.seconds(guess.value) + between, guess.low, guess.high)
+
+
+def _energy(guess: Guess, bounded: bool) -> Cell:
+    if math.isnan(guess.value):
+        return number(guess.value, formats.NOTHING)
+    between = "" if math.isnan(guess.low) else f" [{guess.low:.3g} J, {guess.high:.3g} J]"
+    return number(guess.value, f"{'at most ' if bounded else ''}{guess.value:.3g} J{between}", guess.low, guess.high)
 
 
 def _ratio(guess: Guess) -> Cell:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.predict.checks import QUANTITIES, Error, ratios, spread
-from harness.predict.device import MATRIX_SHARES, MEMORY_SHARES, Device, Rates
+from harness.predict.device import BUS_SHARE, MATRIX_SHARES, MEMORY_SHARES, Device, Rates, reading
 from harness.predict.model import Fit, Times, predict
-from harness.predict.work import BUS_SHARE, Cell, Run
+from harness.predict.work import Cell, Run
 from harness.statistics.paired import REFERENCE
 
 _USABLE = 0.95
@@ -32,13 +32,13 @@ class Prediction:
     Attributes:
         cell: what was recorded.
         guesses: quantity (`checks.QUANTITIES`) -> number; none of speed-ups for full attention itself.
-        joules: of the request at most, at the board's power limit.
+        bounded: whether the joules are at most so many, at the board's limit, since the fitted runs counted none.
         fits: whether the recorded peak fits into the device's memory; None where no peak was recorded.
     """
 
     cell: Cell
     guesses: dict[str, Guess]
-    joules: float
+    bounded: bool
     fits: bool | None
 
 
@@ -68,7 +68,7 @@ def _prediction(
     guesses = {name: _guess(value, [end[name] for end in ends], spreads[name]) for name, value in likely.items()}
     peak = cell.peak_bytes
     fits = None if math.isnan(peak) else peak <= _USABLE * device.memory_gib * 2**30
-    return Prediction(cell, guesses, likely["e2e"] * device.power_w, fits)
+    return Prediction(cell, guesses, math.isnan(found.draw), fits)
 
 
 def _quantities(found: Fit, cell: Cell, full: Cell | None, rates: Rates) -> dict[str, float]:
@@ -84,14 +84,17 @@ def _guess(value: float, ends: Sequence[float], apart: float | None) -> Guess:
 
 def _rates(found: Fit, gpu: Device | None, device: Device) -> tuple[Rates, Rates, Rates]:
     """Likely, slowest and fastest; all the same where they were measured."""
-    bus = device.bus_gb_per_s * 1e9 * BUS_SHARE
     if device.lasting_tflops is not None and device.copy_gb_per_s is not None:
-        known = Rates(device.lasting_tflops * 1e12, device.copy_gb_per_s * 1e9, bus)
+        known = _with(device, device.lasting_tflops * 1e12, device.copy_gb_per_s * 1e9)
         return known, known, known
     matrix, memory = device.matrix_tflops * 1e12, device.memory_gb_per_s * 1e9
     middle = [math.sqrt(low * high) for low, high in (MATRIX_SHARES, MEMORY_SHARES)]
     if gpu:
         middle = [found.rates.matrix / (gpu.matrix_tflops * 1e12), found.rates.memory / (gpu.memory_gb_per_s * 1e9)]
     shares = [tuple(middle), *zip(MATRIX_SHARES, MEMORY_SHARES, strict=True)]
-    likely, slow, fast = (Rates(matrix * share[0], memory * share[1], bus) for share in shares)
+    likely, slow, fast = (_with(device, matrix * share[0], memory * share[1]) for share in shares)
     return likely, slow, fast
+
+
+def _with(device: Device, matrix: float, copy: float) -> Rates:
+    return Rates(matrix, copy, device.bus_gb_per_s * 1e9 * BUS_SHARE, reading(copy, device), device.power_w)

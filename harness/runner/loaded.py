@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,7 @@ class LoadedRun:
             "attention": self.engine.context.attention.kernel,
             "engine": self.engine.kind,
             "context": self.model.shape.max_context,
+            "shape": asdict(self.model.shape),
             "method_sources": {method.label: _source(method) for method in self.plan.methods},
             "task_sources": {task.label: source_hash(type(task)) for task in self.plan.tasks},
         }

@@ -121,6 +121,12 @@ def test_known_random_shapes_are_the_published_ones() -> None:
     assert llama.max_context == qwen.max_context == 131072
 
 
+def test_a_models_name_tells_a_known_shape() -> None:
+    assert random_model.shape_named("meta-llama/Llama-3.1-8B-Instruct") == models.describe("random:llama-3.1-8b")
+    assert random_model.shape_named("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf") == models.describe("random:qwen2.5-1.5b")
+    assert random_model.shape_named("llama-3.2-1b") is None
+
+
 # Errors
 
 

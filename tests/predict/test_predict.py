@@ -4,40 +4,62 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.predict.checks import check, spread
 from harness.predict.device import Device, Rates, find_device, known_devices, recognised
 from harness.predict.model import fit, predict
 from harness.predict.page import write
 from harness.predict.prediction import predict_run
-from harness.predict.work import Cell, Run
+from harness.predict.products import Kernels, Product
+from harness.predict.work import Cell, Run, known_shape, read_run
 from harness.reproduce.sliminfer.elsewhere import tokens_for
+from harness.storage.store import Manifest, load_manifest
 from tests.command import run as command
 
 H200, RTX = known_devices()["h200"], known_devices()["rtx-4090"]
-FAST, SLOW = Rates(600e12, 4e12, 50e9), Rates(100e12, 1e12, 25e9)
-STEPS = 63
+FAST, SLOW = Rates(600e12, 4e12, 50e9, 4.4e12, 700.0), Rates(100e12, 1e12, 25e9, 1.1e12, 450.0)
+STEPS, LAYERS = 63, 30
+RESULTS = Path(__file__).resolve().parents[2] / "results/reference"
+LLAMA = ModelShape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072)
+QWEN = ModelShape("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 131072)
+SMALL = ModelShape("qwen2", 28, 1536, 8960, 12, 2, 128, 151936, 131072)
 
 
-def cell(method: str, length: int, rates: Rates, **changes: float) -> Cell:
-    """Work of a method that reaches 0.8 of both rates, with 2 ms on the host and 3 ms of launches."""
-    share = 0.5 if method.startswith("slim") else 1.0
-    flops, read = share * (length * 16e9 + length**2 * 0.2e6), 15e9 + share * length * 131072
+def cell(method: str, length: int, rates: Rates, shape: ModelShape | None = None, **changes: float) -> Cell:
+    """Work of a method that reaches 0.8 of both rates, with 2 ms on the host and 3 ms of launches.
+
+    Of a shape: steps of the engine's own kernels, with 2 us a launch, and a chain of 5 us a layer where not `full`.
+    """
+    kept = 0.5 if method.startswith("slim") else 1.0
+    flops, read = kept * (length * 16e9 + length**2 * 0.2e6), 15e9 + kept * length * 131072
     ttft, step = 0.002 + flops / (0.8 * rates.matrix), 0.003 + read / (0.8 * rates.memory)
-    known = {"beside_s": 0.0, "host_bytes": 0.0, "revived_flops": 0.0, "extra_s": 0.0, **changes}
+    if shape:
+        kernels, read = Kernels(shape), kept * length * shape.layers * shape.kv_bytes_per_token(2)
+        step = kernels.seconds(rates.reads) + read / rates.reads + kernels.launches * 2e-6
+        step += 0 if method == "full" else shape.layers * 5e-6
+    known = {"beside_s": 0.0, "host_bytes": 0.0, "revived_flops": 0.0, "extra_s": 0.0, "joules": math.nan, **changes}
     decode = STEPS * step + known.pop("extra_s")
     return Cell(
-        method=method, task=f"speed:{length}", length=length, steps=STEPS, flops=flops, read_bytes=read,
-        peak_bytes=20e9, ttft_s=ttft, tpot_s=decode / STEPS, decode_s=decode, watts=600.0, **known,
+        method=method, task=f"speed:{length}", length=length, steps=STEPS, layers=shape.layers if shape else LAYERS,
+        engine="graphed", kernels=Kernels(shape) if shape else None, flops=flops, read_bytes=read, kv_bytes=read,
+        peak_bytes=20e9, ttft_s=ttft, tpot_s=decode / STEPS, decode_s=decode, **known,
     )  # fmt: skip
 
 
-def run_on(rates: Rates, lengths: tuple[int, ...] = (256, 16384, 65536, 131072), name: str = "made-up") -> Run:
-    cells = [cell(method, length, rates) for length in lengths for method in ("full", "slim:budgets=0.5")]
+def run_on(
+    rates: Rates,
+    lengths: tuple[int, ...] = (256, 16384, 65536, 131072),
+    name: str = "made-up",
+    shape: ModelShape | None = None,
+) -> Run:
+    cells = [cell(method, length, rates, shape) for length in lengths for method in ("full", "slim:budgets=0.5")]
     return Run(name, "random:made-up", "NVIDIA H200", H200, rates, cells)
 
 
@@ -49,6 +71,66 @@ def test_times_on_another_device_are_those_that_the_same_work_takes_there() -> N
         assert times.ttft_s == pytest.approx(theirs.ttft_s, rel=1e-6)
         assert times.tpot_s == pytest.approx(theirs.tpot_s, rel=1e-6)
         assert times.e2e_s == pytest.approx(theirs.e2e_s, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [QWEN, SMALL])
+def test_one_run_of_the_engines_kernels_tells_the_steps_of_another_shape_on_another_device(shape: ModelShape) -> None:
+    found, there = fit(run_on(FAST, (8192,), shape=LLAMA)), run_on(SLOW, shape=shape)
+    for each in there.cells:
+        assert predict(found, each, SLOW).tpot_s == pytest.approx(each.tpot_s, rel=1e-6)
+
+
+def test_few_programs_read_slower_than_the_device_and_many_as_fast() -> None:
+    down, gate_up = (Product(n, k, rows=8, tile=1024) for n, k in ((3584, 18944), (37888, 3584)))
+    assert down.seconds(4.8e12) > 1.2 * down.nbytes / 4.8e12
+    assert gate_up.seconds(4.8e12) == gate_up.nbytes / 4.8e12
+    assert down.seconds(1e12) == down.nbytes / 1e12
+
+
+def test_programs_are_those_of_the_engines_kernels() -> None:
+    gemv = pytest.importorskip("harness.engine.kernels.gemv")
+    qkv, *others = Kernels(LLAMA).layer
+    assert {"ROWS": qkv.rows, "BLOCK": qkv.tile} == gemv._WIDE
+    assert all({"ROWS": each.rows, "BLOCK": each.tile} == gemv._TALL for each in others)
+    assert sum(each.n * each.k for each in (qkv, *others)) == LLAMA.linear_params
+    assert Kernels(LLAMA).weight_bytes == 2 * (32 * LLAMA.linear_params + LLAMA.head_params)
+
+
+def test_an_older_runs_shape_is_known_by_its_models_name() -> None:
+    assert known_shape(load_manifest(RESULTS / "methods-h200")) == LLAMA
+    assert known_shape(load_manifest(RESULTS / "field-qwen2.5-coder-1.5b-h200")) == SMALL
+    assert known_shape(load_manifest(RESULTS / "cpu-needle")) is None
+    told = Manifest(run_hash="", model="own", device="cuda", methods=[], tasks=[], facts={"shape": asdict(QWEN)})
+    assert known_shape(told) == QWEN
+
+
+def test_recorded_steps_of_two_shapes_and_longer_prompts_are_predicted_from_one_run() -> None:
+    runs = [read_run(RESULTS / name) for name in ("sliminfer-h200", "sliminfer-qwen-h200", "long-h200")]
+    for quantity in ("ttft", "tpot", "e2e"):
+        off = np.array([abs(math.expm1(error.log)) for error in check(runs) if error.quantity == quantity])
+        assert len(off) > 50
+        assert np.median(off) < 0.02 and (off <= 0.1).mean() >= 0.95, quantity
+
+
+def test_steps_of_another_kind_are_not_predicted() -> None:
+    batch = replace(cell("full", 8192, FAST), engine="graphed, batch 16")
+    times = predict(fit(run_on(FAST)), batch, FAST)
+    assert math.isnan(times.tpot_s) and math.isnan(times.e2e_s) and times.ttft_s > 0
+
+
+def test_joules_are_what_the_board_drew_and_at_most_its_limit_where_nobody_counted() -> None:
+    known = run_on(FAST)
+    assert predict(fit(known), known.cells[0], SLOW).joules == pytest.approx(
+        450 * predict(fit(known), known.cells[0], SLOW).e2e_s
+    )
+    counted = [replace(each, joules=0.9 * 700 * each.e2e_s) for each in known.cells]
+    drawn = replace(known, cells=counted)
+    assert predict(fit(drawn), counted[0], SLOW).joules == pytest.approx(
+        0.9 * 450 * predict(fit(known), counted[0], SLOW).e2e_s
+    )
+    odd = [replace(each, joules=each.joules * (1.1 if each.method == "full" else 1)) for each in counted]
+    assert spread(check([replace(known, cells=odd)]), "energy", "full") == pytest.approx(0.1)
+    assert not [error for error in check([known]) if error.quantity == "energy"]
 
 
 def test_one_length_borrows_the_constant_of_full_attention() -> None:
@@ -74,6 +156,7 @@ def test_what_decode_computes_again_scales_with_the_matrix_rate() -> None:
     found = fit(known, [*known.cells, *lazy])
     times = predict(found, lazy[0], SLOW)
     step = 0.003 + lazy[0].read_bytes / (0.8 * SLOW.memory)
+    assert found.revival["lazyllm"].constant == pytest.approx(0, abs=1e-9)
     assert times.e2e_s - times.ttft_s == pytest.approx(STEPS * step + 3 * revived / SLOW.matrix, rel=1e-3)
 
 
@@ -89,7 +172,7 @@ def test_what_is_fetched_in_the_open_scales_with_the_host_link() -> None:
 def test_a_step_is_never_shorter_than_the_transfers_beside_it() -> None:
     known = run_on(FAST)
     slim = cell("slim:budgets=0.5", 8192, FAST, host_bytes=1e9, beside_s=0.004)
-    slow_link = Rates(FAST.matrix, FAST.memory, FAST.bus / 4)
+    slow_link = replace(FAST, bus=FAST.bus / 4)
     assert predict(fit(known), slim, slow_link).tpot_s == pytest.approx(0.016)
 
 
@@ -97,8 +180,8 @@ def test_checks_find_nothing_where_the_model_is_right_and_the_error_where_it_is_
     right = check([run_on(FAST), run_on(FAST, name="other")])
     assert max(abs(error.log) for error in right) < 1e-6
     odd = run_on(FAST, name="odd")
-    off = [Cell(**{**vars(each), "ttft_s": each.ttft_s * 1.3}) if each.length == 131072 else each for each in odd.cells]
-    wrong = check([Run(odd.name, odd.model, odd.device, odd.gpu, odd.rates, off)])
+    off = [replace(each, ttft_s=each.ttft_s * 1.3) if each.length == 131072 else each for each in odd.cells]
+    wrong = check([replace(odd, cells=off)])
     assert spread(wrong, "ttft", "full") == pytest.approx(0.3, rel=0.01)
     assert spread(wrong, "sooner", "slim") == pytest.approx(0, abs=1e-6)
     assert spread([], "ttft") is None
@@ -127,7 +210,8 @@ def test_memory_says_what_fits(tmp_path: Path) -> None:
     found = predict_run(known, fit(known), H200, device, check([known]))
     assert [each.fits for each in found] == [False] * len(found)
     assert all(each.fits for each in predict_run(known, fit(known), H200, H200, []))
-    assert found[0].joules == pytest.approx(50 * found[0].guesses["e2e"].value)
+    assert found[0].bounded
+    assert found[0].guesses["energy"].value == pytest.approx(50 * found[0].guesses["e2e"].value)
     text, paths = write(known, device, found, check([known]), tmp_path / "out")
     assert "Predicted for Tiny" in text and "Nothing here was measured" in text
     assert {path.name for path in paths} >= {"predicted.md", "predicted.csv", "errors.csv", "predicted.png"}
@@ -165,9 +249,7 @@ def test_an_unknown_device_is_answered_with_the_nearest() -> None:
 
 
 def test_a_recorded_run_is_predicted_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, other = (
-        Path(__file__).resolve().parents[2] / "results/reference" / name for name in ("long-h200", "methods-h200")
-    )
+    run, other = (RESULTS / name for name in ("long-h200", "methods-h200"))
     out = tmp_path / "out"
     assert command("predict", run, "--device", "rtx-4090", "--fit", other, "--fit", run, "--output", out) == 0
     assert "# Predicted: `random:llama-3.1-8b` on GeForce RTX 4090" in capsys.readouterr().out
@@ -177,7 +259,7 @@ def test_a_recorded_run_is_predicted_from_the_command_line(tmp_path: Path, capsy
 
 
 def test_the_papers_figures_are_judged_for_its_own_cards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    recorded = Path(__file__).resolve().parents[2] / "results/reference/sliminfer-h200"
+    recorded = RESULTS / "sliminfer-h200"
     folder = tmp_path / "run"
     shutil.copytree(recorded, folder)
     assert command("reproduce", "sliminfer", "--from", folder, "--predict", "rtx-4090") == 0

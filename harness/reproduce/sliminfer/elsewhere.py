@@ -14,11 +14,11 @@ from types import MappingProxyType
 
 from harness.errors import InputError
 from harness.predict.checks import check
-from harness.predict.device import Device, find_device
+from harness.predict.device import BUS_SHARE, Device, find_device
 from harness.predict.model import fit
 from harness.predict.page import write
 from harness.predict.prediction import Guess, Prediction, predict_run
-from harness.predict.work import BUS_SHARE, Run, read_run
+from harness.predict.work import Run, read_run
 from harness.report import formats
 from harness.reproduce.sliminfer.paper import LONGEST
 from harness.statistics.paired import REFERENCE
