@@ -77,10 +77,9 @@ def _time(guess: Guess) -> Cell:
 
 
 def _energy(guess: Guess, bounded: bool) -> Cell:
-    if math.isnan(guess.value):
-        return number(guess.value, formats.NOTHING)
-    between = "" if math.isnan(guess.low) else f" [{guess.low:.3g} J, {guess.high:.3g} J]"
-    return number(guess.value, f"{'at most ' if bounded else ''}{guess.value:.3g} J{between}", guess.low, guess.high)
+    most = "at most " if bounded and guess.value > 0 else ""
+    between = "" if math.isnan(guess.low) else f" [{formats.joules(guess.low)}, {formats.joules(guess.high)}]"
+    return number(guess.value, f"{most}{formats.joules(guess.value)}{between}", guess.low, guess.high)
 
 
 def _ratio(guess: Guess) -> Cell:
@@ -93,7 +92,7 @@ def errors_table(errors: Sequence[Error]) -> Table:
     kinds = [*dict.fromkeys(error.kind for error in errors)]
     rows = [row for kind in kinds for row in _error_rows(kind, [error for error in errors if error.kind == kind])]
     rows += _error_rows("all", errors)
-    head = ["method", "quantity", "checks", "median error", "within 10 %", "worst", "interval"]
+    head = ["method", "quantity", "checks", "median error", "within 3 %", "within 10 %", "worst", "interval"]
     ways = "; ".join(dict.fromkeys(error.how for error in errors))
     return Table("errors", "Where it could be checked", f"{_CHECKED} Checks: {ways or 'none'}.", head, rows, labels=2)
 
@@ -110,7 +109,7 @@ def _error_rows(name: str, errors: Sequence[Error]) -> Iterator[list[Cell]]:
             label(_NAMES[quantity]),
             number(len(chosen), str(len(chosen))),
             number(np.median(sizes), f"{np.median(sizes) * 100:.1f} %"),
-            number((sizes <= 0.1).mean(), formats.percent((sizes <= 0.1).mean())),
+            *(number((sizes <= size).mean(), formats.percent((sizes <= size).mean())) for size in (0.03, 0.1)),
             number(sizes.max(), f"{sizes.max() * 100:.1f} % ({worst.length})"),
             number(width, f"{width * 100:.1f} %"),
         ]
