@@ -102,6 +102,10 @@ class Truncate(Method):
         kept = sum(plan.tokens_requested()) // self.model.shape.layers
         return torch.cat((ids[: kept - kept // 2], ids[len(ids) - kept // 2 :])) if kept < len(ids) else ids
 
+    def asked_share(self, prompt_len: int) -> float:
+        """The schedule's, to the token."""
+        return Method.asked_share(Slim(self.options, self.model), prompt_len)
+
     def replay(self) -> Replay:
         """Every token attends to everything that was shown."""
         return self.dense_replay

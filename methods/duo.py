@@ -134,6 +134,12 @@ class Duo(Method):
         counts = ([self.prompt_len if full else few for full in heads] for heads in self.full)
         return [math.ceil(sum(count) / len(count)) for count in counts]
 
+    def asked_share(self, prompt_len: int) -> float:
+        """Of heads that keep everything, and of both ends in the others; how many those are is known before which."""
+        heads = self.model.shape.layers * self.model.shape.kv_heads
+        full = (heads - math.ceil(self.options.sparsity * (heads - 1))) / heads
+        return full + (1 - full) * min(1.0, (self.options.sinks + self.options.recent) / prompt_len)
+
     def notes(self) -> dict[str, Any]:
         """Whose word it is that heads are full, and for how many."""
         source = "file" if self.options.heads else "training-free score"

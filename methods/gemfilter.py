@@ -85,3 +85,7 @@ class GemFilter(Method):
     def replay(self) -> Replay:
         """Every token attends to everything that was read."""
         return self.dense_replay
+
+    def asked_share(self, prompt_len: int) -> float:
+        """The budget's."""
+        return budget_tokens(self.options.budget, prompt_len) / prompt_len

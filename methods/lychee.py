@@ -29,7 +29,7 @@ from harness.engine.method import Method, ModelContext
 from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Step
-from harness.options import Budget, OptionSet, window_tokens
+from harness.options import Budget, OptionSet, budget_tokens, window_tokens
 from methods.common.best import best
 from methods.common.gates import GateFile, Gates, check_gates, full_heads, gates_for
 from methods.replay.lychee import LycheeReplay
@@ -48,6 +48,7 @@ class Lychee(Method):
 
     name = "lychee"
     summary = "LycheeDecode: few KV heads read everything, the others the tokens that the same head above them found"
+    counted = "attended"
     takes_sparse = True
     nothing = MappingProxyType({"budget": "1"})
 
@@ -85,6 +86,12 @@ class Lychee(Method):
         self.total = prompt_len + max_new_tokens
         self.count = max(1, window_tokens(self.options.budget, prompt_len, self.total) - 1)
         self._replay.make_room(self.total, self.count)
+
+    def asked_share(self, prompt_len: int) -> float:
+        """Everything for heads that look for tokens, the budget for the others."""
+        looks = [head for layer in self.retrieves for head in layer]
+        most = sum(looks) / len(looks)
+        return most + (1 - most) * budget_tokens(self.options.budget, prompt_len) / prompt_len
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Dense in the prefill; then each token by its own sets, which it takes from layer to layer."""

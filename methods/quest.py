@@ -34,7 +34,7 @@ from harness.engine.method import ModelContext
 from harness.engine.replay.pages import MOST_PAGES
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
-from harness.options import Budget, OptionSet, window_tokens
+from harness.options import Budget, OptionSet, budget_tokens, window_tokens
 from methods.common.offloading import Offloading
 from methods.common.paging import PageBounds, attend_pages, best_pages
 from methods.replay.quest import QuestReplay
@@ -45,6 +45,7 @@ class Quest(Offloading):
 
     name = "quest"
     summary = "Quest: decode attends to the best pages of the KV cache only"
+    counted = "attended"
     takes_sparse = True
     nothing = MappingProxyType({"budget": "1"})
 
@@ -85,6 +86,12 @@ class Quest(Offloading):
         self.all_read = max(self.budget, self.count * page)  # tokens up to which nothing is skipped
         self.pages = [PageBounds(page, -(-self.total // page)) for _ in self.cache]
         self._replay.make_room(self.total)
+
+    def asked_share(self, prompt_len: int) -> float:
+        """Everything in the dense layers, the budget in the others."""
+        depth, read = self.model.shape.layers, budget_tokens(self.options.budget, prompt_len) / prompt_len
+        dense = min(self.options.dense_layers, depth)
+        return (dense + (depth - dense) * read) / depth
 
     def end(self) -> None:
         """Frees the bounds too."""

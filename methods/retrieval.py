@@ -67,6 +67,7 @@ class Retrieval(Offloading):
     name = "retrieval"
     summary = "RetrievalAttention: decode attends to both ends and to what it finds of the middle, in host memory"
     nothing = MappingProxyType({"recent": "1"})
+    counted = "attended"
     heads_apart = True
 
     class Options(OptionSet):
@@ -107,6 +108,11 @@ class Retrieval(Offloading):
         if not self._count:
             for store in self.stores.values():
                 store.release()
+
+    def asked_share(self, prompt_len: int) -> float:
+        """Both ends, and what is found of the middle."""
+        near = self.options.sinks + budget_tokens(self.options.recent, prompt_len)
+        return min(1.0, (near + budget_tokens(self.options.topk, prompt_len)) / prompt_len)
 
     def _forget_index(self) -> None:
         self._indexes: list[list[key_index.KeyIndex]] = []

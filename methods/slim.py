@@ -97,6 +97,16 @@ class Slim(Reselecting):
         """The budgets, in tokens."""
         return requested_tokens(self.layers, self.budgets, self.prompt_len, self.model.shape.layers)
 
+    def asked_share(self, prompt_len: int) -> float:
+        """Of whole blocks that fit each budget; the last one of a prompt may be short, and stays."""
+        self.begin(prompt_len, 1)
+        kept, now, block, depth = list[int](), prompt_len, self.options.block, self.model.shape.layers
+        for tokens in self.budgets:
+            short = -now % block
+            now = now if tokens >= now else (tokens + short) // block * block - short
+            kept.append(now)
+        return sum(requested_tokens(self.layers, kept, prompt_len, depth)) / (prompt_len * depth)
+
     def prefill_hooks(self, layer: int) -> Collection[Hook]:
         """Where layers vote, and ahead of a pruning layer, where the choice falls."""
         where: Hook = "after_attention" if self.options.ff == "survivors" else "after_layer"

@@ -87,6 +87,7 @@ class Method:
         cache: one `LayerCache` a layer, of the current request.
         prompt_len: tokens of the current prompt.
         dense_replay: decodes as full attention does, see `replay`.
+        counted: what its budget counts, tokens kept, or of all that are kept those that a decode step attends to.
         takes_sparse: in its prefill, rows attend to each other through `causal` alone.
         sparse: the method whose `causal` stands for its own, if there is one: a sparse prefill of what it keeps.
     """
@@ -96,6 +97,7 @@ class Method:
     simulated: ClassVar[bool] = False
     reorders: ClassVar[bool] = False
     nothing: ClassVar[Mapping[str, str]] = {}
+    counted: ClassVar[Literal["kept", "attended"]] = "kept"
     takes_sparse: ClassVar[bool] = False
 
     class Options(OptionSet):
@@ -220,6 +222,15 @@ class Method:
     def tokens_requested(self) -> list[int]:
         """Prompt tokens a layer that the options ask for; the whole prompt where nothing is pruned."""
         return [self.prompt_len] * self.model.shape.layers
+
+    def asked_share(self, prompt_len: int) -> float:
+        """The share of a prompt of this length that its options come to, said before there is one; begins a request.
+
+        Mean over layers and KV heads, of what `counted` says: `harness study` matches methods by it. Here what
+        `tokens_requested` asks for; override where that is known only behind a prompt, or is not what is counted.
+        """
+        self.begin(prompt_len, 1)
+        return sum(self.tokens_requested()) / (prompt_len * self.model.shape.layers)
 
     def tokens_kept(self) -> Sequence[float]:
         """Prompt tokens a layer whose keys and values are really there, mean over KV heads."""

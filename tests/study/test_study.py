@@ -22,7 +22,7 @@ from harness.storage.record import Record
 from harness.storage.store import load as load_records
 from harness.storage.store import load_manifest
 from harness.study.execute import Timed, TimeIsUp, run_study, stages
-from harness.study.matching import FORMULAS, TOLERANCE, asked_share, filled, match
+from harness.study.matching import TOLERANCE, asked_share, filled, match
 from harness.study.runs import StudyRun, check_runs, study_runs
 from harness.study.samples import detectable, samples_for
 from harness.study.study_file import read_study
@@ -104,14 +104,37 @@ def test_a_number_in_braces_is_a_share_or_tokens() -> None:
     assert filled("m:a={2}", 0.7, 1000) == "m:a=1"
 
 
-def test_formulas_say_what_the_methods_do() -> None:
+def test_methods_say_what_their_options_come_to() -> None:
     """Heads of 56 that keep everything, two layers read whole by Quest, whole blocks and the short last one of slim."""
     slim, _ = asked_share("slim:layers=14:budgets=200", QWEN, 1000)
     assert slim == pytest.approx((1000 + 2 * 64 + 40) / 2000)  # 1000 is 15 blocks and 40 tokens
     assert asked_share("duo:sparsity=0.5:sinks=0:recent=100", QWEN, 1000)[0] == pytest.approx(28 / 56 + 28 / 56 * 0.1)
     share, counted = asked_share("quest:budget=100", QWEN, 1000)
     assert share == pytest.approx((2 + 26 * 0.1) / 28) and counted == "attended"
-    assert set(FORMULAS) <= set(METHODS.names())
+    kinds = [METHODS.get(name) for name in METHODS.names()]
+    assert {kind.name for kind in kinds if kind.counted == "attended"} == {"quest", "lychee", "retrieval"}
+
+
+def test_a_method_in_a_file_of_its_own_is_matched_by_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+    file = tmp_path / "squared.py"
+    file.write_text(
+        "from harness.engine.method import Method\n"
+        "from harness.options import Budget, OptionSet\n\n\n"
+        "class Squared(Method):\n"
+        "    name, summary, counted = 'squared', 'reads the square of its budget', 'attended'\n\n"
+        "    class Options(OptionSet):\n"
+        "        budget: Budget = 0.5\n\n"
+        "    def asked_share(self, prompt_len):\n"
+        "        return self.options.budget**2\n"
+    )
+    METHODS.load_file(file)
+    found = match("squared:budget={}", 0.25, QWEN, 1000)
+    assert found.label is not None and found.kind == "attended"
+    assert found.share == pytest.approx(0.25, rel=TOLERANCE)
+    assert float(found.label.partition("=")[2]) == pytest.approx(0.5, rel=TOLERANCE)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
