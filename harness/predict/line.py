@@ -1,4 +1,4 @@
-"""Straight lines through times: a constant and a factor, neither below 0, by least squares of relative errors."""
+"""What is drawn through times: two numbers, neither below 0, by least squares of relative errors."""
 
 from __future__ import annotations
 
@@ -27,17 +27,38 @@ class Line:
         return self.constant + self.factor * floor
 
 
-def line(points: Points, constant: float = 0.0) -> Line:
-    """The line; without a constant where the factor alone explains all points within 1 %.
+@dataclass(frozen=True)
+class Bound:
+    """seconds = the longer of `least` and factor * floor."""
 
-    Args:
-        points: one at least.
-        constant: of the line where all points lie at one floor.
-    """
-    if not spans(points):
-        return _through(points, constant)
+    least: float
+    factor: float
+
+    def at(self, floor: float) -> float:
+        """Seconds for work that takes `floor` seconds at the device's rate."""
+        return max(self.least, self.factor * floor)
+
+    def off(self, points: Points) -> float:
+        """The largest relative error."""
+        return max(abs(self.at(floor) / seconds - 1) for floor, seconds in points)
+
+
+def bound(points: Points) -> Bound:
+    """The bound: the points of the lowest floors lie at `least`, none if that explains no more than 1 % of a point."""
+    known = sorted(points)
+    found = Bound(0.0, share(known).factor)
+    for count in range(1, len(known)):
+        least = 1 / float(np.mean([1 / seconds for _, seconds in known[:count]]))
+        other = Bound(least, share(known[count:]).factor)
+        if spans(known[count - 1 : count + 1]) and other.off(known) < found.off(known) - EXPLAINED:
+            found = other
+    return found
+
+
+def line(points: Points) -> Line:
+    """The line; without a constant where the factor alone explains all points within 1 %, or they lie at one floor."""
     alone = share(points)
-    if max(abs(alone.at(floor) / seconds - 1) for floor, seconds in points) <= EXPLAINED:
+    if not spans(points) or max(abs(alone.at(floor) / seconds - 1) for floor, seconds in points) <= EXPLAINED:
         return alone
     floors, seconds = (np.array(column) for column in zip(*points, strict=True))
     return least(1 / seconds, floors / seconds, np.ones(len(seconds)))
@@ -59,10 +80,3 @@ def least(ones: np.ndarray, floors: np.ndarray, seconds: np.ndarray) -> Line:
     """Of equations `constant * ones + factor * floors = seconds`."""
     (constant, factor), _ = nnls(np.stack([ones, floors], axis=1), seconds)
     return Line(float(constant), float(factor))
-
-
-def _through(points: Points, constant: float) -> Line:
-    """The line through the middle of points that lie at one floor."""
-    floor, seconds = (float(np.median(column)) for column in zip(*points, strict=True))
-    constant = min(constant, seconds)
-    return Line(constant, (seconds - constant) / floor)

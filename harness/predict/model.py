@@ -1,6 +1,6 @@
-"""Times from work: a prefill is bound by products, a decode step by bytes, and a constant stays on any device.
+"""Times from work: a prefill is bound by products, or by the host that launches them, and a decode step by bytes.
 
-    TTFT = host + flops / (reached * matrix rate)
+    TTFT = the longer of host and flops / (reached * matrix rate)
     step = launches * latency + products + KV bytes / reading rate + chain
     E2E = TTFT + steps * step
 
@@ -8,7 +8,8 @@
 full attention's at the same bytes: launches that wait for each other, in every layer, and keys and values that it
 reads no faster than at a share of the rate. Fitted are, by least squares of relative errors over a run: for each method
 `host` and `reached`, its two numbers of `chain`, neither below 0, and for full attention `latency`, one number. The
-rest is shapes and rates, so it serves other shapes and other devices.
+rest is shapes and rates, so it serves other shapes and other devices. The host runs ahead of the device, so what it
+takes shows where it takes longer, in short prompts.
 
 Steps that the engine's own kernels did not run, or not for one request (a CPU's, a batch's), are `launches * latency +
 bytes / (reached * copy rate)`, with `reached` fitted as well.
@@ -25,14 +26,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 
 from harness.predict.device import Rates
-from harness.predict.line import EXPLAINED, Line, least, line, spans
+from harness.predict.line import EXPLAINED, Bound, Line, bound, least, line, spans
 from harness.predict.work import Cell, Run
 from harness.statistics.paired import REFERENCE
 
+T = TypeVar("T")
 _NOTHING = Line(0.0, 0.0)
 
 
@@ -41,7 +44,7 @@ class Fit:
     """What is carried from one device to another.
 
     Attributes:
-        prefill: method label -> its line over the floor of its operations.
+        prefill: method label -> of a layer, seconds of the host, and a factor of the floor of its operations.
         steps: what runs the steps (`Cell.engine`) -> full attention's: seconds a launch, and a factor of the floor.
         chains: method label -> beyond that: seconds a layer, and a factor of reading its keys and values.
         revival: the same of methods that compute prompt tokens again, with a factor of doing so.
@@ -49,7 +52,7 @@ class Fit:
         rates: of the device that was fitted.
     """
 
-    prefill: dict[str, Line]
+    prefill: dict[str, Bound]
     steps: dict[str, Line]
     chains: dict[str, Line]
     revival: dict[str, Line]
@@ -92,7 +95,7 @@ def together(fits: Sequence[Fit]) -> Fit:
 def predict(found: Fit, cell: Cell, rates: Rates) -> Times:
     """A cell's times and joules on a device with these rates."""
     prefill = _of(found.prefill, cell.method)
-    ttft = prefill.at(cell.flops / rates.matrix) if prefill else math.nan
+    ttft = cell.layers * prefill.at(cell.flops / rates.matrix / cell.layers) if prefill else math.nan
     step, tpot = (_step(found, cell, rates), _median_step(found, cell, rates)) if cell.steps else (0.0, math.nan)
     e2e = ttft + cell.steps * step
     return Times(ttft, tpot, e2e, e2e * rates.power * (1.0 if math.isnan(found.draw) else found.draw))
@@ -115,12 +118,13 @@ def _joined(first: Fit, other: Fit) -> Fit:
     )
 
 
-def _prefills(cells: Sequence[Cell], rates: Rates) -> dict[str, Line]:
-    """Of each method; one that was recorded at one length has full attention's constant."""
+def _prefills(cells: Sequence[Cell], rates: Rates) -> dict[str, Bound]:
     groups = _grouped(cells)
-    points = {name: [(cell.flops / rates.matrix, cell.ttft_s) for cell in group] for name, group in groups.items()}
-    full = line(points[REFERENCE]).constant if REFERENCE in points else 0.0
-    return {name: line(known, full) for name, known in points.items()}
+    points = {
+        method: [(cell.flops / rates.matrix / cell.layers, cell.ttft_s / cell.layers) for cell in group]
+        for method, group in groups.items()
+    }
+    return {method: bound(known) for method, known in points.items()}
 
 
 def _steps(cells: Sequence[Cell], rates: Rates) -> dict[str, Line]:
@@ -213,7 +217,7 @@ def _plain(cell: Cell) -> bool:
     return not cell.revived_flops and not cell.fetches_in_the_open
 
 
-def _of(lines: dict[str, Line], method: str) -> Line | None:
+def _of(lines: dict[str, T], method: str) -> T | None:
     """Of the method, else of one with other options, else none."""
     kind = method.partition(":")[0]
     return lines.get(method) or next((each for label, each in lines.items() if label.partition(":")[0] == kind), None)
