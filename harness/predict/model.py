@@ -130,7 +130,7 @@ def _prefills(cells: Sequence[Cell], rates: Rates) -> dict[str, Bound]:
 def _steps(cells: Sequence[Cell], rates: Rates) -> dict[str, Line]:
     """From full attention's steps, or from all where there are none."""
     chosen = [cell for cell in cells if cell.method == REFERENCE] or cells
-    engines = {cell.engine for cell in chosen}
+    engines = dict.fromkeys(cell.engine for cell in chosen)
     return {engine: _launched([cell for cell in chosen if cell.engine == engine], rates) for engine in engines}
 
 
@@ -224,4 +224,6 @@ def _of(lines: dict[str, T], method: str) -> T | None:
 
 
 def _grouped(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    return {method: [cell for cell in cells if cell.method == method] for method in {cell.method for cell in cells}}
+    """In the order of the cells, since the first of several with other options speaks for all."""
+    methods = dict.fromkeys(cell.method for cell in cells)
+    return {method: [cell for cell in cells if cell.method == method] for method in methods}

@@ -133,6 +133,14 @@ def test_joules_are_what_the_board_drew_and_at_most_its_limit_where_nobody_count
     assert not [error for error in check([known]) if error.quantity == "energy"]
 
 
+def test_of_several_options_the_first_ones_speak_for_a_method() -> None:
+    known = run_on(FAST, (8192,), shape=LLAMA)
+    slow = replace(known.cells[1], method="slim:offload=sync", tpot_s=2 * known.cells[1].tpot_s)
+    found = fit(known, [*known.cells, slow])
+    asked = replace(known.cells[1], method="slim:budgets=0.25")
+    assert predict(found, asked, FAST).tpot_s == pytest.approx(known.cells[1].tpot_s)
+
+
 def test_the_host_is_seen_where_it_takes_longer_than_the_work_and_nowhere_else() -> None:
     short, long = (fit(run_on(FAST, lengths)).prefill["full"] for lengths in ((256, 512, 32768), (32768, 65536)))
     assert short.least == pytest.approx(0.02 / LAYERS) and long.least == 0
