@@ -160,10 +160,8 @@ def _revival(cells: Sequence[Cell], steps: dict[str, Line], rates: Rates) -> Lin
     """A chain whose floor is what a step computes again, in the mean; without a constant where there is one floor."""
     floors = np.array([_revived(cell, rates) for cell in cells])
     beyond = np.array([cell.decode_s / cell.steps - _base(steps, cell, rates) for cell in cells])
-    weights, layers = (
-        np.array([cell.steps / cell.decode_s for cell in cells]),
-        np.array([cell.layers for cell in cells]),
-    )
+    weights = np.array([cell.steps / cell.decode_s for cell in cells])
+    layers = np.array([cell.layers for cell in cells])
     several = spans([(floor, 0.0) for floor in floors])
     return least(weights * layers * several, weights * floors, weights * beyond)
 
@@ -179,11 +177,15 @@ def _step(found: Fit, cell: Cell, rates: Rates) -> float:
         revival = _of(found.revival, cell.method) or Line(math.nan, math.nan)
         return base + revival.constant * cell.layers + revival.factor * _revived(cell, rates)
     if cell.fetches_in_the_open:
-        bus = found.rates.bus / rates.bus if found.rates.bus < math.inf else 1.0
-        return base + bus * _over(cell, found.steps, found.rates) / cell.steps
+        return base + _slower_link(found, rates) * _over(cell, found.steps, found.rates) / cell.steps
     chain = _of(found.chains, cell.method) or Line(math.nan, math.nan)
     alone = base + chain.constant * cell.layers + chain.factor * cell.kv_bytes / rates.reads
-    return max(alone, cell.beside_s * (found.rates.bus / rates.bus if found.rates.bus < math.inf else 1.0))
+    return max(alone, cell.beside_s * _slower_link(found, rates))
+
+
+def _slower_link(found: Fit, rates: Rates) -> float:
+    """By how much what crosses the host link takes longer there; as long where the fitted device has none."""
+    return found.rates.bus / rates.bus if found.rates.bus < math.inf else 1.0
 
 
 def _median_step(found: Fit, cell: Cell, rates: Rates) -> float:
