@@ -160,7 +160,8 @@ def paging() -> Attention:
     """What reads pages: FlashAttention 3 where it runs, else the plain loop."""
     if not CUDA:
         return Attention()
-    return pick_attention("auto", ModelShape(1, 4, 2, 128, 512, 512, 512, 512), torch.device(DEVICE), DTYPE)
+    shape = ModelShape("llama", 1, 512, 512, 4, 2, 128, 512, 512)
+    return pick_attention("auto", shape, torch.device(DEVICE), DTYPE)
 
 
 def test_rows_have_their_own_block() -> None:

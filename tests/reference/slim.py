@@ -101,7 +101,7 @@ class SlimTwin(Twin):
         return [row for row, position in enumerate(positions) if position >= self.prompt_len - self.options.w]
 
     def by_tokens(self, layer: int, q: Tensor) -> list[float]:
-        """Attention that the last w rows that are left pay to the best unit of each block, on average or the keenest."""
+        """Attention that the last w rows that are left pay, on average or the keenest, to the best unit of a block."""
         positions = [position for block in self.blocks[layer] for position in block]
         keys, group = self.keys[layer][positions], self.decoder.heads // self.decoder.kv_heads
         rows = self.raters(layer)
