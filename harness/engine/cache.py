@@ -10,6 +10,10 @@ from torch import Tensor
 from harness.engine.attention import Attention
 
 
+_NOTHING, _NOWHERE = torch.empty(0), torch.empty((0, 1), dtype=torch.int64)
+"""Keys and positions of a cache that holds no token yet: the same for all, since nothing is ever written to them."""
+
+
 class HeadTokens(NamedTuple):
     """What one KV head of a layer holds.
 
@@ -38,9 +42,6 @@ class LayerCache:
             most: tokens that there can ever be, if that is known.
         """
         self.spare, self.most = spare, most
-        self.length: int
-        self._start: int
-        self._positions = torch.empty((0, 1), dtype=torch.int64)
         self.reset()
 
     @property
@@ -136,21 +137,25 @@ class LayerCache:
         self.length += count
         return moved
 
-    def expect(self, count: int, like: Tensor, columns: int = 1) -> None:
+    def expect(self, count: int, like: Tensor, columns: int = 1) -> tuple[int, int, int]:
         """Counts in `count` tokens whose keys, values and positions a kernel will write, as the first that are here.
 
         Args:
             count: tokens.
             like: [0, kv_heads, head_dim], of the keys' dtype and device.
             columns: of positions: as many as KV heads, or 1 where all of these hold the same tokens.
+
+        Returns:
+            The addresses of keys, values and positions.
         """
         assert not self.length, "there are tokens already"
-        self._reserve(like, like, like.new_empty((0, columns), dtype=torch.int64), count)
-        self.length = count
-
-    def addresses(self) -> tuple[int, int, int]:
-        """Of the keys, the values and the positions of the first token that is there."""
-        return self.keys.data_ptr(), self.values.data_ptr(), self._held_positions.data_ptr()
+        # No more than has to be: the device waits while a short prompt's caches are made, one after the other.
+        room = self._room(count)
+        self._keys = like.new_empty((room, *like.shape[1:]))
+        self._values = torch.empty_like(self._keys)
+        self._positions = like.new_empty((room, columns), dtype=torch.int64)
+        self.length, self._start = count, 0
+        return self._keys.data_ptr(), self._values.data_ptr(), self._positions.data_ptr()
 
     def make_room(self, count: int) -> bool:
         """Has room for `count` tokens behind the cached ones, of which there is at least one; returns as `claim`."""
@@ -185,8 +190,8 @@ class LayerCache:
     def reset(self) -> None:
         """Forgets everything and gives the memory back."""
         self.length = self._start = 0
-        self._keys = self._values = torch.empty(0)
-        self._positions = torch.empty((0, 1), dtype=torch.int64)
+        self._keys = self._values = _NOTHING
+        self._positions = _NOWHERE
 
     def move(self, keys: Tensor, values: Tensor) -> None:
         """Keys and values lie in other memory from now on, which already holds them; theirs so far is given back.

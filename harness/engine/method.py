@@ -267,10 +267,10 @@ class Method:
 
 def acting_hooks(method: Method) -> list[Collection[Hook]]:
     """The hooks that a prefill must call at each layer: those of `Method.prefill_hooks`."""
-    layers = range(method.model.shape.layers)
+    layers = method.model.shape.layers
     # Whoever overrides a hook anew is not whom an older `prefill_hooks` speaks of.
     told = {*HOOKS, "causal", "prefill_hooks"}
     latest = next(kind for kind in type(method).__mro__ if vars(kind).keys() & told)
-    if "prefill_hooks" in vars(latest) and method.sparse is None:
-        return [method.prefill_hooks(layer) for layer in layers]
-    return [Method.prefill_hooks(method, layer) for layer in layers]
+    if latest is not Method and "prefill_hooks" in vars(latest) and method.sparse is None:
+        return [method.prefill_hooks(layer) for layer in range(layers)]
+    return [Method.prefill_hooks(method, 0)] * layers  # the same at all

@@ -148,9 +148,7 @@ class RecordedPrefill:
         layers = range((span.begin + 1) // VERBS, (span.end + 1) // VERBS)
         if not layers:
             return
-        for layer in layers:
-            caches[layer].expect(count, self._none)
-        lines = [[*caches[layer].addresses(), count] for layer in layers]
+        lines = [[*caches[layer].expect(count, self._none), count] for layer in layers]
         self._table[layers.start : layers.stop].copy_(torch.tensor(lines), non_blocking=True)
 
     def _record(self, span: Span, size: int) -> None:
