@@ -9,7 +9,6 @@ from torch import Tensor
 
 from harness.engine.attention import Attention
 
-
 _NOTHING, _NOWHERE = torch.empty(0), torch.empty((0, 1), dtype=torch.int64)
 """Keys and positions of a cache that holds no token yet: the same for all, since nothing is ever written to them."""
 

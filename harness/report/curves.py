@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from harness.report import formats
+from harness.report.crossover import crossing_of
 from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
@@ -24,28 +25,6 @@ _PANELS = (
 )
 _Shares = tuple[float, ...]
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")
-
-
-def crossover(lengths: Sequence[float], ratios: Sequence[float]) -> float | None:
-    """The prompt length from which on a method is faster at every longer one that was measured.
-
-    Interpolated between two measured lengths, linearly in both logarithms.
-
-    Args:
-        lengths: ascending.
-        ratios: time of full attention over the method's at those lengths; those that are NaN or not positive are
-            left out.
-
-    Returns:
-        None where it is not faster at the longest length, or is faster at all of them (there is no crossing then).
-    """
-    known = [(x, math.log(ratio)) for x, ratio in zip(lengths, ratios, strict=True) if ratio > 0 and ratio < math.inf]
-    for (x0, y0), (x1, y1) in reversed(list(zip(known, known[1:], strict=False))):
-        if y1 <= 0:
-            return None
-        if y0 <= 0:
-            return float(math.exp(math.log(x0) + (math.log(x1) - math.log(x0)) * -y0 / (y1 - y0)))
-    return None
 
 
 def against_length(run: Recorded) -> Figure | None:
@@ -104,15 +83,13 @@ def _draw_floor(axes: Axes, run: Recorded, method: str, floor: str, colour: str)
 
 def _mark_crossover(axes: Axes, run: Recorded, method: str, measure: str, colour: str) -> None:
     """A line where the method starts to win, if at the longest length the paired test says that it does."""
-    effects = [run.effects_by_length.get((str(length), method), {}) for length in run.lengths]
-    if effects[-1].get(f"{measure}_verdict") != "better":
-        return
-    found = crossover(run.lengths, [effect.get(f"{measure}_ratio", math.nan) for effect in effects])
-    if found is not None:
-        axes.axvline(found, color=colour, linestyle="--", linewidth=0.9)
-        text = f" wins from {_tokens(round(found))}"
+    effect = run.effects_by_length.get((str(run.lengths[-1]), method), {})
+    found = crossing_of(run, method, measure)
+    if found is not None and math.isfinite(found.at) and effect.get(f"{measure}_verdict") == "better":
+        axes.axvline(found.at, color=colour, linestyle="--", linewidth=0.9)
+        text = f" wins from {_tokens(round(found.at))}"
         height = 0.02 + 0.22 * (run.methods.index(method) % 4)
-        axes.text(found, height, text, transform=axes.get_xaxis_transform(), color=colour, fontsize=8, rotation=90)
+        axes.text(found.at, height, text, transform=axes.get_xaxis_transform(), color=colour, fontsize=8, rotation=90)
 
 
 def _tokens(count: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.report import formats
+from harness.report.crossover import crossovers
 from harness.report.density import mean_density
 from harness.report.effects import ratio, verdict
 from harness.report.energy import energy
@@ -30,7 +31,8 @@ def tables(run: Recorded, slo: Sequence[Limit] = ()) -> list[Table]:
     """All tables that the run has numbers for, the one to decide by first; goodput where there are limits."""
     found = [decision(run)]
     found += [accuracy(run)] if run.scored else []
-    found += [turns(run), latency(run), tails(run.summary), energy(run.summary, run.comparison, run.records)]
+    found += [turns(run), latency(run), crossovers(run), tails(run.summary)]
+    found += [energy(run.summary, run.comparison, run.records)]
     found += [memory(run), achieved(run), roofline(run)]
     found += [goodput(run, slo)] if slo else []
     return [table for table in found if table.rows]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 
 from harness.report.build import figures, report
-from harness.report.curves import against_length, crossover
+from harness.report.curves import against_length
 from harness.report.density import density_map
 from harness.report.maps import (
     dropped_at,
@@ -75,32 +75,6 @@ def test_what_was_not_recorded_is_not_drawn(tmp_path: Path) -> None:
     plain = read(write(tmp_path / "run", [record("full", "needle", 0, score=None, ttft_s=None)]))
     assert [name for name, _ in figures(plain)] == []
     assert against_length(plain) is None
-
-
-@pytest.mark.parametrize(
-    ("ratios", "expected"),
-    [
-        ([0.5, 2.0, 4.0], math.sqrt(2) * 1024),
-        ([2.0, 0.5, 2.0], math.sqrt(2) * 2048),
-        ([1.5, 2.0, 3.0], None),
-        ([0.5, 0.8, 0.9], None),
-        ([0.5, 2.0, 0.9], None),
-        ([0.5, math.nan, 2.0], 2048.0),
-        ([math.nan, math.nan, 2.0], None),
-        ([1.0, 2.0, 2.0], 1024.0),
-    ],
-)
-def test_crossover(ratios: list[float], expected: float | None) -> None:
-    found = crossover([1024, 2048, 4096], ratios)
-    assert found == (None if expected is None else pytest.approx(expected))
-
-
-@given(st.lists(st.floats(0.1, 10) | st.just(math.nan), min_size=1, max_size=8))
-def test_crossover_lies_within_what_was_measured_and_wins_beyond(ratios: list[float]) -> None:
-    lengths = [2.0**index for index in range(len(ratios))]
-    found = crossover(lengths, ratios)
-    beyond = [ratio for x, ratio in zip(lengths, ratios, strict=True) if found is not None and x > found * (1 + 1e-9)]
-    assert found is None or (lengths[0] <= found <= lengths[-1] and not any(ratio < 1 for ratio in beyond))
 
 
 spans = st.lists(
