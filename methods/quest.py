@@ -105,13 +105,18 @@ class Quest(Offloading):
         if step.phase == "decode":
             return torch.cat([self._decode(layer, row) for row in heads.single()])
         out = super().attend(layer, heads, step)
-        self.pages[layer].update(self.cache[layer].keys)
+        self._bound(layer)
         return out
+
+    def _bound(self, layer: int) -> None:
+        """Brings the pages' bounds up to the cache, in requests long enough for pages to be left out."""
+        if self.total > self.all_read:
+            self.pages[layer].update(self.cache[layer].keys)
 
     def _decode(self, layer: int, row: Heads) -> Tensor:
         cache, pages = self.cache[layer], self.pages[layer]
         cache.append(row.k, row.v, row.positions)
-        pages.update(cache.keys)
+        self._bound(layer)
         if cache.length <= self.all_read:
             return self.model.attention.causal(row.q, cache.keys.to(row.q.device), cache.values.to(row.q.device))
         groups = row.q.view(row.k.shape[1], -1, row.q.shape[2])

@@ -38,6 +38,7 @@ from harness.engine.step import Heads, Step
 from harness.options import Budget, OptionSet, window_tokens
 from methods.common.band import band_pairs
 from methods.common.sinks import band, both_ends, nearer, sink_attention, slide
+from methods.common.take import take
 from methods.replay.streaming import StreamingReplay
 
 
@@ -74,21 +75,30 @@ class Streaming(Method):
         """Stores what stays, and attends as the mode says."""
         if step.phase == "prefill":
             return self._prefill(layer, heads)
-        return self._decode(layer, heads) if self._slides else super().attend(layer, heads, step)
+        if not self._slides or self._holds(step.start + step.count):
+            return super().attend(layer, heads, step)
+        return self._decode(layer, heads)
+
+    def _holds(self, tokens: int) -> bool:
+        """Whether so many tokens fit, so that all of them see each other at the distances of the text."""
+        return tokens <= self.options.sinks + self.window
 
     def _prefill(self, layer: int, heads: Heads) -> Tensor:
         attention, sinks = self.model.attention, self.options.sinks
         q, k, v = heads.q, heads.k, heads.v
         self._store(layer, heads)
-        if self.options.mode != "faithful" or len(q) <= sinks + self.window:
+        if self.options.mode != "faithful" or self._holds(len(q)):
             return attention.causal(q, k, v)
         q_sink = self.model.move(q, -nearer(heads.positions, sinks, self.window))
         return banded(attention, q, q_sink, k, v, sinks, self.window)
 
     def _store(self, layer: int, heads: Heads) -> None:
         """Puts sinks and window into the cache."""
+        if self._holds(len(heads)):
+            self.cache[layer].append(heads.k, heads.v, heads.positions)
+            return
         index = both_ends(heads.positions, self.options.sinks, self.window)
-        self.cache[layer].append(heads.k[index], heads.v[index], heads.positions[index])
+        take(self.cache[layer], heads.k, heads.v, heads.positions, index)
 
     def _decode(self, layer: int, heads: Heads) -> Tensor:
         """Tokens come in, and as many of the oldest recent ones go; several see each other up to themselves."""

@@ -105,17 +105,19 @@ class Reviving(Method):
         """At a pruning point of decode: selects, puts dropped rows aside and fetches missing ones."""
         if step.phase == "prefill" or layer + 1 not in self.aux or not self.revives():
             return rows
-        selected, count = self._select(layer, heads, step)
+        cache = self.cache[layer]
+        chosen = self.choose(layer, heads.q[-1:], self._visible(cache.keys), step.start + step.count)
+        if chosen is None and self._index is None and self.cache[layer + 1].length + len(rows) == cache.length:
+            return rows  # all stay, and none is missing there
+        selected, count = self._select(layer, chosen, step)
         rows = self._exchange(self.aux[layer + 1], rows, selected, step)
         present = torch.cat((self.cache[layer + 1].token_positions, rows.positions))
         self._index = None if count == len(present) else true_at(selected[present], count)
         return rows
 
-    def _select(self, layer: int, heads: Heads, step: Step) -> tuple[Tensor, int]:
+    def _select(self, layer: int, chosen: Tensor | None, step: Step) -> tuple[Tensor, int]:
         """Which of the tokens visible in `layer` are visible behind it, [tokens] bool, and how many those are."""
-        cache, seen = self.cache[layer], step.start + step.count
-        positions = self._visible(cache.token_positions)
-        chosen = self.choose(layer, heads.q[-1:], self._visible(cache.keys), seen)
+        positions, seen = self._visible(self.cache[layer].token_positions), step.start + step.count
         if chosen is not None:
             positions = positions[chosen]
         selected = torch.zeros(self._total, dtype=torch.bool, device=positions.device).index_fill_(0, positions, True)

@@ -14,7 +14,7 @@ from methods.common.scores import head_dots
 def both_ends(tokens: Tensor, sinks: int, window: int) -> Tensor:
     """Indices of the first `sinks` and the last `window` of some tokens, [n, ...] -> [m] int64 ascending."""
     place = torch.arange(len(tokens), device=tokens.device)
-    return place[(place < sinks) | (place >= len(tokens) - window)]
+    return place if len(place) <= sinks + window else torch.cat((place[:sinks], place[len(place) - window :]))
 
 
 def nearer(positions: Tensor, sinks: int, window: int) -> Tensor:
