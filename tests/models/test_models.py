@@ -118,7 +118,9 @@ def test_known_random_shapes_are_the_published_ones() -> None:
     llama, qwen = models.describe("random:llama-3.1-8b"), models.describe("random:qwen2.5-7b")
     assert llama.layers * llama.linear_params + 2 * llama.vocab * llama.hidden == pytest.approx(8.03e9, rel=1e-3)
     assert qwen.layers * qwen.linear_params + 2 * qwen.vocab * qwen.hidden == pytest.approx(7.615e9, rel=1e-3)
-    assert llama.max_context == qwen.max_context == 131072
+    small = models.describe("random:qwen2.5-1.5b")
+    assert small.layers * small.linear_params + small.vocab * small.hidden == pytest.approx(1.544e9, rel=1e-3)
+    assert llama.max_context == qwen.max_context == small.max_context == 131072
 
 
 def test_a_models_name_tells_a_known_shape() -> None:
