@@ -15,6 +15,7 @@ from harness.engine.cache import LayerCache
 from methods.common.blocks import block_maxima, block_rows, block_tokens, unit_attention, unit_means
 from methods.common.capacity import capacity
 from methods.common.host_store import HostStore, Offload
+from methods.common.take import take
 
 NONE = torch.iinfo(torch.int64).max
 """Block in a slot that the request does not have: behind all others, in ascending order."""
@@ -113,9 +114,9 @@ class ActiveBlocks:
         self._before.copy_(self._state)
         self._store.wait()
         index = block_rows(self._chosen, self.block, len(self._origin))
-        keys, values, positions = cache.keys[index], cache.values[index], cache.token_positions[index]
+        whole = cache.keys, cache.values, cache.token_positions
         cache.reset()
-        cache.append(keys, values, positions)
+        take(cache, *whole, index)
 
     def wanted(self, q: Tensor) -> Tensor:
         """The best blocks for a step, as many as the request has slots, ascending, then `NONE`: [room for slots] int64.
