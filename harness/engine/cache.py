@@ -41,6 +41,8 @@ class LayerCache:
             most: tokens that there can ever be, if that is known.
         """
         self.spare, self.most = spare, most
+        self.length: int
+        self._start: int
         self.reset()
 
     @property
