@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -84,16 +84,90 @@ def _hasten(interpreter: Any) -> None:
     interpreter._get_np_dtype = _known_scalars(interpreter._get_np_dtype)
     # The language is patched anew at every call of a function, and a kernel takes its own patches back.
     interpreter._patch_lang = _patch_once(interpreter._patch_lang, interpreter._LangPatchScope)
+    interpreter._patch_attr = _patch_directly(interpreter.interpreter_semantic)
     # All but sums and extrema are reduced element by element.
     interpreter.ReduceOps.generic_reduce = _by_halves(interpreter.ReduceOps.generic_reduce)
+    _know_types(interpreter.tl)
+    _know_operands(interpreter.TritonSemantic, interpreter.tl)
 
 
 def _known_scalars(numpy_dtype: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    from triton.language import dtype
+    known: dict[str, Any] = {}
 
-    known = cache(numpy_dtype)
-    # Pointers have no hash.
-    return lambda kind: known(kind.scalar) if type(kind.scalar) is dtype else numpy_dtype(kind)
+    def looked_up(kind: Any) -> Any:
+        name = kind.scalar.name
+        if name not in known:
+            known[name] = numpy_dtype(kind)
+        return known[name]
+
+    return looked_up
+
+
+def _know_types(tl: Any) -> None:
+    """One object for each type of a block, and for each shape: every value has both, and most work was to make them."""
+    block, core = tl.block_type, tl.core
+    make, known = block.__init__, dict[tuple[Any, ...], Any]()
+    shapes: dict[str, tuple[Any, Any]] = {}
+
+    def once(kind: Any, element: Any, shape: Any) -> Any:
+        key = element.name, *[getattr(size, "value", size) for size in shape]
+        if key not in known:
+            made = object.__new__(kind)
+            make(made, element, shape)
+            known[key] = made
+        return known[key]
+
+    def tensor(self: Any, handle: Any, kind: Any) -> None:
+        self.handle, self.type, self.dtype = handle, kind, kind.scalar
+        if kind.name not in shapes:
+            sizes = [core.constexpr(size) for size in (kind.shape if kind.is_block() else ())]
+            shapes[kind.name] = core.tuple(sizes), core.constexpr(math.prod(size.value for size in sizes))
+        self.shape, self.numel = shapes[kind.name]
+
+    block.__new__, block.__init__ = staticmethod(once), lambda *_: None
+    core.tensor.__init__ = tensor
+    for kind in (core.dtype, core.pointer_type, block):
+        kind.__eq__ = _same_object_first(kind.__eq__)
+
+
+def _same_object_first(equal: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    return lambda one, other: one is other or equal(one, other)
+
+
+def _know_operands(semantic: Any, tl: Any) -> None:
+    """Operands of one type are ready as they are, and a constant is the same one everywhere."""
+    make_ready, make_constant = semantic.binary_op_type_checking_impl, semantic.scalar_constant
+    constants: dict[tuple[Any, ...], Any] = {}
+
+    def ready(self: Any, left: Any, right: Any, *asked: bool) -> Any:
+        tensors = isinstance(left, tl.tensor) and isinstance(right, tl.tensor)
+        # Pointers have rules of their own, and a quotient of half precision another type.
+        if tensors and left.type is right.type and not left.dtype.is_ptr() and not asked[3:]:
+            return left, right
+        return make_ready(self, left, right, *asked)
+
+    def constant(self: Any, value: Any, dtype: Any) -> Any:
+        key = type(value), value, dtype.name
+        if key not in constants:
+            constants[key] = make_constant(self, value, dtype)
+        return constants[key]
+
+    semantic.binary_op_type_checking_impl, semantic.scalar_constant = ready, constant
+
+
+def _patch_directly(semantic: Any) -> Callable[..., None]:
+    """A patched name calls what the builtin wraps, with nothing between."""
+
+    def patch(owner: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        function = getattr(member, "__wrapped__", member)
+
+        def patched(*args: Any, **options: Any) -> Any:
+            options["_semantic"] = semantic
+            return function(*args, **options)
+
+        scope.set_attr(owner, name, patched)
+
+    return patch
 
 
 def _patch_once(patch: Callable[[Any], Any], nothing: Callable[[], Any]) -> Callable[[Any], Any]:
