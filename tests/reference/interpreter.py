@@ -153,6 +153,27 @@ def _know_operands(semantic: Any, tl: Any) -> None:
         return constants[key]
 
     semantic.binary_op_type_checking_impl, semantic.scalar_constant = ready, constant
+    semantic.broadcast_impl_value = _known_widths(semantic.broadcast_impl_value, tl.tensor)
+
+
+def _known_widths(broadcast: Callable[..., Any], tensor: Any) -> Callable[..., Any]:
+    """What two types become beside each other is found out once."""
+    wider: dict[tuple[str, str], list[Any]] = {}
+
+    def known(self: Any, *pair: Any) -> Any:
+        left, right = pair
+        key = left.type.name, right.type.name
+        if key not in wider:
+            found = broadcast(self, left, right)
+            wider[key] = [None if after is before else after.type for before, after in zip(pair, found, strict=True)]
+        return [one if kind is None else spread(one, kind) for one, kind in zip(pair, wider[key], strict=True)]
+
+    def spread(value: Any, kind: Any) -> Any:
+        handle = value.handle
+        data = np.broadcast_to(handle.data, kind.shape.values)
+        return tensor(type(handle)(data, handle.dtype.scalar), kind)
+
+    return known
 
 
 def _patch_directly(semantic: Any) -> Callable[..., None]:
