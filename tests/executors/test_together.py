@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from harness.runner.fan_out import units_of
 from harness.runner.orders import Listing
 from tests.command import run
@@ -11,6 +13,7 @@ from tests.executors.runs import comparable, rows
 from tests.runner.test_conversation import asked
 from tests.test_cli import random_model
 
+pytestmark = pytest.mark.usefixtures("forked_workers")
 LOCAL = ("--executor", "local", "--workers", 2)
 
 
