@@ -35,6 +35,7 @@ __all__ = [
     "generate",
     "last_logits",
     "random_ids",
+    "stock_verbs",
     "tiny_engine",
     "tiny_model",
     "tiny_shape",
@@ -50,6 +51,12 @@ def build(text: str, engine: Engine) -> Method:
 def generate(text: str, engine: Engine, ids: torch.Tensor, new_tokens: int = 8) -> list[int]:
     """New tokens under the method that `text` names."""
     return list(engine.stream(build(text, engine), Request(ids, new_tokens, frozenset([END]))))
+
+
+def stock_verbs(graphed: Engine, stock: Engine) -> None:
+    """Lends one engine the other's verbs, in recorded prefills too: interpreted products would take most of the time."""
+    assert graphed.prefill is not None
+    graphed.prefill._verbs = graphed.verbs = stock.verbs
 
 
 def last_logits(engine: Engine, method: Method, ids: torch.Tensor, late: int, size: int) -> torch.Tensor:

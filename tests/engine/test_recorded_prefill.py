@@ -19,6 +19,7 @@ from harness.runner.catalog import METHODS, parse_methods
 from methods.full import Full
 from methods.slim import Slim
 from tests.reference.interpreter import DEVICE, kernels
+from tests.tiny import stock_verbs
 
 kernels("store_rows")
 for name in ("rowwise", "gemv", "decode_attention"):
@@ -30,12 +31,11 @@ SCHEDULE = "layers=2/4:budgets=0.75/0.5:block=16"
 
 
 def engines() -> tuple[Engine, Engine]:
-    """Stock, and one that records prefills, with the stock verbs: interpreted products would take most time."""
+    """Stock, and one that records prefills, with the stock verbs."""
     model, shape = tiny_model("llama", layers=LAYERS), tiny_shape(layers=LAYERS)
     stock, recorded = (copy.deepcopy(model).to(DEVICE) for _ in range(2))
     plain, graphed = Engine(stock, shape), Engine(recorded, shape, kind="graphed")
-    assert graphed.prefill is not None
-    graphed.prefill._verbs = graphed.verbs = plain.verbs
+    stock_verbs(graphed, plain)
     return plain, graphed
 
 

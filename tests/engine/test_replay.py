@@ -22,6 +22,7 @@ from harness.errors import InputError
 from harness.runner.catalog import parse_methods
 from methods.h2o import H2O
 from tests.reference.interpreter import DEVICE, kernels
+from tests.tiny import stock_verbs
 
 for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival", "eviction"):
     kernels(name)
@@ -51,11 +52,11 @@ def engines(family: str, layers: int = LAYERS) -> tuple[Engine, Engine]:
     return Engine(stock, shape), Engine(fused, shape, kind="graphed")
 
 
-def attention_alone(layers: int = LAYERS) -> tuple[Engine, Engine]:
-    """The second one decodes on resident caches, with the stock verbs: interpreted products would take most time."""
+def attention_alone(layers: int = LAYERS, prefill: bool = False) -> tuple[Engine, Engine]:
+    """The second one decodes on resident caches, with the stock verbs, and may read prompts as if recorded."""
     stock, fused = engines("llama", layers)
-    assert fused.prefill is not None
-    fused.prefill._verbs = fused.verbs = stock.verbs
+    stock_verbs(fused, stock)
+    fused.prefill = fused.prefill if prefill else None
     return stock, fused
 
 

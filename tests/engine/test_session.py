@@ -101,7 +101,7 @@ RECORDED = [
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_replayed_answers_leave_to_the_next_turn_what_others_do(name: str) -> None:
-    stock, replayed = attention_alone(LAYERS)
+    stock, replayed = attention_alone(LAYERS, prefill=True)
     # Answers that are left early have begun a step in vain.
     for most, after in ((99, True), (3, False)):
         requests = asked(random_ids(CONTEXT), frozenset(), after)

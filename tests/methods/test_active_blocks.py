@@ -17,6 +17,7 @@ from harness.runner.catalog import parse_methods
 from methods.common.active_blocks import NONE, ActiveBlocks
 from methods.slim import Slim
 from tests.reference.interpreter import DEVICE, kernels
+from tests.tiny import stock_verbs
 
 for name in ("rowwise", "gemv", "decode_attention", "fetch"):
     kernels(name)
@@ -31,9 +32,9 @@ def engine(kind: str = "stock") -> Engine:
 
 
 def attention_alone() -> Engine:
-    """Decodes on resident caches, with the stock verbs: interpreted products would take most of the time."""
+    """Decodes on resident caches, with the stock verbs."""
     on = engine("graphed")
-    on.verbs = engine().verbs
+    stock_verbs(on, engine())
     return on
 
 

@@ -13,7 +13,7 @@ from harness.engine.step import Step
 from methods.streaming import Streaming
 from tests.engine.test_replay import rehearsed
 from tests.reference.interpreter import DEVICE, kernels
-from tests.tiny import build, random_ids, tiny_model, tiny_shape
+from tests.tiny import build, random_ids, stock_verbs, tiny_model, tiny_shape
 
 for name in ("rowwise", "gemv", "decode_attention", "fetch"):
     kernels(name)
@@ -32,7 +32,7 @@ def engines(mode: str, band: str, family: str = "llama") -> tuple[tuple[Engine, 
     """One that launches every step and one that may replay, each with the method; both with the stock verbs."""
     model, shape = tiny_model(family, layers=LAYERS), tiny_shape(layers=LAYERS, family=family)
     stock, replaying = (Engine(copy.deepcopy(model).to(DEVICE), shape, kind=kind) for kind in ("stock", "graphed"))
-    replaying.verbs = stock.verbs
+    stock_verbs(replaying, stock)
     assert replaying.table is not None
     replaying.table.attention.splits = 1  # interpreted programs take long
     pairs = [(engine, build(f"streaming:mode={mode}:{band}", engine)) for engine in (stock, replaying)]
