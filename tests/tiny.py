@@ -54,7 +54,7 @@ def generate(text: str, engine: Engine, ids: torch.Tensor, new_tokens: int = 8) 
 
 
 def stock_verbs(graphed: Engine, stock: Engine) -> None:
-    """Lends one engine the other's verbs, in recorded prefills too: interpreted products would take most of the time."""
+    """Lends one engine the other's verbs, for recorded prefills too: interpreted products would take most time."""
     assert graphed.prefill is not None
     graphed.prefill._verbs = graphed.verbs = stock.verbs
 
