@@ -1,5 +1,7 @@
 """Latency at fixed lengths: real text, cut to the token, and always the same number of new tokens.
 
+Requests are sent one after the other, or arrive at a rate.
+
 Nothing is scored, so random weights of a real shape serve as well as trained ones.
 """
 
@@ -11,13 +13,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.options import OptionSet
-from tasks.base import DataNote, Sample, Task, Tokenizer
+from tasks.base import DataNote, Sample, Tokenizer
 from tasks.common.haystack import SPEECHES
+from tasks.common.load import LoadOptions, UnderLoad
 from tasks.common.texts import running_text
 
 
-class Speed(Task):
+class Speed(UnderLoad):
     """One sample a length and repeat; every repeat has a text of its own."""
 
     name = "speed"
@@ -25,8 +27,8 @@ class Speed(Task):
     metric = "none"
     data = DataNote(licence=SPEECHES)
 
-    class Options(OptionSet):
-        """Lengths, new tokens, repeats."""
+    class Options(LoadOptions):
+        """Lengths, new tokens, repeats, and how they arrive."""
 
         lengths: tuple[Annotated[int, Field(ge=16)], ...] = Field((1024, 2048, 4096), description="prompt lengths")
         new_tokens: Annotated[int, Field(ge=1)] = Field(64, description="tokens to generate, end tokens or not")

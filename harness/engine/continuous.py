@@ -136,8 +136,10 @@ class Continuous(Batch):
 
     def end(self) -> None:
         """All leave."""
-        super().end()
-        self._lying, self._stepped = {}, None
+        try:
+            super().end()
+        finally:
+            self.slots, self._lying, self._stepped = [], {}, None
 
     @torch.inference_mode()
     def step(self) -> list[Slot]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence, Set
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 from harness.engine.batch import Batch
 from harness.measuring.together import MeasuredBatch, measure_batch
@@ -54,11 +54,24 @@ def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str
     return jobs
 
 
+class Asks(Protocol):
+    """Asks prompts of one cell at once.
+
+    Attributes:
+        hash: of the cell.
+    """
+
+    hash: str
+
+    def ask(self, prompts: Sequence[Prompt]) -> list[Record]:
+        """Their records, in the order of the prompts."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Prompts that are asked at once, when the first of their records is wanted."""
 
-    asker: Asker
+    asker: Asks
     prompts: Sequence[Prompt]
 
     @cached_property

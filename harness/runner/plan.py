@@ -24,6 +24,7 @@ from harness.runner.spec import RunSpec, WrongOption, public_name
 from harness.statistics.noise import TWIN
 from harness.storage.store import Manifest
 from tasks.base import Task, TaskContext
+from tasks.common.load import load_of
 
 
 class CellSpec(BaseModel):
@@ -107,10 +108,12 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
     tasks = _distinct(build_tasks(spec.tasks, context))
-    shape = describe(spec.model)
+    shape, loaded = describe(spec.model), any(map(load_of, tasks))
+    if loaded:
+        _check_load(spec, methods, elsewhere=elsewhere)
     for method in methods:
         method.check(shape)
-        if spec.batch > 1:
+        if spec.batch > 1 or loaded:
             method.kind.check_batch(method.options)
     _check_lengths(spec, tasks, shape)
     return Plan(spec, shape, methods, tasks)
@@ -150,6 +153,22 @@ def _methods(spec: RunSpec) -> list[MethodSpec]:
 def _check_together(spec: RunSpec) -> None:
     if spec.batch > 1 and spec.ledger:
         raise WrongOption("ledger", "accounts for a request that has the device to itself, so not with --batch")
+
+
+def _check_load(spec: RunSpec, methods: Sequence[MethodSpec], *, elsewhere: bool) -> None:
+    """Raises `InputError` for what is not measured where requests arrive at a rate."""
+    if spec.batch > 1:
+        raise WrongOption("batch", "requests that arrive at a rate are served together as they come: see most=")
+    if spec.ledger or spec.parts:
+        option = "ledger" if spec.ledger else "parts"
+        raise WrongOption(option, "is of requests that have the device to themselves, so not with a rate")
+    if not spec.timing:
+        raise WrongOption("timing", "a rate is a matter of times, so not with --no-timing")
+    if elsewhere:
+        raise InputError("--executor: requests that arrive at a rate are served by one process")
+    for method in methods:
+        if method.kind.simulated:
+            raise InputError(f"{method.label}: only simulates pruning, so what it does under load says nothing")
 
 
 def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> None:

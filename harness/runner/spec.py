@@ -16,12 +16,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from harness.engine.batch import Batch
+from harness.engine.continuous import Continuous
 from harness.engine.engine import Engine
 from harness.errors import InputError
 from harness.grammar import parse_items, parse_sums, sum_without_paths, without_paths
 from harness.measuring.provenance import source_hash
 from harness.runner.catalog import MethodSpec
 from tasks.base import Task
+from tasks.common.load import load_of
 
 
 class WrongOption(InputError):
@@ -139,7 +141,8 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
         dtype: that the weights really have.
         kernel: of attention, and of the engine around it.
     """
-    together = {} if spec.batch == 1 else {"batch": [spec.batch, source_hash(Batch)]}
+    together: dict[str, Any] = {} if spec.batch == 1 else {"batch": [spec.batch, source_hash(Batch)]}
+    together |= {"load": source_hash(Continuous)} if load_of(task) else {}
     return content_hash(
         {
             "model": weights_hash,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from harness.engine.continuous import Recordings
 from harness.engine.engine import Engine
 from harness.engine.request import Request
 from harness.engine.session import Session
@@ -23,11 +24,13 @@ from harness.runner.batches import batch_jobs
 from harness.runner.conversation import Conversation
 from harness.runner.execute import Job
 from harness.runner.loaded import Cell, Loader, load_run
+from harness.runner.loads import load_jobs
 from harness.runner.order import order
 from harness.runner.plan import CellSpec, Plan, plan
 from harness.runner.request import Bench, release
 from harness.runner.samples import Prompt, read_prompts
 from harness.runner.spec import RunSpec
+from tasks.common.load import load_of
 
 
 class MethodWorker:
@@ -50,6 +53,7 @@ class MethodWorker:
         synchronize(run.device)
         meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
         self._bench, self._warm_up = Bench(run, limits, monitor, meter), WarmUp(run.engine, run.device)
+        self._recordings = Recordings(run.engine)
 
     def facts(self) -> dict[str, Any]:
         """Of the loaded run."""
@@ -60,6 +64,8 @@ class MethodWorker:
         run = self._bench.run
         if run.spec.batch > 1:
             return batch_jobs(self._bench, cells, done)
+        if load := load_of(run.plan.task(cells[0])):
+            return load_jobs(self._bench, cells, done, load, self._recordings)
         bound = [run.bind(cell) for cell in cells]
         prompts = read_prompts(bound[0].task, run.model, run.spec)
         return [job for prompt, cell in _in_turn(prompts, bound) for job in self._jobs(bound, cell, prompt, done)]

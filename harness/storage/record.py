@@ -46,6 +46,40 @@ class Facts(BaseModel):
         return layers
 
 
+class Arrival(BaseModel):
+    """A request that arrived at a rate, and its way through the queue; seconds since the first one arrived.
+
+    The clock stands still while requests are recorded.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        description="requests a second that were to arrive; null where all arrived at once"
+    )
+    most: Count = Field(description="how many could be served at once")
+    arrival_s: Seconds = Field(description="when it arrived")
+    start_s: Seconds = Field(description="when its prefill began: what lies between is its time in the queue")
+    first_token_s: Seconds = Field(description="when its first new token was on the host")
+    last_token_s: Seconds = Field(description="when its last one was, and it left")
+    batch_sizes: list[Count] = Field(description="requests in each of its decode steps, itself included")
+    replayed: bool = Field(description="whether all of these steps were replayed, not launched anew")
+    captures: Count = Field(
+        description="parts of its prefill that were recorded first, so its time says less"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.arrival_s <= self.start_s <= self.first_token_s <= self.last_token_s:
+            raise ValueError("arrival, start, first and last token are not in this order")
+        return self
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds that it waited to be served."""
+        return self.start_s - self.arrival_s
+
+
 class Record(BaseModel):
     """One line of `samples.jsonl`; what cannot have been measured is refused."""
 
@@ -143,6 +177,12 @@ class Record(BaseModel):
     )
     batch_tokens_per_s: Rate | None = Field(
         default=None, description="new tokens a second that the batch's decode steps brought, for all of its requests"
+    )
+    arrival: Arrival | None = Field(
+        default=None,
+        description="its way through the queue, where requests arrived at a rate: then ttft_s and e2e_s begin with its "
+        "own prefill, and token_s, tpot_s and e2e_s hold what others' prefills took between its tokens; null where it "
+        "was sent by itself or in a batch, and in older records",
     )
     device_state: dict[str, Any] | None = Field(
         description="clocks, temperature, power, throttle reasons and foreign processes of the GPU right after the "
