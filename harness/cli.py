@@ -260,7 +260,7 @@ def report_command(
 ) -> None:
     """Write the tables, the plots and one HTML page of recorded runs."""
     from harness.report.build import report
-    from harness.report.goodput import parse_slo
+    from harness.report.slo import parse_slo
 
     limits = [] if slo is None else parse_slo(slo)
     for path in report(runs, output, limits):

@@ -13,12 +13,13 @@ from harness.errors import InputError
 from harness.report.curves import against_length, parts, survivors
 from harness.report.density import density_map
 from harness.report.figures import save
-from harness.report.goodput import Limit
 from harness.report.html import page
+from harness.report.load import load_figure
 from harness.report.maps import needle_map, survival_map
 from harness.report.overview import Reported, overview, overview_markdown
 from harness.report.plots import accuracy_ttft_figure
 from harness.report.recorded import Recorded, read
+from harness.report.slo import Limit
 from harness.report.table import Table, to_csv, to_latex, to_markdown
 from harness.report.tables import tables
 from harness.report.throughput import throughput, throughput_figure
@@ -98,15 +99,15 @@ def build(run: Recorded, folder: Path, slo: Sequence[Limit] = ()) -> tuple[list[
         folder.mkdir(parents=True, exist_ok=True)
         found = tables(run, slo) + [table for table in [throughput([run])] if table.rows]
         paths = [path for table in found for path in write_table(table, folder)]
-        paths += [path for name, figure in figures(run) for path in save(figure, folder, name)]
+        paths += [path for name, figure in figures(run, slo) for path in save(figure, folder, name)]
         images = {path.stem: path.read_bytes() for path in paths if path.suffix == ".svg"}
         return [*paths, _write(folder / "index.html", page(run, found, images))], images
     except OSError as error:
         raise InputError(f"{folder}: cannot write the report: {error.strerror}") from None
 
 
-def figures(run: Recorded) -> list[tuple[str, Figure]]:
-    """(file name, figure) of every plot that the run has numbers for."""
+def figures(run: Recorded, slo: Sequence[Limit] = ()) -> list[tuple[str, Figure]]:
+    """(file name, figure) of every plot that the run has numbers for; goodput where there are limits."""
     if run.records.empty:
         return []
     whole = {method: row for (task, method), row in run.effects.items() if task == ALL}
@@ -121,6 +122,7 @@ def figures(run: Recorded) -> list[tuple[str, Figure]]:
         "survivors": survivors(run),
         "density": density_map(run),
         "throughput": throughput_figure([run]),
+        "load": load_figure(run.contenders, run.methods, slo),
     }
     return [(name, figure) for name, figure in drawn.items() if figure is not None]
 

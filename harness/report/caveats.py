@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from harness.statistics.comparable import arrived
 from harness.statistics.paired import REFERENCE, cards
 from harness.statistics.turns import later
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY
@@ -51,6 +52,11 @@ def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
     behind = records[[later(extra) for extra in records["extra"]]]
     yield from _told(
         "Later turns", " prefill nothing, so they count in no TTFT, E2E or energy", _by_task(behind, records)
+    )
+    yield from _told(
+        "Arrived at a rate",
+        ", so TPOT and E2E are those of a load, in a table of their own, and compared with none",
+        _by_task(records[arrived(records)], records),
     )
     yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
     apart = records[_apart(records)]

@@ -16,8 +16,8 @@ from harness.report.markdown import Comparison
 from harness.report.means import MeanScores, mean_scores
 from harness.report.render import compared
 from harness.report.summary import overall, summarise
+from harness.statistics.comparable import comparable
 from harness.statistics.noise import TWIN
-from harness.statistics.turns import of_prefills
 from harness.storage.store import Manifest, load, load_manifest
 
 _NUMBERS = (
@@ -34,8 +34,8 @@ class Recorded:
     Attributes:
         name: the folder's name.
         manifest: what the run is.
-        records: `harness.storage.store.load` with a column `length` (`lengths`); `ttft_s` and `e2e_s` are of prefills
-            alone, `own_ttft_s` is of every turn of a conversation.
+        records: `harness.storage.store.load` with a column `length` (`lengths`); times are those that compare
+            (`comparable`), `own_ttft_s` is of every turn of a conversation.
     """
 
     name: str
@@ -154,7 +154,7 @@ def read(folder: Path | str) -> Recorded:
 def recorded(name: str, manifest: Manifest, loaded: pd.DataFrame) -> Recorded:
     """What was read already: a folder's name, its manifest and what `harness.storage.store.load` made of it."""
     numbers = {column: pd.to_numeric(loaded[column], errors="coerce").astype(float) for column in _NUMBERS}
-    records = of_prefills(loaded).assign(**numbers, length=lengths(loaded), own_ttft_s=loaded["ttft_s"])
+    records = comparable(loaded).assign(**numbers, length=lengths(loaded), own_ttft_s=loaded["ttft_s"])
     records["prefill_roofline"] = records["prefill_floor_s"] / records["ttft_s"]
     records["prefill_lasting"] = records["prefill_lasting_floor_s"] / records["ttft_s"]
     records["decode_roofline"] = records["decode_floor_s"] / records["tpot_s"]

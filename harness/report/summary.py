@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from harness.statistics.comparable import comparable
 from harness.statistics.paired import ALL, REFERENCE, speedups
 from harness.statistics.percentiles import PERCENTS, percentile, pooled
-from harness.statistics.turns import of_prefills
 
 BASELINE = REFERENCE
 TTFT_TAILS = [f"ttft_p{percent}_s" for percent in PERCENTS]
@@ -43,11 +43,11 @@ def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequenc
         `kept_fraction`. A speed-up (`energy_ratio` likewise) is the baseline's time divided by the method's on the same
         sample, averaged over samples as `harness.statistics.paired.compare` does it. `tpot_mean_s` is the median of the
         requests' means. Percentiles are over `ttft_n` requests, and over the `itl_n` gaps between tokens (inter-token
-        latency) of all requests together; NaN of too few (`harness.statistics.percentiles`). Later turns of
-        conversations count in no TTFT, E2E or energy. What was not measured, and ratios in a run without the baseline,
-        is NaN or NA.
+        latency) of all requests together; NaN of too few (`harness.statistics.percentiles`). Times that
+        compare with no other (`harness.statistics.comparable`) count in nothing. What was not measured, and ratios in a
+        run without the baseline, is NaN or NA.
     """
-    records = of_prefills(records)
+    records = comparable(records)
     groups = records.groupby(["method", "task"], sort=False)
     table = groups[[*_COSTS, *_BYTES]].median()
     ratios = speedups(records)[["ttft", "e2e", "energy"]]

@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.errors import InputError
+from harness.statistics.comparable import comparable
 from harness.statistics.estimators import (
     ALPHA,
     FEWEST,
@@ -35,7 +36,6 @@ from harness.statistics.estimators import (
     trimmed_mean,
 )
 from harness.statistics.power import score_mde, speed_mde
-from harness.statistics.turns import of_prefills
 
 REFERENCE = "full"
 ALL = "all"
@@ -67,7 +67,7 @@ def compare(
 
     Rows `all` weigh all tasks that every method has records of the same, so that no method gets the easier ones.
     Samples whose `extra["context_hash"]` is the same within a task are one cluster. Times of different cards make no
-    pair (`cards`), and later turns of conversations have no part in TTFT, E2E and energy (`of_prefills`).
+    pair (`cards`), and what is of more than one request, or of less, has no part in times and energy (`comparable`).
 
     Args:
         records: one row a record (`harness.storage.store.load`).
@@ -253,7 +253,7 @@ class _Cell(NamedTuple):
 def _panels(records: pd.DataFrame) -> list[_Panel]:
     if records.duplicated(["method", "task", "sample"]).any():
         raise InputError("a method has answered a sample of a task twice; records of one run at a time can be compared")
-    records = of_prefills(records)
+    records = comparable(records)
     frame = records[["method", "task", "sample"]].copy()
     frame["unit"], frame["card"] = _clusters(records), pd.factorize(np.array(cards(records), dtype=object))[0]
     frame["score"] = records["score"].astype(float)

@@ -18,4 +18,4 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports draw nothing."""
-    monkeypatch.setattr("harness.report.build.figures", lambda run: [])
+    monkeypatch.setattr("harness.report.build.figures", lambda run, slo: [])

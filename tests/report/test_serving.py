@@ -15,10 +15,11 @@ from harness.errors import InputError
 from harness.report.build import report
 from harness.report.compare import compare_runs
 from harness.report.compare import to_markdown as compared_text
-from harness.report.goodput import Limit, goodput, parse_slo
+from harness.report.goodput import goodput
 from harness.report.json_summary import json_summary
 from harness.report.recorded import Recorded, read
 from harness.report.render import render
+from harness.report.slo import Limit, parse_slo
 from harness.report.table import Table
 from harness.report.tables import decision, tables
 from harness.storage.record import OUT_OF_MEMORY, Record
