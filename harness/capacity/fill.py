@@ -27,8 +27,8 @@ from harness.errors import InputError
 from harness.measuring.clock import synchronize
 from harness.measuring.roofline import decode_bytes
 from harness.runner.catalog import MethodSpec
-from harness.runner.faults import comes_from, told
-from harness.runner.request import release
+from harness.runner.faults import comes_from, ran_out, told
+from harness.runner.request import check_device, release
 
 
 class Memory(Protocol):
@@ -132,7 +132,9 @@ class _Filling:
             start = time.perf_counter()
             self.batch.add(request, load.new_tokens)
             self.ttfts.append(time.perf_counter() - start)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not ran_out(error):
+                raise
             release(self.methods.pop())
             return False
         return True
@@ -151,7 +153,9 @@ class _Filling:
             for _ in self.batch.steps():
                 steps.append((now := time.perf_counter()) - before)
                 before = now
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not ran_out(error):
+                raise
             return None
         return steps
 
@@ -189,6 +193,7 @@ def hold(load: Load, spec: MethodSpec, key: str) -> Held:
         reason = told(spec.kind, error)
     except Exception as error:  # whatever a third party's code raises
         reason = told(spec.kind, error)
+    check_device(f"{spec.label}: {reason}")
     return Held(key=key, method=spec.label, batch=0, bound="memory", failed=reason)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,9 @@ def _planned(spec: RunSpec) -> Plan:
     device = resolve_device(spec.device)
     if not can_be_full(device):
         raise InputError("harness capacity needs a CUDA device: nothing says when a CPU's memory is full")
+    if device.type == "cuda":
+        # In segments of fixed sizes what stays lies between what comes and goes, and holes count as full.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     planned = plan(spec)
     for method in planned.methods:
         if method.kind.simulated:

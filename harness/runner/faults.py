@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, FunctionType
 
+import torch
+
 from harness.engine.method import Method
 from harness.engine.promises import BrokenPromise
 from harness.errors import InputError
@@ -21,6 +23,7 @@ from tasks.base import Task
 MOST = 300
 """Characters of a foreign message that are kept."""
 
+_OUT_OF_MEMORY = ("out of memory", "alloc_failed")
 # A path says whose machine it is; its last name says which file.
 _FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^/\s'\"]+)+/(?=[^/\s'\"])")
 
@@ -59,6 +62,20 @@ def blamed(owner: object, label: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever a third party's code raises
         raise InputError(f"{label}: {told(owner, error)}") from error
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether the device had no memory left, whoever says so, and whatever came of it.
+
+    PyTorch's allocator says it by a type. What takes memory past it (modules of kernels, workspaces, graphs) says it in
+    words, and an allocation that fails while a graph is captured may come out as the failure of the capture.
+    """
+    while error is not None:
+        told_so = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OUT_OF_MEMORY)
+        if told_so or isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def comes_from(owner: object, error: Exception) -> bool:

@@ -18,7 +18,7 @@ from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.ledger import ledger
 from harness.measuring.roofline import Ceilings
-from harness.runner.faults import comes_from, told
+from harness.runner.faults import comes_from, ran_out, told
 from harness.runner.grades import Graded, grade
 from harness.runner.loaded import Cell, LoadedRun
 from harness.runner.loglikelihood import rate_choices
@@ -67,17 +67,22 @@ def attempted(bench: Bench, cell: Cell, prompts: Sequence[Prompt], ask: Callable
     """
     try:
         return ask()
-    except torch.OutOfMemoryError as error:
-        fact, reason = OUT_OF_MEMORY, str(error).partition(". ")[0]
     except InputError as error:
         if not comes_from(type(cell.method), error):
             raise
         fact, reason = FAILED, told(type(cell.method), error)
     except Exception as error:  # whatever a third party's code raises
-        fact, reason = FAILED, told(type(cell.method), error)
+        fact, reason = _ended(type(cell.method), error)
     release(cell.method)
-    _check_device(f"{cell.label}: {reason}")
+    check_device(f"{cell.label}: {reason}")
     return [unanswered(cell, prompt, bench.run.model.shape, fact, reason) for prompt in prompts]
+
+
+def _ended(kind: type[Method], error: Exception) -> tuple[str, str]:
+    """The fact that a request has no answer, and why."""
+    if ran_out(error):
+        return OUT_OF_MEMORY, str(error).partition(". ")[0]
+    return FAILED, told(kind, error)
 
 
 def release(method: Method) -> None:
@@ -86,8 +91,15 @@ def release(method: Method) -> None:
         method.begin(1, 1)
 
 
-def _check_device(reason: str) -> None:
-    """A kernel that reads where nothing is ends all work of the process on a GPU, the other methods' too."""
+def check_device(reason: str) -> None:
+    """A kernel that reads where nothing is ends all work of the process on a GPU, the other methods' too.
+
+    Args:
+        reason: what it may have been.
+
+    Raises:
+        InputError: that is so.
+    """
     try:
         torch.cuda.empty_cache()
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -52,9 +52,11 @@ class LoadOptions(OptionSet):
 
 
 class UnderLoad(Task):
-    """A task whose `Options` are `LoadOptions` and more. Every rate is a task of its own."""
+    """A task whose `Options` are `LoadOptions` and more; every rate is a task of its own."""
 
-    Options = LoadOptions
+    class Options(LoadOptions):
+        """How they arrive."""
+
     options: LoadOptions
 
     def load(self) -> Load | None:

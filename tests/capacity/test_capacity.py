@@ -127,8 +127,13 @@ def test_what_can_be_prefilled_but_not_decoded_is_one_too_many(tmp_path: Path, m
 
     def scarce(batch: Batch) -> Any:
         sizes.append(len(batch.slots))
-        if len(batch.slots) > 3:
+        if len(batch.slots) > 4:
             raise torch.OutOfMemoryError
+        if len(batch.slots) > 3:
+            try:
+                raise torch.OutOfMemoryError
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
         return steps(batch)
 
     monkeypatch.setattr(Batch, "steps", scarce)

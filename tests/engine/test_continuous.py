@@ -160,10 +160,7 @@ def test_steps_that_share_no_launch_are_launched_anew(text: str) -> None:
 def test_a_cache_that_stands_for_nobody_is_long_enough() -> None:
     _, fused = attention_alone(2)
     recordings = Recordings(fused)
+    replay = spec("full").build(fused.context).dense_replay
     for steps in (3, 9, 4):
-        recordings.nobody(batch_replay(fused), steps)
+        recordings.nobody(replay, steps)
         assert recordings._nobody.room >= steps and torch.equal(recordings._nobody.keys, torch.zeros(1, 2, 16))
-
-
-def batch_replay(engine: Engine) -> object:
-    return spec("full").build(engine.context).dense_replay

@@ -55,9 +55,10 @@ class Paced(Continuous):
         return super().step()
 
 
-def served(
-    arrivals: Sequence[float], tokens: Sequence[int], places: int
-) -> tuple[list[tuple[Visit, Measured]], FakeClock]:
+Left = list[tuple[Visit, Measured]]
+
+
+def served(arrivals: Sequence[float], tokens: Sequence[int], places: int) -> tuple[Left, FakeClock]:
     """What was noted of requests of so many new tokens, in the order in which they left."""
     engine, clock = tiny_engine(layers=1), FakeClock()
     (full,) = parse_methods("full")

@@ -92,8 +92,8 @@ def test_what_lies_between_tokens_is_no_pair(run: Recorded) -> None:
     (told,) = [caveat for caveat in caveats(run.records) if caveat.title == "Arrived at a rate"]
     assert "speed:rate=4.0:most=2: 60 of 60 requests" in told.text and "needle" not in told.text
     summary = run.summary.set_index(["task", "method"])
-    assert math.isnan(summary.loc[("speed:rate=4.0:most=2", "full"), "tpot_s"])
-    assert summary.loc[("needle", "full"), "tpot_s"] == 1.0
+    times = summary["tpot_s"].to_dict()
+    assert math.isnan(times["speed:rate=4.0:most=2", "full"]) and times["needle", "full"] == 1.0
 
 
 def test_a_picture_of_several_rates(run: Recorded) -> None:
@@ -103,7 +103,7 @@ def test_a_picture_of_several_rates(run: Recorded) -> None:
     assert axes.get_title() == "speed:most=2" and "p90" in axes.get_ylabel()
     for line, waits in zip(axes.lines, (2.0, 1.0), strict=True):
         seconds = [float(np.percentile(0.5 + waits * rate * np.arange(30) / 10, 90)) for rate in RATES]
-        assert list(line.get_xdata()) == [*RATES] and list(line.get_ydata()) == pytest.approx(seconds)
+        assert np.array_equal(line.get_xdata(), RATES) and np.allclose(np.asarray(line.get_ydata()), seconds)
     both = dict(figures(run, parse_slo("ttft=2.5s")))["load"]
     assert len(both.axes) == 2 and "goodput" in both.axes[1].get_ylabel()
 

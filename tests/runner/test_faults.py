@@ -11,7 +11,7 @@ import torch
 import harness
 from harness.conformance.kit import Subject, run_check
 from harness.runner.catalog import METHODS, TASKS, parse_methods
-from harness.runner.faults import told
+from harness.runner.faults import ran_out, told
 from harness.storage.store import load_manifest
 from tests.checkpoint import save_checkpoint
 from tests.command import run
@@ -315,3 +315,21 @@ def test_a_method_that_keeps_more_than_it_asks_for_is_a_warning(tmp_path: Path, 
     assert f"**{words[:31]}**{words[31:]}" in (tmp_path / "run" / "table.md").read_text()
     assert run("report", tmp_path / "run") == 0
     assert words in (tmp_path / "run" / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "has_run_out"),
+    [
+        (torch.OutOfMemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=str,
+)
+def test_what_says_that_memory_has_run_out(error: Exception, has_run_out: bool) -> None:
+    assert ran_out(error) is has_run_out
+    later = RuntimeError("capture")
+    later.__context__ = error
+    assert ran_out(later) is has_run_out
