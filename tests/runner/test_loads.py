@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 import harness
@@ -34,28 +35,37 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_record_each_with_its_way_through_the_queue(loaded: Path) -> None:
     records = harness.load(loaded)
     assert len(records) == 2 * 5 * 3
-    for task, group in records[records.arrival.notna()].groupby("task"):
-        by_method = [list(own.sort_values("sample").arrival) for _, own in group.groupby("method")]
-        for ours, theirs in zip(*by_method, strict=True):
-            assert ours["arrival_s"] == theirs["arrival_s"] and ours["rate"] == (200 if "200" in str(task) else None)
-        for row in group.itertuples():
-            arrival: dict[str, Any] = row.arrival
-            assert arrival["arrival_s"] <= arrival["start_s"] < arrival["first_token_s"] < arrival["last_token_s"]
-            assert row.ttft_s == pytest.approx(arrival["first_token_s"] - arrival["start_s"])
-            assert row.e2e_s == pytest.approx(arrival["last_token_s"] - arrival["start_s"])
-            assert sum(row.token_s) == pytest.approx(row.e2e_s - row.ttft_s)
-            assert len(arrival["batch_sizes"]) == 3 and 1 <= max(arrival["batch_sizes"]) <= arrival["most"] == 3
-            assert not arrival["replayed"] and arrival["captures"] == 0
-    assert max(size for one in records.arrival.dropna() for size in one["batch_sizes"]) > 1
+    served = [Loaded(row) for row in records[records.arrival.notna()].to_dict("records")]
+    for one in served:
+        arrival, row = one.arrival, one.row
+        assert arrival.rate == (200 if "rate=200" in row["task"] else None)
+        assert arrival.start_s < arrival.first_token_s < arrival.last_token_s
+        assert row["ttft_s"] == pytest.approx(arrival.first_token_s - arrival.start_s)
+        assert row["e2e_s"] == pytest.approx(arrival.last_token_s - arrival.start_s)
+        assert sum(row["token_s"]) == pytest.approx(row["e2e_s"] - row["ttft_s"])
+        assert len(arrival.batch_sizes) == 3 and 1 <= max(arrival.batch_sizes) <= arrival.most == 3
+        assert not arrival.replayed and arrival.captures == 0
+    assert max(size for one in served for size in one.arrival.batch_sizes) > 1
+    full, snapkv = (
+        {(one.row["task"], one.row["sample"]): one.arrival.arrival_s for one in served if one.row["method"] == method}
+        for method in METHODS.split(",")
+    )
+    assert full == snapkv and len(full) == 10
     alone = records[records.arrival.isna()]
     assert alone.decode_read_bytes.notna().all() and len(alone) == 10
     assert set(alone.cell).isdisjoint(records[records.arrival.notna()].cell) and records.cell.nunique() == 6
 
 
+class Loaded:
+    """A row of what was loaded, and its way through the queue."""
+
+    def __init__(self, row: dict[Any, Any]) -> None:
+        self.row, self.arrival = row, Arrival.model_validate(row["arrival"])
+
+
 @pytest.mark.slow
 def test_answers_are_those_of_one_at_a_time(tmp_path: Path) -> None:
-    model = "smollm2"
-    answers = []
+    model, answers = "smollm2", list[pd.DataFrame]()
     for task in (TASK.replace("5", "2"), LOADED.replace("200/inf", "inf").replace("repeats=5", "repeats=2")):
         asked = ("--methods", METHODS, "--tasks", task, "--dtype", "float32", "--limit", 2)
         assert run("run", "--model", model, *asked, "--output", tmp_path / str(len(answers))) == 0
@@ -149,7 +159,7 @@ def test_older_records_have_no_arrival() -> None:
 
 
 def test_nobody_is_served_before_he_comes() -> None:
-    values = {"rate": 1.0, "most": 1, "batch_sizes": [], "replayed": True, "captures": 0}
+    values: dict[str, Any] = {"rate": 1.0, "most": 1, "batch_sizes": [], "replayed": True, "captures": 0}
     with pytest.raises(ValueError, match="order"):
         Arrival(**values, arrival_s=2.0, start_s=1.0, first_token_s=3.0, last_token_s=3.0)
     assert Arrival(**values, arrival_s=1.0, start_s=2.5, first_token_s=3.0, last_token_s=3.0).queue_s == 1.5
