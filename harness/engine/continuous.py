@@ -160,10 +160,14 @@ class Continuous(Batch):
 
     @torch.inference_mode()
     def rehearse(self) -> None:
-        """Records the steps of every size over the requests that are there, whose answers stay what they will be."""
+        """Records the steps of every size, and runs each once, over the requests that are there.
+
+        These stay where they are: what a step stores behind their last tokens the next one stores again.
+        """
         for size in sizes(len(self._methods)):
-            if size >= len(self.slots):
-                self._gathered(size)
+            stepped = self._gathered(size) if size >= len(self.slots) else None
+            if stepped is not None:
+                stepped.step()
         self._stepped = None
 
     def _gathered(self, size: int) -> SteppedDecode | None:
