@@ -48,6 +48,7 @@ class LoadedRun:
     model: LoadedModel
     engine: Engine
     _methods: dict[tuple[str, int], Method] = field(default_factory=dict)
+    _hashes: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def spec(self) -> RunSpec:
@@ -81,11 +82,12 @@ class LoadedRun:
             slot: of the request, where several are there at once: each has a method of its own.
         """
         method, task = self.plan.method(cell), self.plan.task(cell)
-        dtype, kernel = str(self.model.model.dtype), f"{self.engine.context.attention.kernel}, {self.engine.kind}"
-        identity = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel)
+        if (name := (method.label, task.label)) not in self._hashes:
+            dtype, kernel = str(self.model.model.dtype), f"{self.engine.context.attention.kernel}, {self.engine.kind}"
+            self._hashes[name] = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel)
         if (place := (method.label, slot)) not in self._methods:
             self._methods[place] = method.build(self.engine.context)
-        return Cell(identity, method.label, self._methods[place], task)
+        return Cell(self._hashes[name], method.label, self._methods[place], task)
 
 
 def _source(method: MethodSpec) -> str:
