@@ -64,9 +64,7 @@ class Arrival(BaseModel):
     last_token_s: Seconds = Field(description="when its last one was, and it left")
     batch_sizes: list[Count] = Field(description="requests in each of its decode steps, itself included")
     replayed: bool = Field(description="whether all of these steps were replayed, not launched anew")
-    captures: Count = Field(
-        description="parts of its prefill that were recorded first, so its time says less"
-    )
+    captures: Count = Field(description="parts of its prefill that were recorded first, so its time says less")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
