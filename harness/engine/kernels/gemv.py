@@ -22,7 +22,7 @@ from torch import Tensor
 class Tiling(NamedTuple):
     """How a product is cut.
 
-    Sums of a row depend on `block` and, below 256 columns a warp, on `warps`: not on `rows` and `ahead`.
+    The order of a row's sums depends on `block` and `warps` alone.
     """
 
     rows: int
@@ -32,7 +32,9 @@ class Tiling(NamedTuple):
     ahead: int = 1
     """Tiles that are on their way to a program at once."""
     warps: int = 4
-    """Of a program."""
+    """Of a program; with more than a 256th of `block`, x passes through shared memory."""
+    steady: bool = False
+    """Whether a barrier behind each tile keeps the compiler from asking for all tiles of a round at its end."""
 
 
 # By product, the tiling of weights of at most so many rows and columns; the first that fits. The best of those tried on
@@ -121,7 +123,7 @@ def _launch(product: str, kernel: Any, x: Tensor, weight: Tensor, *args: Any, **
     *tensors, eps, pdl = args
     n, k = weight.shape
     cut = tiling(product, n, k)
-    constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "AHEAD": cut.ahead, "PDL": pdl}
+    constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "AHEAD": cut.ahead, "STEADY": cut.steady, "PDL": pdl}
     # `launch_pdl` is an option of the CUDA back end alone.
     extra = {"launch_pdl": True} if pdl else {}
     kernel[(triton.cdiv(n, cut.rows),)](x, weight, *tensors, eps, n, k, **constants, num_warps=cut.warps, **extra)
@@ -137,7 +139,7 @@ def _tile(start, columns, inside, k: tl.constexpr) -> Any:
 @triton.jit
 def _sums(
     x, weight, gain, rows, inside, k: tl.constexpr, eps, NORM: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
 ) -> Any:  # fmt: skip
     """Products of the given rows of the weight with x, or with norm(x): [rows]."""
     at = tl.arange(0, BLOCK)
@@ -161,6 +163,8 @@ def _sums(
                 value *= tl.load(gain + here, mask=here < k, other=0.0).to(tl.float32)
             acc += tiles[i].to(tl.float32) * value[None, :]
             following += (_tile(start, here + AHEAD * BLOCK, inside, k),)
+            if STEADY:
+                tl.debug_barrier()
         tiles = following
     total = tl.sum(acc, 1)
     if NORM:
@@ -172,11 +176,11 @@ def _sums(
 def _plain(
     x, weight, gain, residual, out, eps, n, k: tl.constexpr,
     NORM: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
 ) -> Any:  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
-    total = _sums(x, weight, gain, rows, inside, k, eps, NORM, PDL, ROWS, BLOCK, AHEAD)
+    total = _sums(x, weight, gain, rows, inside, k, eps, NORM, PDL, ROWS, BLOCK, AHEAD, STEADY)
     if ADD:
         total += tl.load(residual + rows, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + rows, total, mask=inside)
@@ -185,13 +189,13 @@ def _plain(
 @triton.jit
 def _swiglu(
     x, weight, gain, out, eps, n, k: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
 ) -> Any:  # fmt: skip
     # Gate and up rows alternate within a tile, so that a pair ends up in one place.
     lane = tl.arange(0, ROWS)
     pair = tl.program_id(0) * (ROWS // 2) + lane // 2
     inside = pair < n // 2
-    total = _sums(x, weight, gain, pair + (lane % 2) * (n // 2), inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD)
+    total = _sums(x, weight, gain, pair + (lane % 2) * (n // 2), inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD, STEADY)
     gate, up = tl.split(tl.reshape(total, (ROWS // 2, 2)))
     at = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     tl.store(out + at, gate * tl.sigmoid(gate) * up, mask=at < n // 2)
@@ -201,14 +205,14 @@ def _swiglu(
 def _qkv(
     x, weight, gain, bias, cos, sin, out, eps, n, k: tl.constexpr, rotated,
     HALF: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
 ) -> Any:  # fmt: skip
     # Channel i of a head and its partner i + HALF alternate within a tile.
     lane = tl.arange(0, ROWS)
     pair = tl.program_id(0) * (ROWS // 2) + lane // 2
     rows = (pair // HALF) * 2 * HALF + pair % HALF + (lane % 2) * HALF
     inside = pair < n // 2
-    total = _sums(x, weight, gain, rows, inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD)
+    total = _sums(x, weight, gain, rows, inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD, STEADY)
     if BIAS:
         total += tl.load(bias + rows, mask=inside, other=0.0).to(tl.float32)
     a, b = tl.split(tl.reshape(total, (ROWS // 2, 2)))
