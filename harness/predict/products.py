@@ -20,7 +20,8 @@ value with which one constant a launch explains the steps of three shapes on an 
 _ELEMENT = 2
 _LINES = {"rows": 8, "tile": 1024}
 _QKV = {"rows": 16, "tile": 512}
-"""Rows of a weight that a program owns, and columns that it reads at a time."""
+"""Rows of a weight that a program owns, and columns that it reads at a time, in the recorded runs that the constant is
+from; what the kernels do now is in their own table."""
 
 
 @dataclass(frozen=True)

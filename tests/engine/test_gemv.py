@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.reference.compiler import compiler, launch
 from tests.reference.interpreter import DEVICE, kernels
 
 gemv = kernels("gemv")
@@ -67,6 +68,14 @@ def test_rows_and_tiles_ahead_change_no_bit(monkeypatch: pytest.MonkeyPatch, pro
     one = cut(monkeypatch, product, Tiling(8, 32))
     for tiling in (Tiling(2, 32), Tiling(4, 32, ahead=2), Tiling(16, 32, ahead=4, steady=True)):
         assert torch.equal(cut(monkeypatch, product, tiling), one)
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_products_that_are_launched_early_compile(steady: bool) -> None:
+    cut = {"ROWS": 2, "BLOCK": 512, "AHEAD": 3, "STEADY": steady, "num_warps": 2, "PDL": True, "launch_pdl": True}
+    half = torch.zeros(1, dtype=torch.bfloat16)
+    args = (half, half, half, half, half, EPS, 1536, 1536)
+    compiler().check(launch(gemv._plain.fn, args, {"NORM": True, "ADD": False, **cut}))
 
 
 @pytest.mark.parametrize("product", gemv._TILINGS)
