@@ -37,9 +37,8 @@ class Tiling(NamedTuple):
     """Whether a barrier behind each tile keeps the compiler from asking for all tiles of a round at its end."""
 
 
-# By product, the tiling of weights of at most so many rows and columns; the first that fits. The best of those tried on
-# an H200, see docs/performance.md: what is on its way to a multiprocessor has to cover memory's latency, and queries,
-# keys and values are few rows.
+# By product, the tiling of weights of at most so many rows and columns; the first that fits counts. The best of those
+# tried on an H200, see docs/performance.md. Queries, keys and values are too few rows to fill the chip eight at a time.
 _ANY = 1 << 62
 _TILINGS: dict[str, tuple[tuple[int, int, Tiling], ...]] = {
     "norm": ((_ANY, _ANY, Tiling(8, 1024)),),
@@ -146,7 +145,7 @@ def _sums(
     start = weight + rows.to(tl.int64)[:, None] * k
     tiles = ()
     for i in tl.static_range(AHEAD):
-        tiles += (_tile(start, i * BLOCK + at, inside, k),)
+        tiles += (_tile(start, i * BLOCK + at, inside, k),)  # type: ignore[assignment]
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
