@@ -22,7 +22,7 @@ from torch import Tensor
 class Tiling(NamedTuple):
     """How a product is cut.
 
-    The order of a row's sums depends on `block` and `warps` alone.
+    Where tiles have 256 elements a warp or more, the order of a row's sums depends on `block` and `warps` alone.
     """
 
     rows: int
