@@ -15,7 +15,7 @@ gemv = kernels("gemv")
 Tiling = gemv.Tiling
 DIM, KV_HEADS, EPS = 8, 1, 1e-5
 # 72 columns: more and fewer than one round of tiles, and a tile that is not full.
-TILINGS = [Tiling(8, 64), Tiling(2, 16, ahead=3, warps=1), Tiling(4, 32, ahead=4, warps=2, steady=True)]
+TILINGS = [Tiling(8, 64), Tiling(2, 16, ahead=3, warps=1), Tiling(4, 32, ahead=4, warps=2)]
 
 
 def some(*shape: int) -> Tensor:
@@ -66,13 +66,12 @@ def test_a_product_is_pytorchs_however_it_is_cut(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_rows_and_tiles_ahead_change_no_bit(monkeypatch: pytest.MonkeyPatch, product: str) -> None:
     one = cut(monkeypatch, product, Tiling(8, 32))
-    for tiling in (Tiling(2, 32), Tiling(4, 32, ahead=2), Tiling(16, 32, ahead=4, steady=True)):
+    for tiling in (Tiling(2, 32), Tiling(4, 32, ahead=2), Tiling(16, 32, ahead=4)):
         assert torch.equal(cut(monkeypatch, product, tiling), one)
 
 
-@pytest.mark.parametrize("steady", [False, True])
-def test_products_that_are_launched_early_compile(steady: bool) -> None:
-    cut = {"ROWS": 2, "BLOCK": 512, "AHEAD": 3, "STEADY": steady, "num_warps": 2, "PDL": True, "launch_pdl": True}
+def test_products_that_are_launched_early_compile() -> None:
+    cut = {"ROWS": 2, "BLOCK": 512, "AHEAD": 3, "num_warps": 2, "PDL": True, "launch_pdl": True}
     half = torch.zeros(1, dtype=torch.bfloat16)
     args = (half, half, half, half, half, EPS, 1536, 1536)
     compiler().check(launch(gemv._plain.fn, args, {"NORM": True, "ADD": False, **cut}))

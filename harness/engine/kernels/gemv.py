@@ -33,18 +33,16 @@ class Tiling(NamedTuple):
     """Tiles that are on their way to a program at once."""
     warps: int = 4
     """Of a program; with more than a 256th of `block`, x passes through shared memory."""
-    steady: bool = False
-    """Whether a barrier behind each tile keeps the compiler from asking for all tiles of a round at its end."""
 
 
 # By product, the tiling of weights of at most so many rows and columns; the first that fits counts. The best of those
-# tried on an H200, see docs/performance.md. Queries, keys and values are too few rows to fill the chip eight at a time.
+# tried on an H200, see docs/performance.md: weights of few or short rows need more programs, or more on its way to each.
 _ANY = 1 << 62
 _TILINGS: dict[str, tuple[tuple[int, int, Tiling], ...]] = {
-    "norm": ((_ANY, _ANY, Tiling(8, 1024)),),
-    "add": ((_ANY, _ANY, Tiling(8, 1024)),),
-    "swiglu": ((_ANY, _ANY, Tiling(8, 1024)),),
-    "qkv": ((_ANY, _ANY, Tiling(16, 512)),),
+    "norm": ((_ANY, 2048, Tiling(4, 512, 3, 2)), (_ANY, _ANY, Tiling(4, 1024, 2))),
+    "add": ((2048, 2048, Tiling(2, 1024)), (2048, _ANY, Tiling(2, 1024, 4)), (_ANY, _ANY, Tiling(4, 1024))),
+    "swiglu": ((_ANY, 2048, Tiling(4, 512, 3, 2)), (_ANY, _ANY, Tiling(4, 1024, 2))),
+    "qkv": ((_ANY, 2048, Tiling(8, 512, 3, 2)), (_ANY, _ANY, Tiling(16, 512))),
 }
 
 
@@ -122,7 +120,7 @@ def _launch(product: str, kernel: Any, x: Tensor, weight: Tensor, *args: Any, **
     *tensors, eps, pdl = args
     n, k = weight.shape
     cut = tiling(product, n, k)
-    constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "AHEAD": cut.ahead, "STEADY": cut.steady, "PDL": pdl}
+    constants |= {"ROWS": cut.rows, "BLOCK": cut.block, "AHEAD": cut.ahead, "PDL": pdl}
     # `launch_pdl` is an option of the CUDA back end alone.
     extra = {"launch_pdl": True} if pdl else {}
     kernel[(triton.cdiv(n, cut.rows),)](x, weight, *tensors, eps, n, k, **constants, num_warps=cut.warps, **extra)
@@ -138,7 +136,7 @@ def _tile(start, columns, inside, k: tl.constexpr) -> Any:
 @triton.jit
 def _sums(
     x, weight, gain, rows, inside, k: tl.constexpr, eps, NORM: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ) -> Any:  # fmt: skip
     """Products of the given rows of the weight with x, or with norm(x): [rows]."""
     at = tl.arange(0, BLOCK)
@@ -162,8 +160,6 @@ def _sums(
                 value *= tl.load(gain + here, mask=here < k, other=0.0).to(tl.float32)
             acc += tiles[i].to(tl.float32) * value[None, :]
             following += (_tile(start, here + AHEAD * BLOCK, inside, k),)
-            if STEADY:
-                tl.debug_barrier()
         tiles = following
     total = tl.sum(acc, 1)
     if NORM:
@@ -175,11 +171,11 @@ def _sums(
 def _plain(
     x, weight, gain, residual, out, eps, n, k: tl.constexpr,
     NORM: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ) -> Any:  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < n
-    total = _sums(x, weight, gain, rows, inside, k, eps, NORM, PDL, ROWS, BLOCK, AHEAD, STEADY)
+    total = _sums(x, weight, gain, rows, inside, k, eps, NORM, PDL, ROWS, BLOCK, AHEAD)
     if ADD:
         total += tl.load(residual + rows, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + rows, total, mask=inside)
@@ -188,13 +184,13 @@ def _plain(
 @triton.jit
 def _swiglu(
     x, weight, gain, out, eps, n, k: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ) -> Any:  # fmt: skip
     # Gate and up rows alternate within a tile, so that a pair ends up in one place.
     lane = tl.arange(0, ROWS)
     pair = tl.program_id(0) * (ROWS // 2) + lane // 2
     inside = pair < n // 2
-    total = _sums(x, weight, gain, pair + (lane % 2) * (n // 2), inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD, STEADY)
+    total = _sums(x, weight, gain, pair + (lane % 2) * (n // 2), inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD)
     gate, up = tl.split(tl.reshape(total, (ROWS // 2, 2)))
     at = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     tl.store(out + at, gate * tl.sigmoid(gate) * up, mask=at < n // 2)
@@ -204,14 +200,14 @@ def _swiglu(
 def _qkv(
     x, weight, gain, bias, cos, sin, out, eps, n, k: tl.constexpr, rotated,
     HALF: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr, STEADY: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr,
 ) -> Any:  # fmt: skip
     # Channel i of a head and its partner i + HALF alternate within a tile.
     lane = tl.arange(0, ROWS)
     pair = tl.program_id(0) * (ROWS // 2) + lane // 2
     rows = (pair // HALF) * 2 * HALF + pair % HALF + (lane % 2) * HALF
     inside = pair < n // 2
-    total = _sums(x, weight, gain, rows, inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD, STEADY)
+    total = _sums(x, weight, gain, rows, inside, k, eps, True, PDL, ROWS, BLOCK, AHEAD)
     if BIAS:
         total += tl.load(bias + rows, mask=inside, other=0.0).to(tl.float32)
     a, b = tl.split(tl.reshape(total, (ROWS // 2, 2)))
