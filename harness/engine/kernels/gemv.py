@@ -36,7 +36,7 @@ class Tiling(NamedTuple):
 
 
 # By product, the tiling of weights of at most so many rows and columns; the first that fits counts. The best of those
-# tried on an H200, see docs/performance.md: weights of few or short rows need more programs, or more on its way to each.
+# tried on an H200, see docs/performance.md: weights of few or short rows need more programs, or more under way.
 _ANY = 1 << 62
 _TILINGS: dict[str, tuple[tuple[int, int, Tiling], ...]] = {
     "norm": ((_ANY, 2048, Tiling(4, 512, 3, 2)), (_ANY, _ANY, Tiling(4, 1024, 2))),
