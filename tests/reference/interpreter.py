@@ -169,8 +169,9 @@ def _known_widths(broadcast: Callable[..., Any], tensor: Any) -> Callable[..., A
         return [one if kind is None else spread(one, kind) for one, kind in zip(pair, wider[key], strict=True)]
 
     def spread(value: Any, kind: Any) -> Any:
-        handle = value.handle
-        data = np.broadcast_to(handle.data, kind.shape.values)
+        handle, sizes = value.handle, kind.shape.values
+        # A scalar is written out, for atomic operations read memory as it lies; what was a block is a view, as in Triton.
+        data = np.broadcast_to(handle.data, sizes) if value.type.is_block() else np.full(sizes, handle.data)
         return tensor(type(handle)(data, handle.dtype.scalar), kind)
 
     return known
