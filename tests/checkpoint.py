@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -17,7 +20,14 @@ CONFIG = {
 
 def save_checkpoint(folder: Path) -> str:
     """Writes the checkpoint into `folder`; returns what `--model` takes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(_made().name, folder, dirs_exist_ok=True)
+    return str(folder)
+
+
+@cache
+def _made() -> TemporaryDirectory[str]:
+    made = TemporaryDirectory()
+    folder = Path(made.name)
     (folder / "shape.json").write_text(json.dumps(CONFIG))
     loaded = load(f"random:{folder / 'shape.json'}", "cpu", "float32")
     torch.manual_seed(0)
@@ -26,4 +36,4 @@ def save_checkpoint(folder: Path) -> str:
             torch.nn.init.normal_(parameter, std=0.2)  # attention far from uniform
     loaded.model.save_pretrained(folder)
     loaded.tokenizer.save_pretrained(folder)
-    return str(folder)
+    return made
