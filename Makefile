@@ -25,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 BASELINE ?= results/baselines/cpu-smollm2.json
 CHECK_RUN = $(BIN)/harness run --methods full,slim,lazyllm --tasks needle:lengths=512/1024 --device cpu --dtype float32
 
-.PHONY: run test quick lint check check-small check-format reports clean
+.PHONY: run test test-cluster quick lint check check-small check-format reports clean
 .DELETE_ON_ERROR:
 
 run: .venv/.ready
@@ -38,12 +38,16 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Then the small check, alone.
 test: lint
-	$(PYTEST)
+	$(PYTEST) -m 'not cluster'
 	$(MAKE) --no-print-directory check-small
+
+# What is left: clusters of processes, and processes that are killed. It waits more than it works. CI runs it, too.
+test-cluster: .venv/.ready
+	$(PYTEST) -m cluster
 
 # For the inner loop: all but the tests marked slow, in a minute or so, and neither ruff nor mypy.
 quick: .venv/.ready
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not cluster'
 
 # Did accuracy or speed get worse than the recorded baseline? docs/ci.md says what is gated.
 check: .venv/.ready

@@ -45,6 +45,8 @@ VARIANTS = [
     "retrieval:sinks=4:recent=16:topk=20:index=hnsw:m=4:ef=24",
 ]
 EVERY = METHODS.names() + VARIANTS
+QUICK = {"full", "slim", "lazyllm", "snapkv", "quest", "streaming", "minference"}
+"""One of each kind: the others wait for the whole suite."""
 
 
 @cache
@@ -57,7 +59,9 @@ def subject(text: str) -> Subject:
 
 # The lower decorator is the outer loop: all checks of one method follow each other and share its requests.
 @pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("text", EVERY)
+@pytest.mark.parametrize(
+    "text", [pytest.param(each, marks=[] if each in QUICK else pytest.mark.slow) for each in EVERY]
+)
 def test_the_method_passes(text: str, check: str) -> None:
     finding = run_check(check, subject(text))
     assert finding.status != "fail", finding.detail

@@ -20,6 +20,8 @@ from harness.models.load import FAMILIES
 from harness.runner.catalog import METHODS, MethodSpec, parse_methods
 from tests.conformance.test_every_method import VARIANTS
 
+pytestmark = pytest.mark.slow
+
 REVIVING = ["lazyllm", "lazyllm:keep=0.5/20:layers=1/5:of=survivors", "lazyllm+ashape:sinks=4:window=64"]
 EVERY = [text for text in METHODS.names() + VARIANTS if text not in REVIVING]
 REQUESTS = [

@@ -20,6 +20,8 @@ from tests.engine.test_decode_kernels import Case, Step
 from tests.engine.test_replay import PROMPT, SCHEDULE, attention_alone, engines, rehearsed
 from tests.reference.interpreter import DEVICE, kernels
 
+pytestmark = pytest.mark.slow
+
 module = kernels("decode_attention")
 REQUESTS = [Request(PROMPT[:64], 4), Request(PROMPT[10:41], 3), Request(PROMPT[5:], 5)]
 DENSE = ("full", "snapkv:budget=24:window=4:kernel=3", f"slim:{SCHEDULE}:reselect=A")

@@ -27,6 +27,8 @@ from tests.tiny import stock_verbs
 for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival", "eviction"):
     kernels(name)
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 LAYERS = 3
 NONE: frozenset[int] = frozenset()

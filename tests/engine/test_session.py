@@ -33,6 +33,8 @@ from tests.reference.quest import QuestOptions, QuestTwin
 from tests.reference.streaming import StreamingOptions, StreamingTwin
 from tests.tiny import FAMILIES, build, random_ids, tiny_engine, tiny_model
 
+pytestmark = pytest.mark.slow
+
 LAYERS, CONTEXT, NEW = 5, 64, (5, 4, 6)
 QUESTIONS = random_ids(21).view(3, 7)
 

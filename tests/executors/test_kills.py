@@ -21,6 +21,8 @@ from harness.executors.fleet import Fleet
 from harness.storage.store import load_manifest
 from tests.executors.runs import comparable, expected, keys, light_run, settle, start_light
 
+pytestmark = pytest.mark.cluster
+
 KILLS = int(os.environ.get("HARNESS_KILLS", "4"))
 SEED = int(os.environ.get("HARNESS_KILL_SEED", "0"))
 EACH = 20
@@ -29,7 +31,6 @@ _PAUSE = {"local": (0.05, 1.5), "ray": (0.5, 6.0)}
 """Seconds between two kills; Ray's workers take longer to begin."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [

@@ -21,6 +21,8 @@ from tests.command import run
 from tests.executors.runs import comparable, expected, keys, light_run, rows, settle, start_light
 from tests.test_cli import random_model
 
+pytestmark = pytest.mark.cluster
+
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'harness[ray]'")
 
 NODE = {"num_cpus": 1, "resources": {TIMING: 1}, "object_store_memory": 80 * 2**20}
@@ -134,7 +136,6 @@ def test_a_driver_that_is_killed_takes_its_workers_along(machines: Machines, tmp
     assert light_run(tmp_path, machines.fleet) == [] and keys(tmp_path / "run") == expected(12)
 
 
-@pytest.mark.slow
 def test_the_records_are_those_of_one_process(machines: Machines, tmp_path: Path) -> None:
     asked = ["run", "--methods", "full,slim,lazyllm", "--device", "cpu", "--model", random_model(tmp_path)]
     asked += ["--tasks", "needle:lengths=192:depths=0.5:repeats=4:new_tokens=4"]

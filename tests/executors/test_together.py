@@ -13,7 +13,7 @@ from tests.executors.runs import comparable, rows
 from tests.runner.test_conversation import asked
 from tests.test_cli import random_model
 
-pytestmark = pytest.mark.usefixtures("forked_workers")
+pytestmark = [pytest.mark.usefixtures("forked_workers"), pytest.mark.slow]
 LOCAL = ("--executor", "local", "--workers", 2)
 
 

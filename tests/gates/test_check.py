@@ -140,6 +140,7 @@ BFLOAT16: dict[str, Any] = {"facts": {"weights_hash": "w", "dtype": "bfloat16"}}
 # Clean re-runs
 
 
+@pytest.mark.slow
 def test_fifty_clean_reruns_raise_no_alarm(base: Baseline) -> None:
     undecided = 0
     for seed in range(1, 51):
@@ -150,6 +151,7 @@ def test_fifty_clean_reruns_raise_no_alarm(base: Baseline) -> None:
     assert undecided < 0.25 * 50 * 12
 
 
+@pytest.mark.slow
 def test_fifty_noisy_short_reruns_with_answers_that_flip_raise_no_alarm() -> None:
     before = digested(rerun(flips=0.05, samples=8), **BFLOAT16)
     for seed in range(1, 51):

@@ -181,6 +181,7 @@ METHOD_TEXTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", METHOD_TEXTS)
 def test_the_ledger_is_deterministic_and_json(text: str) -> None:
     engine = tiny_engine()
@@ -278,6 +279,7 @@ def test_the_request_before_is_no_part_of_this_one() -> None:
     assert ledger(engine, method, request) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS.names())
 def test_every_method_has_a_ledger(name: str) -> None:
     found = account(name, 200, 2)

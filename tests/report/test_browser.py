@@ -12,6 +12,8 @@ from tests.report.browser import Browser
 from tests.report.test_report import record
 from tests.report.test_tables import needle_records, written
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("full", "slim:budgets=0.5", "lazyllm")
 
 

@@ -77,6 +77,7 @@ def test_the_page_asks_the_network_for_nothing(run: Path) -> None:
     assert "default-src 'none'" in page
 
 
+@pytest.mark.slow
 def test_a_thousand_long_samples_stay_below_five_megabytes_and_ten_seconds(tmp_path: Path) -> None:
     methods = ["full", *(f"slim:budgets=0.{number}" for number in range(1, 5))]
     records = [

@@ -29,6 +29,8 @@ from harness.report.recorded import read
 from tests.report.test_report import record, write
 from tests.report.test_tables import needle_records, written
 
+pytestmark = pytest.mark.slow
+
 DRAW = "import sys; from harness.report.build import report; report(sys.argv[1:2], sys.argv[2])"
 
 

@@ -243,6 +243,7 @@ def test_where_no_two_methods_are_told_apart_nothing_is_bold(tmp_path: Path) -> 
     assert "**" not in page_of(run)
 
 
+@pytest.mark.slow
 def test_ten_thousand_records_render_in_ten_seconds(tmp_path: Path) -> None:
     methods = ["full", *(f"slim:budgets=0.{number}" for number in range(1, 10))]
     clock = random.Random(0)

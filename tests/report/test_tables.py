@@ -23,6 +23,8 @@ from harness.storage.record import Record
 from tasks.longbench.prompts import ENGLISH_16
 from tests.report.test_report import long_records, record, write
 
+pytestmark = pytest.mark.slow
+
 SPEED = {"full": 1.0, "slim:budgets=0.5": 0.6, "lazyllm": 1.1}
 NEEDLES = [[40, 50]]
 

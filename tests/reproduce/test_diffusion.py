@@ -24,6 +24,8 @@ from tasks.base import TaskContext
 from tests.command import run
 from tests.tiny import build, random_ids, tiny_engine
 
+pytestmark = pytest.mark.slow
+
 LAYERS, PROMPT = 6, 64
 ANSWER = [5, 6, 7, 8]
 

@@ -24,6 +24,8 @@ from methods.common.schedule import requested_tokens
 from tests.command import run
 from tests.recorded import save
 
+pytestmark = pytest.mark.slow
+
 CLAIM = Claim("speed", 2.53, "x")
 
 

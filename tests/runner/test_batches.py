@@ -16,6 +16,8 @@ from tests.checkpoint import save_checkpoint
 from tests.command import run
 from tests.test_cli import random_model
 
+pytestmark = pytest.mark.slow
+
 METHODS = "full,snapkv:budget=64:window=8,adakv:budget=64,slim:reselect=A"
 ASKED = ("--methods", METHODS, "--tasks", "speed:lengths=100/300:new_tokens=4:repeats=3")
 
@@ -45,8 +47,8 @@ def _alone(folder: Path, model: str) -> Path:
 
 
 def test_answers_are_those_of_one_at_a_time(tmp_path: Path) -> None:
-    asked = ("--model", save_checkpoint(tmp_path / "model"), "--dtype", "float32", "--limit", 2)
-    asked += ("--methods", "full,snapkv:budget=0.5", "--tasks", "needle:lengths=300")
+    model = ("--model", save_checkpoint(tmp_path / "model"), "--dtype", "float32")
+    asked = (*model, "--methods", "full,snapkv:budget=0.5", "--tasks", "needle:lengths=300", "--limit", 2)
     answers = []
     for size in (1, 2):
         assert run("run", *asked, "--batch", size, "--output", tmp_path / str(size)) == 0

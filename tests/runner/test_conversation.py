@@ -30,6 +30,8 @@ from tests.runner.test_kill import comparable
 from tests.runner.test_prompts import PLAIN, make
 from tests.test_cli import random_model
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("full", "lazyllm", "streaming:window=64")
 BROKEN = '''
 from harness.engine.method import Method

@@ -17,6 +17,8 @@ from tests.checkpoint import save_checkpoint
 from tests.command import run
 from tests.test_cli import random_model
 
+pytestmark = pytest.mark.slow
+
 HEAD = """import torch
 from dataclasses import replace
 from harness.engine.method import Method

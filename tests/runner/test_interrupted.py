@@ -12,6 +12,8 @@ from harness.storage.store import RunStore, load_manifest
 from tests.command import run
 from tests.test_cli import random_model
 
+pytestmark = pytest.mark.slow
+
 GRID = "model: {model}\nmethods: [full, slim]\ntasks: speed:repeats=2:new_tokens=2\nlengths: 256\n"
 SPEED = ["--methods", "full,slim", "--tasks", "speed:lengths=256:new_tokens=2:repeats=2"]
 SLIMINFER = ["--lengths", "256", "--new-tokens", "1,2", "--repeats", "1", "--undecided", "pass"]

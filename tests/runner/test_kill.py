@@ -14,10 +14,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.storage.samples import SAMPLES
 from harness.storage.store import load_manifest
 from tests.process import start
 from tests.test_cli import _has_records, random_model
+
+pytestmark = pytest.mark.cluster
 
 KILLS = int(os.environ.get("HARNESS_KILLS", "3"))
 EACH = 4

@@ -26,6 +26,8 @@ from tests.checkpoint import save_checkpoint
 from tests.command import run
 from tests.tiny import build, generate, random_ids, tiny_engine, tiny_model
 
+pytestmark = pytest.mark.slow
+
 lm_eval = pytest.importorskip("lm_eval")
 
 SLIM = "slim:layers=2/3/4:budgets=0.5/0.25/0.125:block=8"

@@ -15,6 +15,8 @@ from harness.models.load import load
 from harness.runner.catalog import parse_methods
 from harness.runner.overhead import bare_ttft, overhead, own_cost
 
+pytestmark = pytest.mark.slow
+
 
 def built(engine: Engine, text: str = "full") -> Method:
     return parse_methods(text)[0].build(engine.context)

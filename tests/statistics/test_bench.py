@@ -18,6 +18,8 @@ from harness.statistics.bench import (
 )
 from harness.statistics.estimators import pairs, score_effect, speed_effect
 
+pytestmark = pytest.mark.slow
+
 
 def test_false_alarms_are_rare_and_a_slowdown_of_five_percent_is_caught() -> None:
     found = simulate_bench(repeats=300, pairs=PAIRS, noise=0.05)

@@ -214,6 +214,7 @@ def counts(folder: Path) -> dict[str, int]:
     return {path.parent.name: len(load_records(path.parent)) for path in sorted(folder.rglob("manifest.json"))}
 
 
+@pytest.mark.slow
 def test_a_study_that_stops_is_balanced_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
 
@@ -235,6 +236,7 @@ def test_a_study_that_stops_is_balanced_and_goes_on(tmp_path: Path, monkeypatch:
     assert run_study(runs, folder, Clocked(math.inf)) == (True, []) and loads == []
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_what_was_matched(tmp_path: Path) -> None:
     runs, folder = runs_of(tmp_path, "speed/*length=1024*"), tmp_path / "out"
     run_study(runs, folder, Clocked(math.inf), samples=1)

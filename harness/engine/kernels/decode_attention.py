@@ -210,7 +210,7 @@ def even_splits(programs: int, kv_heads: int, batch: int) -> int:
 def multiprocessors(device: torch.device | str) -> int:
     """How many programs run side by side; a few where there is no GPU, and each is interpreted."""
     if torch.device(device).type != "cuda":
-        return 4
+        return 2
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
