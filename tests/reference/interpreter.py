@@ -170,7 +170,7 @@ def _known_widths(broadcast: Callable[..., Any], tensor: Any) -> Callable[..., A
 
     def spread(value: Any, kind: Any) -> Any:
         handle, sizes = value.handle, kind.shape.values
-        # A scalar is written out, for atomic operations read memory as it lies; what was a block is a view, as in Triton.
+        # A scalar is written out, for atomic operations read memory as it lies; what was a block is a view.
         data = np.broadcast_to(handle.data, sizes) if value.type.is_block() else np.full(sizes, handle.data)
         return tensor(type(handle)(data, handle.dtype.scalar), kind)
 
