@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -36,10 +35,6 @@ class Cell:
     task: Task
 
 
-Loader = Callable[[str, str, str], LoadedModel]
-"""(model, device, dtype) as asked for -> the model: `harness.models.load.load`, or what remembers what that gave."""
-
-
 @dataclass(frozen=True)
 class LoadedRun:
     """A plan, its model and the engine around it; methods are made once and serve all tasks."""
@@ -60,6 +55,10 @@ class LoadedRun:
         """Where the weights are."""
         device: torch.device = self.model.model.device
         return device
+
+    def under(self, plan: Plan) -> LoadedRun:
+        """The same model, engine and methods under another plan, of which the cells have other hashes."""
+        return replace(self, plan=plan, _hashes={})
 
     def facts(self) -> dict[str, Any]:
         """What is known of the run only now; the same whenever and wherever it goes on, or it is another run."""
@@ -95,13 +94,13 @@ def _source(method: MethodSpec) -> str:
     return own if method.sparse is None else f"{own}+{_source(method.sparse)}"
 
 
-def load_run(plan: Plan, loader: Loader = load) -> LoadedRun:
+def load_run(plan: Plan) -> LoadedRun:
     """Loads a plan's model.
 
     Raises:
         InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
     """
-    model = loader(plan.spec.model, plan.spec.device, plan.spec.dtype)
+    model = load(plan.spec.model, plan.spec.device, plan.spec.dtype)
     encode = partial(model.tokenizer.encode, add_special_tokens=False)
     engine = build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine, encode)
     return LoadedRun(plan, model, engine)

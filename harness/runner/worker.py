@@ -5,7 +5,10 @@ The order of methods changes with every sample (`harness.runner.order`).
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
+from copy import copy
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +22,10 @@ from harness.measuring.clock import synchronize
 from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.roofline import NO_CEILINGS, ceilings
-from harness.models.load import load
 from harness.runner.batches import batch_jobs
 from harness.runner.conversation import Conversation
 from harness.runner.execute import Job
-from harness.runner.loaded import Cell, Loader, load_run
+from harness.runner.loaded import Cell, load_run
 from harness.runner.loads import load_jobs
 from harness.runner.order import order
 from harness.runner.plan import CellSpec, Plan, plan
@@ -41,19 +43,25 @@ class MethodWorker:
         """Of `harness run`."""
         return plan(spec)
 
-    def __init__(self, plan: Plan, loader: Loader = load) -> None:
+    def __init__(self, plan: Plan) -> None:
         """Loads the model.
 
         Raises:
             InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
         """
-        run = load_run(plan, loader)
+        run = load_run(plan)
         limits = ceilings(run.device, run.model.model.dtype) if run.spec.timing else NO_CEILINGS
         monitor = gpu_monitor(run.device)
         synchronize(run.device)
         meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
         self._bench, self._warm_up = Bench(run, limits, monitor, meter), WarmUp(run.engine, run.device)
         self._recordings = Recordings(run.engine)
+
+    def follow(self, plan: Plan) -> MethodWorker:
+        """The worker of another plan of the same model and engine: nothing is loaded, recorded or warmed up again."""
+        other = copy(self)
+        other._bench = replace(self._bench, run=self._bench.run.under(plan))
+        return other
 
     def facts(self) -> dict[str, Any]:
         """Of the loaded run."""
@@ -101,14 +109,15 @@ class WarmUp:
 
     def __init__(self, engine: Engine, device: torch.device) -> None:
         self._engine, self._device = engine, device
-        self._seen: dict[bool, list[int]] = {False: [], True: []}
+        self._seen: defaultdict[tuple[str, bool], list[int]] = defaultdict(list)
 
     def before(self, prompt: Prompt, cells: Sequence[Cell]) -> None:
-        """Warms up unless a prompt within an eighth of this one's length has been run, in whichever task."""
-        length, lengths = len(prompt.request.prompt), self._seen[bool(prompt.later)]
-        if all(abs(length - seen) > seen / 8 for seen in lengths):
-            lengths.append(length)
-            for cell in cells:
+        """Warms a method up unless it ran a prompt within an eighth of this one's length, in whichever task."""
+        length = len(prompt.request.prompt)
+        for cell in cells:
+            lengths = self._seen[cell.label, bool(prompt.later)]
+            if all(abs(length - seen) > seen / 8 for seen in lengths):
+                lengths.append(length)
                 self._warm(cell, prompt)
 
     def _warm(self, cell: Cell, prompt: Prompt) -> None:

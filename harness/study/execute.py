@@ -3,7 +3,7 @@
 Every run gets one sample of each task first, then two, four, and so on to its limit; all methods answer a sample before
 the next one is asked. So of any two tasks of a study that stopped one has at most twice the samples of the other, and
 no method has easier ones. Each stage is `harness.runner.execute` with another limit, which is no part of a run's
-identity; the model stays loaded from one run to the next.
+identity; model, engine and what was recorded and warmed up stay from one stage and run to the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from harness.models.load import LoadedModel, load
 from harness.runner.execute import execute
 from harness.runner.plan import Plan, plan
 from harness.runner.progress import Advance, Progress
@@ -66,24 +65,31 @@ class Timed(Progress):
         return checked
 
 
-class OneModel:
-    """Loads a model unless it is the one that was loaded last; the last one goes first."""
+_SHARED = ("model", "device", "dtype", "attention", "engine", "timing", "batch", "memory_limit")
+"""Options of runs that one worker can serve: what it loads and builds."""
+
+
+class Workers:
+    """The worker of each run: the last one, if model and engine are the same, so that nothing is warmed up again."""
 
     def __init__(self) -> None:
-        """Nothing loaded."""
-        self._key: tuple[str, str, str] | None = None
-        self._model: LoadedModel | None = None
+        """None yet."""
+        self._key: tuple[object, ...] | None = None
+        self._worker: MethodWorker | None = None
 
-    def __call__(self, model: str, device: str, dtype: str) -> LoadedModel:
-        """As `harness.models.load.load`."""
-        # The last run's engine has weights joined in its own way, and is in cycles: nothing else would free it in time.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if self._model is None or self._key != (model, device, dtype):
-            self._model = None
-            self._key, self._model = (model, device, dtype), load(model, device, dtype)
-        return self._model
+    def __call__(self, planned: Plan) -> MethodWorker:
+        """Made, or made of the last one."""
+        key = tuple(getattr(planned.spec, name) for name in _SHARED)
+        if self._worker is not None and self._key == key:
+            self._worker = self._worker.follow(planned)
+        else:
+            # The last model goes before the next one comes: its engine is in cycles, and nothing else frees it in time.
+            self._key, self._worker = None, None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._key, self._worker = key, MethodWorker(planned)
+        return self._worker
 
 
 def run_study(
@@ -103,17 +109,13 @@ def run_study(
     Raises:
         InputError: a folder is of another run, a model cannot be loaded, or data turns out bad.
     """
-    loader, failures = OneModel(), dict[str, None]()
-
-    def worker(planned: Plan) -> MethodWorker:
-        return MethodWorker(planned, loader)
-
+    workers, failures = Workers(), dict[str, None]()
     try:
         for run, limit in stages(runs, samples):
             progress.check()
             spec = run.spec.model_copy(update={"limit": limit})
             if not _passed(spec, folder / run.folder):
-                failures |= dict.fromkeys(execute(plan(spec), folder / run.folder, progress, worker))
+                failures |= dict.fromkeys(execute(plan(spec), folder / run.folder, progress, workers))
     except TimeIsUp:
         return False, list(failures)
     return True, list(failures)

@@ -17,7 +17,10 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.models.load import load
 from harness.runner.catalog import METHODS, parse_methods
+from harness.runner.loaded import Cell
 from harness.runner.progress import Advance
+from harness.runner.samples import Prompt
+from harness.runner.worker import WarmUp
 from harness.storage.record import Record
 from harness.storage.store import load as load_records
 from harness.storage.store import load_manifest
@@ -222,11 +225,20 @@ def test_a_study_that_stops_is_balanced_and_goes_on(tmp_path: Path, monkeypatch:
         loads.append(model)
         return load(model, device, dtype)
 
-    monkeypatch.setattr("harness.study.execute.load", counted)
+    warm, warm_up = list[str](), WarmUp._warm
+
+    def noted(self: WarmUp, cell: Cell, prompt: Prompt) -> None:
+        warm.append(cell.label)
+        warm_up(self, cell, prompt)
+
+    monkeypatch.setattr("harness.runner.loaded.load", counted)
+    monkeypatch.setattr(WarmUp, "_warm", noted)
     runs, folder = runs_of(tmp_path, "first/kept=0.25-*"), tmp_path / "out"
     whole, _ = run_study(runs, folder, Clocked(19))
     # Two runs, two tasks, four methods: a round of one sample each is 16 requests, 3 more are of the next.
     assert not whole and sorted(counts(folder).values()) == [8, 11] and len(loads) == 1
+    # One prompt length: each method was warmed up once, whatever the run, the task and the stage.
+    assert len(warm) == len(set(warm)) == 4
     whole, failures = run_study(runs, folder, Clocked(math.inf))
     assert whole and not failures and set(counts(folder).values()) == {24}
     for one in runs:
