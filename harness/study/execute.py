@@ -1,9 +1,10 @@
 """Runs a study so that what is recorded is balanced whenever it ends: by an hour that is over, Ctrl-C or a crash.
 
-Every run gets one sample of each task first, then two, four, and so on to its limit; all methods answer a sample before
-the next one is asked. So of any two tasks of a study that stopped one has at most twice the samples of the other, and
-no method has easier ones. Each stage is `harness.runner.execute` with another limit, which is no part of a run's
-identity; model, engine and what was recorded and warmed up stay from one stage and run to the next.
+A portion, one part at one budget and length, is done before the next one begins, so that what there was time for is a
+whole table. In it every run gets one sample of each task first, then two, four, and so on to its limit; all methods
+answer a sample before the next one is asked. So of any two tasks of the portion that stopped one has at most twice the
+samples of the other, and no method has easier ones. Each stage is `harness.runner.execute` with another limit, which is
+no part of a run's identity; model, engine and what was recorded and warmed up stay from one stage and run to the next.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -122,13 +124,14 @@ def run_study(
 
 
 def stages(runs: Sequence[StudyRun], samples: int | None = None) -> Iterator[tuple[StudyRun, int]]:
-    """Every run with a limit of 1, then with 2, 4, ... up to its own."""
-    most = {run.folder: min(run.spec.limit or UNLIMITED, samples or UNLIMITED) for run in runs}
-    limit, left = 1, list(runs)
-    while left:
-        yield from ((run, min(limit, most[run.folder])) for run in left)
-        left = [run for run in left if most[run.folder] > limit]
-        limit = limit * 2 if any(most[run.folder] < UNLIMITED for run in left) else UNLIMITED
+    """Portion by portion, the runs that differ in protocol alone with a limit of 1, then 2, 4, ... up to their own."""
+    for _, portion in groupby(runs, key=lambda run: (run.budget, run.part, run.length)):
+        left, limit = list(portion), 1
+        most = {run.folder: min(run.spec.limit or UNLIMITED, samples or UNLIMITED) for run in left}
+        while left:
+            yield from ((run, min(limit, most[run.folder])) for run in left)
+            left = [run for run in left if most[run.folder] > limit]
+            limit = limit * 2 if any(most[run.folder] < UNLIMITED for run in left) else UNLIMITED
 
 
 def _passed(spec: RunSpec, folder: Path) -> bool:

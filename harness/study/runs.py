@@ -52,7 +52,7 @@ class StudyRun:
 
 
 def study_runs(study: StudyFile, data_dir: Path | None = None, only: str = "*") -> list[StudyRun]:
-    """The runs of a study, most important first; only their models' shapes need be here.
+    """The runs of a study, budget by budget, its parts in order; only their models' shapes need be here.
 
     Args:
         study: the file.
@@ -64,6 +64,7 @@ def study_runs(study: StudyFile, data_dir: Path | None = None, only: str = "*") 
     """
     patterns = [pattern.strip() for pattern in only.split(",")]
     points = [point for part in study.parts for point in _points(part)]
+    points.sort(key=lambda point: study.budgets.index(point.budget.text))
     chosen = [point for point in points if any(fnmatch(point.folder, pattern) for pattern in patterns)]
     if not chosen:
         raise InputError(f"--only {only!r} fits none of the runs: {points[0].folder}, ... {points[-1].folder}")

@@ -4,13 +4,13 @@ name: the field                    # heading; the file's name if left out
 model: smollm2                     # of parts that name none; --model is another
 points: 3                          # loss that the samples are to find, in points over all tasks
 spread: 0.3                        # standard deviation of a paired difference of scores, for that
-budgets: [0.25, 0.5, 0.125]        # prompt tokens over layers and KV heads that are kept, in the mean
+budgets: [0.25, 0.5, 0.125]        # most important first: share of prompt tokens kept, mean over layers and KV heads
 methods:
 - full                           # without braces: fixed options, run at the first budget alone (full at each)
 - snapkv:budget={}               # {}: the share that meets the budget; {0.5}: half of it; {t}: in tokens
 - 0.5: slim:budgets={}/{0.5}/{0.33}         # another text for each budget
 0.25: slim:layers=4/8/12:budgets={}/{0.5}/{0.33}
-parts:                             # most important first
+parts:                             # at each budget in this order
 - name: needles
 tasks: [needle, retrieval/multikey]
 lengths: [4096, 16384]         # each is runs of its own; `length` where tasks have none: what to match at
@@ -69,6 +69,7 @@ class StudyFile:
     name: str
     points: float
     spread: float
+    budgets: list[str]
     methods: list[MethodEntry]
     parts: list[Part]
 
@@ -102,6 +103,7 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
         keys["name"].text() if "name" in keys else path.stem,
         _number(keys.get("points"), 3.0),
         _number(keys.get("spread"), 0.3),
+        [entry.text for entry in budgets],
         _methods(keys["methods"], budgets),
         parts,
     )

@@ -11,9 +11,9 @@ import pytest
 
 from harness.errors import InputError
 from harness.reproduce.claims import Claim, Measured
-from harness.reproduce.published.claims_file import Published, published, read_claims
+from harness.reproduce.published.claims_file import SPEED, Published, published, read_claims
 from harness.reproduce.published.judge import judge, judge_all
-from harness.reproduce.published.readings import Reading
+from harness.reproduce.published.readings import Reading, read_run, readings
 from harness.runner.catalog import METHODS
 from tests.command import run
 from tests.reproduce.test_sliminfer import made_up
@@ -30,7 +30,7 @@ def test_the_file_names_methods_and_sources_that_are_there() -> None:
     assert {one.method for one in claims} >= {"lazyllm", "quest", "snapkv", "minference", "fastkv", "gemfilter"}
     assert {one.method for one in claims} <= set(METHODS.names())
     assert all(one.source.startswith("https://") and one.claim.figure for one in claims)
-    assert sum(one.where == "Table 1" for one in claims) == 24
+    assert sum(one.where == "Table 1" for one in claims) == 30
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,15 @@ def test_the_command_judges_recorded_runs_slims_claims_among_them(
     assert {one["verdict"] for one in data if one["method"] == "slim"} >= {"holds"}
     assert "Published claims" in capsys.readouterr().out
     assert run("reproduce", "claims", "--from", tmp_path / "none", "--output", tmp_path / "out") == 2
+
+
+def test_a_claim_about_texts_is_read_over_all_their_lengths(tmp_path: Path) -> None:
+    run = read_run(made_up(tmp_path / "run"))
+    times = replace(CLAIM, method="slim", tasks=("speed:",), measure="ttft")
+    by_length = [one.length for one in readings([tmp_path / "run"], replace(times, tasks=SPEED))]
+    (over_all,) = {one.samples for one in readings([tmp_path / "run"], times)}
+    assert len(set(by_length)) == len(run.lengths) > 1
+    assert over_all == sum(run.records["method"].str.startswith("slim"))
 
 
 def test_claims_of_a_run_are_the_same_with_others_beside_it(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,15 @@ def test_stages_double_until_each_run_has_its_own_limit(tmp_path: Path) -> None:
     found = [(run.folder == first.folder, limit) for run, limit in stages([first, other])]
     assert found == [(True, 1), (False, 1), (True, 2), (False, 2), (True, 3), (False, 4), (False, 6)]
     assert [limit for _, limit in stages([first, other], samples=2)] == [1, 1, 2, 2]
+
+
+def test_a_portion_is_whole_before_the_next_begins_and_budgets_come_in_order(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path)
+    portions = [key for key, _ in groupby(stages(runs), key=lambda stage: stage[0].folder.partition("-question")[0])]
+    assert portions == [
+        *(f"{part}/kept=0.25-length={n}" for part, n in (("first", 768), ("speed", 512), ("speed", 1024))),
+        *(f"{part}/kept=0.5-length={n}" for part, n in (("first", 768), ("speed", 512), ("speed", 1024))),
+    ]
 
 
 class Clocked(Timed):

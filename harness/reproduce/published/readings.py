@@ -15,7 +15,7 @@ import pandas as pd
 from harness.report import formats
 from harness.report.recorded import Recorded, read
 from harness.reproduce.claims import Measured
-from harness.reproduce.published.claims_file import Published
+from harness.reproduce.published.claims_file import SPEED, Published
 from harness.statistics.paired import compare
 
 _BYTES = {"kv": ["kv_bytes", "extra_bytes"], "peak": ["peak_memory_bytes"]}
@@ -69,13 +69,21 @@ def readings(runs: Sequence[Path], claim: Published) -> list[Reading]:
 def _of_run(run: Recorded, claim: Published) -> Iterator[Reading]:
     records = run.records[run.records["task"].str.startswith(claim.tasks)]
     methods = {name: [label for label in run.methods if _is(label, name)] for name in (claim.method, claim.against)}
-    for length, part in records.groupby("length"):
+    for length, part in _by_length(records, claim):
         for label in methods[claim.method]:
             for other in methods[claim.against]:
                 pair = part[part["method"].isin([label, other])]
                 found, count = _measure(pair, label, other, claim.measure)
                 if not math.isnan(found.value):
-                    yield _reading(run, label, int(str(length)), count, found)
+                    yield _reading(run, label, length, count, found)
+
+
+def _by_length(records: pd.DataFrame, claim: Published) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Length by length; texts have lengths of their own, and a claim about tasks is about all of theirs."""
+    if claim.tasks == SPEED:
+        yield from ((int(str(length)), part) for length, part in records.groupby("length"))
+    elif not records.empty:
+        yield int(records["prompt_tokens"].median()), records
 
 
 def _reading(run: Recorded, label: str, length: int, samples: int, found: Measured) -> Reading:
