@@ -15,6 +15,7 @@ from harness.leaderboard.entries import Entry, Group, apart, grouped, scored, ti
 from harness.leaderboard.frame import paired
 
 CONTROLS = ("random", "recent", "truncate", "randomkv")
+PROTOCOLS = ("prompt", "after")
 Key = tuple[str, float]
 """Entrant and budget; none is 0, since NaN never equals itself."""
 
@@ -77,12 +78,14 @@ class Pace:
 
     Attributes:
         entrant, budget, length: which.
+        entry: the run that has it, the first of several.
         ttft, tpot, e2e, kv: full attention's over the entrant's.
     """
 
     entrant: str
     budget: float
     length: int
+    entry: str
     ttft: Found
     tpot: Found
     e2e: Found
@@ -117,10 +120,10 @@ class Clock:
         return {(pace.entrant, pace.budget) for pace in self.paces}
 
     def longest(self, key: Key, measure: str) -> tuple[int, Found] | None:
-        """An entrant's ratio at the longest prompts that it has a value for."""
+        """An entrant's ratio at the longest prompts that it has an interval for, or else a value."""
         found = [(pace.length, getattr(pace, measure)) for pace in self.paces if (pace.entrant, pace.budget) == key]
         known = [one for one in found if math.isfinite(one[1].value)]
-        return max(known, key=lambda one: one[0], default=None)
+        return max(known, key=lambda one: (one[1].sure, one[0]), default=None)
 
     def starts(self, key: Key, measure: str) -> str:
         """From which length on an entrant wins, in words."""
@@ -155,10 +158,18 @@ class Board:
         """Every protocol and budget that has scores."""
         return [section for group in self.scores for section in _sections(group)]
 
+    def judged(self, protocol: str) -> list[Section]:
+        """The sections that needs are answered with: under a protocol, of the model that most is known of."""
+        if not self.scores:
+            return []
+        model = self.scores[0].conditions._replace(protocol=protocol)
+        return [section for section in self.sections if section.group.conditions == model]
+
     @cached_property
     def clock(self) -> Clock | None:
-        """The times that needs are answered with: of most entrants that have scores."""
-        keys = {(one.entrant, section.budget) for section in self.sections for one in section.standings}
+        """The times that needs are answered with: of most entrants that have such scores."""
+        sections = [section for protocol in PROTOCOLS for section in self.judged(protocol)]
+        keys = {(one.entrant, section.budget) for section in sections for one in section.standings}
         return max(self.clocks, key=lambda clock: len(keys & clock.keys), default=None)
 
     @cached_property
@@ -198,4 +209,4 @@ def _standing(name: str, rows: pd.DataFrame, places: dict[str, tuple[int, int, i
 
 def _pace(entrant: str, budget: float, length: int, rows: pd.DataFrame) -> Pace:
     ttft, tpot, e2e, kv = (ratio(rows, measure) for measure in ("ttft", "tpot", "e2e", "kv"))
-    return Pace(entrant, budget, length, ttft, tpot, e2e, kv)
+    return Pace(entrant, budget, length, str(rows["entry"].iloc[0]), ttft, tpot, e2e, kv)

@@ -1,7 +1,7 @@
 """Runs as they stand on a board, and which of them may be put side by side.
 
-Scores go together where model, weights, numbers, protocol and the cut of long prompts are the same; times where the
-device and the kernels are too. A task whose code differs is another task. What differs is said, never averaged over.
+Scores go together where model, weights, numbers and protocol are the same; times where the device and the kernels are
+too. A task whose code, or whose cut of long prompts, differs is another task. What differs is said, and never mixed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ class Entry:
 
     Attributes:
         name: unique on the board; also the folder of its page.
+        folder: of its records.
         run: its records.
         budget: share that its methods were matched to; NaN where nobody did.
         names: method label -> what it is called on the board; labels that are not here are themselves.
     """
 
     name: str
+    folder: Path
     run: Recorded
     budget: float = math.nan
     names: Mapping[str, str] = field(default_factory=dict)
@@ -42,7 +44,6 @@ class Conditions(NamedTuple):
     weights: str
     numbers: str
     protocol: str
-    cut: str
     device: str = ""
     kernels: str = ""
 
@@ -63,8 +64,12 @@ class Group:
     def title(self) -> str:
         """In words: model, protocol, and device where it counts."""
         said = self.conditions
-        asked = "question after the context" if said.protocol == "after" else "question in the prompt"
-        return ", ".join(filter(None, [said.model, said.numbers, asked, said.device]))
+        return ", ".join(filter(None, [said.model, said.numbers, asked(said.protocol), said.device]))
+
+
+def asked(protocol: str) -> str:
+    """When the question was asked, in words."""
+    return "question after the context" if protocol == "after" else "question in the prompt"
 
 
 def read_entries(folders: Sequence[Path]) -> list[Entry]:
@@ -74,7 +79,7 @@ def read_entries(folders: Sequence[Path]) -> list[Entry]:
         InputError: a folder is no run or corrupt; no run has full attention.
     """
     named = dict(zip(_names(folders), folders, strict=True))
-    found = [Entry(name, read(folder)) for name, folder in named.items()]
+    found = [Entry(name, folder, read(folder)) for name, folder in named.items()]
     good = [entry for entry in found if REFERENCE in entry.run.methods]
     if not good:
         raise InputError(f"no run has records of {REFERENCE!r}, which everything is compared with")
@@ -89,7 +94,6 @@ def scored(entry: Entry) -> Conditions:
         str(facts.get("weights_hash", ""))[:12],
         str(facts.get("dtype", "")),
         str(manifest.spec.get("question", "prompt")),
-        str(manifest.spec.get("max_length") or ""),
     )
 
 
@@ -132,9 +136,10 @@ def versions(entries: Sequence[Entry]) -> dict[str, list[str]]:
 
 
 def version(entry: Entry, task: str) -> str:
-    """Digest of a task's code in a run; empty in runs that do not say."""
-    sources = entry.run.manifest.facts.get("task_sources") or {}
-    return str(sources.get(task, ""))[:8]
+    """Digest of a task's code in a run, empty in runs that do not say, and how long prompts might be."""
+    manifest = entry.run.manifest
+    sources, longest = manifest.facts.get("task_sources") or {}, manifest.spec.get("max_length")
+    return str(sources.get(task, ""))[:8] + (f" to {longest}" if longest else "")
 
 
 def _said(value: str) -> str:

@@ -1,8 +1,9 @@
 """Which method for which need, at what loss, and how sure that is.
 
 Among entrants that win what the need asks for, those come first whose loss is shown to stay within the margin, then
-those whose loss was within it but may be larger, then those that lost more but perhaps by chance; in each the one that
-wins most. Nobody serves a need whose protocol no run has, unless no run has scores at all; controls never do.
+those whose loss was within it but may be larger, then those that lost more but perhaps by chance; of each the two that
+win most, and of the less sure only who wins more than all that are surer. What has no interval, for want of records,
+answers nothing: then it is said what is missing. Controls never serve a need.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
-from harness.leaderboard.board import CONTROLS, Board, Clock, Key, Section
+from harness.leaderboard.board import CONTROLS, Board, Clock, Key, Standing
 from harness.leaderboard.effects import Found
+from harness.leaderboard.entries import asked
+from harness.statistics.estimators import FEWEST
 
-SHOWN = 3
-"""Entrants a need."""
+SHOWN = 2
+"""Entrants a need and word for their loss."""
 
-Standing = Literal["shown", "open", "doubtful", "unknown", "loses"]
-_ORDER: tuple[Standing, ...] = ("shown", "open", "doubtful", "unknown", "loses")
+Word = Literal["shown", "open", "doubtful", "unknown", "loses"]
+_ORDER: tuple[Word, ...] = ("shown", "open", "doubtful", "unknown", "loses")
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,9 @@ class Answer:
     Attributes:
         need: which.
         entrant, budget: who.
+        kept: mean share of the context's tokens; NaN where no scores are recorded.
         gain: full attention's time or bytes over the entrant's, at `length`.
-        loss: difference of scores in points; None where none is recorded.
+        loss: difference of scores in points; None where the board has no scores at all.
         standing: what is known of the loss.
         starts: from which length on it wins, in words.
     """
@@ -63,22 +68,21 @@ class Answer:
     need: Need
     entrant: str
     budget: float
+    kept: float
     gain: Found
     length: int
     loss: Found | None
-    standing: Standing
+    standing: Word
     starts: str
 
     def sureness(self, points: float) -> str:
         """How sure the loss is, in words."""
-        if self.standing == "unknown" or self.loss is None:
+        if self.loss is None:
             return "loss not recorded"
         if self.standing == "shown":
             return f"loses less than {points:g} points (95 %)"
         if self.standing == "loses":
             return f"lost more than {points:g} points"
-        if not self.loss.sure:
-            return f"undecided: {self.loss.samples} samples are too few"
         return f"undecided: may lose {max(0.0, -self.loss.low):.1f} points"
 
 
@@ -94,12 +98,33 @@ def answers(board: Board, points: float) -> list[Answer]:
     return [answer for need in NEEDS for answer in _of_need(board, clock, need, points)]
 
 
+def missing(board: Board, need: Need) -> str:
+    """Why nobody serves a need, in words: what is not recorded yet, or that nobody wins."""
+    if (clock := board.clock) is None:
+        return "no times recorded"
+    losses, keys = _standings(board, need.protocol), _keys(board, clock, need)
+    if board.sections and not losses:
+        return f"nothing scored with the {asked(need.protocol)}"
+    most = max((one.loss.samples for one in losses.values()), default=0)
+    if losses and not any(one.loss.sure for one in losses.values()):
+        return f"losses are of {most} samples at most; {FEWEST} are the fewest for an interval"
+    gains = [found[1] for key in keys if (found := clock.longest(key, need.measure)) is not None]
+    if not gains:
+        return f"no {need.won} of the methods whose losses are known"
+    if need.measure != "kv" and not any(gain.sure for gain in gains):
+        return f"{need.won} is of {max(gain.samples for gain in gains)} pairs at most; {FEWEST} are the fewest"
+    return f"nobody wins; the best has {max(gain.value for gain in gains):.2f}x"
+
+
 def _of_need(board: Board, clock: Clock, need: Need, points: float) -> list[Answer]:
-    losses = _losses(board, need.protocol)
-    keys = sorted(clock.keys & losses.keys()) if board.sections else sorted(clock.keys)
-    found = [one for key in keys for one in _answer(clock, need, key, losses.get(key), points)]
+    losses = _standings(board, need.protocol)
+    found = [one for key in _keys(board, clock, need) for one in _answer(clock, need, key, losses.get(key), points)]
     ordered = sorted(found, key=_place)
-    return [one for one in ordered if one.standing != "loses"][:SHOWN] or ordered[:1]
+    chosen, most = list[Answer](), 1.0
+    for _, alike in groupby((one for one in ordered if one.standing != "loses"), key=lambda one: one.standing):
+        better = [one for one in alike if one.gain.value > most][:SHOWN]
+        chosen, most = chosen + better, max([most, *(one.gain.value for one in better)])
+    return chosen or ordered[:1]
 
 
 def _place(one: Answer) -> tuple[int, float, float]:
@@ -107,33 +132,32 @@ def _place(one: Answer) -> tuple[int, float, float]:
     return _ORDER.index(one.standing), -round(one.gain.value, 1), -one.loss.value if one.loss else 0.0
 
 
-def _losses(board: Board, protocol: str) -> dict[Key, Found]:
-    """Of the first model that has scores under the protocol."""
-    own = [section for section in board.sections if section.group.conditions.protocol == protocol]
-    model = own[0].group if own else None
-    return {key: loss for section in own if section.group is model for key, loss in _of_section(section)}
+def _standings(board: Board, protocol: str) -> dict[Key, Standing]:
+    return {(one.entrant, section.budget): one for section in board.judged(protocol) for one in section.standings}
 
 
-def _of_section(section: Section) -> Iterator[tuple[Key, Found]]:
-    for one in section.standings:
-        yield (one.entrant, section.budget), one.loss
+def _keys(board: Board, clock: Clock, need: Need) -> list[Key]:
+    """Whom to ask: those with times, and scores if anybody has some."""
+    known = clock.keys & _standings(board, need.protocol).keys() if board.sections else clock.keys
+    return sorted(key for key in known if key[0].partition(":")[0] not in CONTROLS)
 
 
-def _answer(clock: Clock, need: Need, key: Key, loss: Found | None, points: float) -> Iterator[Answer]:
+def _answer(clock: Clock, need: Need, key: Key, known: Standing | None, points: float) -> Iterator[Answer]:
     found = clock.longest(key, need.measure)
-    if found is None or key[0].partition(":")[0] in CONTROLS:
+    if found is None or (known is not None and not known.loss.sure):
         return
     length, gain = found
-    if (gain.low if gain.sure else gain.value) > 1:
-        yield Answer(need, *key, gain, length, loss, standing(loss, points), clock.starts(key, need.measure))
+    if (gain.value if need.measure == "kv" else gain.low) > 1:
+        kept, loss = (known.kept, known.loss) if known is not None else (math.nan, None)
+        yield Answer(need, *key, kept, gain, length, loss, word(loss, points), clock.starts(key, need.measure))
 
 
-def standing(loss: Found | None, points: float) -> Standing:
-    """What is known of a loss against a margin of so many points."""
-    if loss is None or math.isnan(loss.value):
+def word(loss: Found | None, points: float) -> Word:
+    """What is known of a loss that has an interval against a margin of so many points."""
+    if loss is None:
         return "unknown"
-    if loss.sure and loss.low >= -points:
+    if loss.low >= -points:
         return "shown"
     if loss.value >= -points:
         return "open"
-    return "doubtful" if loss.sure and loss.high >= -points else "loses"
+    return "doubtful" if loss.high >= -points else "loses"

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import InputError
-from harness.leaderboard.board import Board, Section
-from harness.leaderboard.needs import NEEDS, answers
+from harness.leaderboard.board import PROTOCOLS, Board, Section
+from harness.leaderboard.entries import asked
 from harness.leaderboard.plots import front
 from harness.leaderboard.tables import (
     cells_table,
     losses_table,
     needs_table,
     page_of,
-    run_page,
+    runs_table,
     times_table,
 )
 from harness.report.build import build
@@ -30,6 +30,7 @@ from harness.reproduce.published.page import table as claims_table
 from harness.runner.catalog import METHODS
 
 _FRONTS = (("ttft", "TTFT"), ("kv", "KV bytes"), ("tpot", "time a token"))
+_KINDS = {"losses": "Losses and ranks", "times": "Times and memory"}
 
 
 @dataclass(frozen=True)
@@ -70,43 +71,45 @@ def write(made: Made, folder: Path) -> list[Path]:
             (folder / page_of(method)).write_text(_method_page(made, method), encoding="utf-8")
         page, plain = folder / "index.html", folder / "index.md"
         page.write_text(_first_page(made, folder), encoding="utf-8")
-        plain.write_text(markdown(made), encoding="utf-8")
+        plain.write_text(markdown(made, folder), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: cannot write the board: {error.strerror}") from None
     return [page, plain]
 
 
-def markdown(made: Made) -> str:
+def markdown(made: Made, folder: Path) -> str:
     """The first page's tables, for where HTML is not shown."""
-    notes = "\n".join(f"- {text}" for text in _notes(made))
-    tables = [_needs(made), *_losses(made.board), *_times(made.board), *made.extra]
-    return "\n".join([f"# {made.title}\n", notes, "", *(to_markdown(table) for table in tables if table.rows)])
+    missing, apart = (["", *(f"- {text}" for text in texts)] if texts else [] for texts in _notes(made))
+    first, *others = (to_markdown(table) for table in [_needs(made), *_tables(made, folder)] if table.rows)
+    return "\n".join([f"# {made.title}", *missing, "", first, *others, *apart]) + "\n"
 
 
 def first_screen(made: Made) -> str:
-    """What a terminal shows: which method for what, and what was not put together."""
-    return "\n".join([to_markdown(_needs(made)), *_notes(made)])
+    """What a terminal shows: which method for what, what is missing, and what was not put together."""
+    return "\n".join([to_markdown(_needs(made)), *(text for texts in _notes(made) for text in texts)])
 
 
 def _first_page(made: Made, folder: Path) -> str:
-    tables = [*_losses(made.board), *_times(made.board), *made.extra, *_claims(made.claims)]
+    missing, apart = _notes(made)
     return _render(
         made.title,
         _facts(made.board),
         first=_needs(made),
-        notes=_notes(made),
+        notes=missing,
+        apart=apart,
         images=list(_pictures(made.board, folder)),
-        tables=tables,
-        links=[
-            ("methods", [(method, page_of(method)) for method in _methods(made.board)]),
-            ("runs", [(entry.name, run_page(entry.name)) for entry in made.board.entries]),
-        ],
+        tables=[*_tables(made, folder), *_claims(made.claims)],
+        methods=[(method, page_of(method)) for method in _methods(made.board)],
     )
+
+
+def _tables(made: Made, folder: Path) -> list[Table]:
+    return [*_losses(made.board), *_times(made.board), *made.extra, runs_table(made.board, folder)]
 
 
 def _method_page(made: Made, method: str) -> str:
     board, own = made.board, [one for one in made.claims if one.published.method == method]
-    times = [times_table(clock, f"times-{index}", method) for index, clock in enumerate(board.clocks)]
+    times = [times_table(clock, f"times-{index}", method, "../") for index, clock in enumerate(board.clocks)]
     losses = [_of_method(section, index, method) for index, section in enumerate(board.sections)]
     return _render(
         method,
@@ -133,27 +136,36 @@ def _about(method: str) -> list[str]:
 
 
 def _render(title: str, facts: Sequence[tuple[str, str]], **parts: Any) -> str:
-    empty: dict[str, Any] = {"up": "", "paragraphs": [], "first": None, "notes": [], "images": [], "links": []}
+    empty: dict[str, Any] = {
+        "up": "", "paragraphs": [], "first": None, "notes": [], "apart": [], "images": [], "methods": [],
+    }  # fmt: skip
     shown = empty | parts
-    first = [shown["first"]] if shown["first"] else []
-    places = [(table.name, table.title) for table in [*first, *shown["tables"]] if table.rows]
+    tables = [table for table in (shown["first"], *shown["tables"]) if table is not None and table.rows]
     template = environment("harness.leaderboard").get_template("board.html.j2")
-    return template.render(title=title, facts=facts, places=places, **shown)
+    return template.render(title=title, facts=facts, places=_places(tables), **shown)
+
+
+def _places(tables: Sequence[Table]) -> list[tuple[str, str]]:
+    """Where the page leads: to the first table of each kind."""
+    kinds: dict[str, tuple[str, str]] = {}
+    for table in tables:
+        kind = table.name.partition("-")[0]
+        kinds.setdefault(kind, (table.name, _KINDS.get(kind, table.title)))
+    return list(kinds.values())
 
 
 def _facts(board: Board) -> list[tuple[str, str]]:
-    groups = {"scores": board.scores, "times": board.times}
     records = sum(len(entry.run.records) for entry in board.entries)
-    said = [("runs", str(len(board.entries))), ("records", f"{records:,}")]
-    return said + [(name, "; ".join(group.title for group in found)) for name, found in groups.items() if found]
+    return [("runs", str(len(board.entries))), ("records", f"{records:,}"), ("methods", str(len(_methods(board))))]
 
 
 def _needs(made: Made) -> Table:
-    return needs_table(answers(made.board, made.points), made.points)
+    return needs_table(made.board, made.points)
 
 
-def _notes(made: Made) -> list[str]:
-    return [*made.notes, *made.board.notes()]
+def _notes(made: Made) -> tuple[list[str], list[str]]:
+    """What is missing, and what was not put together."""
+    return list(made.notes), list(made.board.notes())
 
 
 def _losses(board: Board) -> list[Table]:
@@ -177,14 +189,15 @@ def _pictures(board: Board, folder: Path) -> Iterable[dict[str, str]]:
     """A front for each protocol and each thing that is won."""
     if (clock := board.clock) is None:
         return
-    protocols = dict.fromkeys(need.protocol for need in NEEDS)
-    for protocol in protocols:
-        own = [section for section in board.sections if section.group.conditions.protocol == protocol]
-        own = [section for section in own if section.group is own[0].group]
+    for protocol in PROTOCOLS:
         for measure, words in _FRONTS:
-            figure = front(own, clock, measure, words)
+            figure = front(board.judged(protocol), clock, measure, words)
             if figure is not None:
-                asked = "after the context" if protocol == "after" else "in the prompt"
-                caption = f"Score against {words}, question {asked}; dashed: nobody is better in both."
+                caption = f"{words} against loss, {asked(protocol)}. Bars: 95 %. {_LEGEND}"
                 _, svg = save(figure, folder, f"front-{measure}-{protocol}")
                 yield picture("front", svg.read_bytes()) | {"caption": caption}
+
+
+_LEGEND = (
+    "Hollow: too few samples for an interval. In brackets: controls. Dashed: nobody with intervals is better in both."
+)

@@ -1,12 +1,17 @@
-"""Fronts: what an entrant wins against what it loses, with intervals; on the line is whom nobody beats in both."""
+"""Fronts: what an entrant wins against what it loses, with intervals; on the line is whom nobody beats in both.
+
+Points without an interval are hollow and on no line. Names stand where there is room, those on the line first.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from harness.leaderboard.board import CONTROLS, Clock, Section
 from harness.leaderboard.effects import Found
@@ -17,10 +22,18 @@ _LONG = 28
 """Characters of a name beside a point."""
 
 
+_PLACES = ((5, 3), (5, -9), (-5, 3), (-5, -9), (0, 8), (0, -14))
+"""Where a name may stand, points right of and above its own point."""
+
+
 class _Point(NamedTuple):
     name: str
     gain: Found
     loss: Found
+
+    @property
+    def at(self) -> tuple[float, float]:
+        return self.gain.value, self.loss.value
 
 
 def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Figure | None:
@@ -41,13 +54,15 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     for index, (budget, own) in enumerate(points.items()):
         for point in own:
             _cross(axes, point, colour_of(index))
-        xs, ys = [point.gain.value for point in own], [point.loss.value for point in own]
+        for sure in (True, False):
+            ends = [point.at for point in own if point.loss.sure is sure]
+            fill = colour_of(index) if sure else "none"
+            axes.plot(*_columns(ends), marker_of(index), color=colour_of(index), markerfacecolor=fill, markersize=5)
         name = f"{budget:.3g} kept" if budget else "as asked for"
-        axes.plot(xs, ys, marker_of(index), color=colour_of(index), markersize=5, label=name)
-    best = [everyone[index] for index in pareto([(-point.gain.value, point.loss.value) for point in everyone])]
-    axes.plot([one.gain.value for one in best], [one.loss.value for one in best], "--", color="#888888", linewidth=1)
-    for point in best:
-        axes.annotate(point.name, (point.gain.value, point.loss.value), (4, 4), textcoords="offset points", fontsize=7)
+        axes.plot([], [], marker_of(index), color=colour_of(index), markersize=5, label=name)
+    sure = [point for point in everyone if point.loss.sure]
+    best = [sure[index] for index in pareto([(-point.gain.value, point.loss.value) for point in sure])]
+    axes.plot(*_columns([one.at for one in best]), "--", color="#888888", linewidth=1)
     axes.axhline(0, color="#bbbbbb", linewidth=0.8)
     axes.axvline(1, color="#bbbbbb", linewidth=0.8)
     axes.set_xscale("log")
@@ -58,7 +73,27 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     axes.set_ylabel("score less full attention's, points")
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
+    _name(axes, [*best, *sorted((one for one in everyone if one not in best), key=lambda one: -one.loss.value)])
     return figure
+
+
+def _columns(ends: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in ends], [y for _, y in ends]
+
+
+def _name(axes: Axes, points: Sequence[_Point]) -> None:
+    """Names beside points, where they cover neither points nor other names; who finds no room has none."""
+    axes.get_figure(root=True).draw_without_rendering()
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in axes.transData.transform([one.at for one in points])]
+    for point in points:
+        for right, up in _PLACES:
+            side = "left" if right > 0 else "right" if right < 0 else "center"
+            text = axes.annotate(point.name, point.at, (right, up), textcoords="offset points", fontsize=6.5, ha=side)
+            box = text.get_window_extent()
+            if axes.bbox.x0 < box.x0 and box.x1 < axes.bbox.x1 and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def _points(section: Section, clock: Clock, measure: str) -> list[_Point]:

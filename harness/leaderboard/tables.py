@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from urllib.parse import quote
 
-from harness.leaderboard.board import Board, Clock, Section, Standing
+from harness.leaderboard.board import PROTOCOLS, Board, Clock, Section, Standing
 from harness.leaderboard.effects import Found, loss
-from harness.leaderboard.needs import NEEDS, Answer, Need
+from harness.leaderboard.entries import Entry, timed
+from harness.leaderboard.needs import NEEDS, SHOWN, Answer, Need, answers, missing
 from harness.report import formats
 from harness.report.table import Cell, Table, label, number
+from harness.storage.samples import PACKED, SAMPLES
 
 _LOSS = (
     "Points: score less full attention's on the same samples; tasks and lengths count the same; 95 % intervals. Rank: "
@@ -18,31 +22,41 @@ _LOSS = (
     "share of the context's tokens over layers and KV heads, as recorded."
 )
 _TIMES = (
-    "Full attention's time, or bytes of keys, values and the method's own stores, over the method's: above 1 is better."
+    "Full attention's time, or bytes of keys, values and the method's own stores, over the method's: above 1 is "
+    "better. A length links to its run's page."
 )
+_RUNS = "A run links to its page with every sample, its records to their file: all numbers here come from these."
 _CELLS = "One row a task. A task links to its run's page, which has every sample."
 
 
-def needs_table(found: Sequence[Answer], points: float) -> Table:
+def needs_table(board: Board, points: float) -> Table:
     """The first screen: which for what."""
     note = (
-        f"Of those that win: first whose loss is shown to stay within {points:g} points, then those of whom nobody can "
-        "tell yet. Wins from: shortest prompt from which on it beats full attention at every length recorded."
+        f"First the {SHOWN} that win most of those whose loss is shown to stay within {points:g} points, then of those "
+        "of whom nobody can tell yet, if they win more. Wins from: shortest prompt from which on it beats full "
+        f"attention at every length recorded. {_places(board)}"
     )
-    head = ["you want", "method", "kept", "wins", "at", "loses", "how sure", "wins from"]
-    rows = [_need(one, points) for one in found] + [_nobody(need) for need in NEEDS if need not in served(found)]
+    head = ["you want", "method", "budget", "kept", "wins", "at tokens", "loses, points", "how sure", "wins from"]
+    found = answers(board, points)
+    rows = [row for need in NEEDS for row in _needs(need, [one for one in found if one.need is need], board, points)]
     return Table("needs", "Which method for what", note, head, rows, labels=2)
 
 
-def served(found: Sequence[Answer]) -> list[Need]:
-    """Needs that somebody serves."""
-    return list(dict.fromkeys(one.need for one in found))
+def _places(board: Board) -> str:
+    """Which model lost and which one won."""
+    groups = [section.group for protocol in PROTOCOLS for section in board.judged(protocol)]
+    lost = f"Losses: {groups[0].conditions.model}, {groups[0].conditions.numbers}." if groups else "No losses."
+    if board.clock is None:
+        return lost
+    said = board.clock.group.conditions
+    return f"{lost} Times and bytes: {said.model}, {said.numbers}, {said.device}."
 
 
-def _nobody(need: Need) -> list[Cell]:
-    why = "no run has the question " + ("after the context" if need.protocol == "after" else "in the prompt")
-    nothing = number(None, formats.NOTHING)
-    return [label(need.title), label("-"), *[nothing] * 4, Cell(f"nobody wins, or {why}"), nothing]
+def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> Iterator[list[Cell]]:
+    yield from (_need(one, points) for one in found)
+    if not found:
+        nothing = number(None, formats.NOTHING)
+        yield [label(need.title), label("nobody yet"), *[nothing] * 5, Cell(missing(board, need)), nothing]
 
 
 def _need(one: Answer, points: float) -> list[Cell]:
@@ -50,6 +64,7 @@ def _need(one: Answer, points: float) -> list[Cell]:
         label(one.need.title),
         label(one.entrant, page_of(one.entrant.partition(":")[0])),
         number(one.budget or None, _share(one.budget)),
+        number(one.kept, formats.percent(one.kept)),
         number(one.gain.value, f"{one.need.won} {_ratio(one.gain)}", one.gain.low, one.gain.high),
         number(one.length, f"{one.length:,}"),
         _points(one.loss) if one.loss else number(None, formats.NOTHING),
@@ -76,7 +91,7 @@ def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
     ]
 
 
-def times_table(clock: Clock, name: str, method: str | None = None) -> Table:
+def times_table(clock: Clock, name: str, method: str | None = None, up: str = "") -> Table:
     """One row an entrant and length; of one method if it is named."""
     head = ["method", "kept", "length", "TTFT", "time a token", "end to end", "KV bytes", "n"]
     paces = sorted(clock.paces, key=lambda pace: (pace.length, -pace.ttft.value))
@@ -84,7 +99,7 @@ def times_table(clock: Clock, name: str, method: str | None = None) -> Table:
         [
             label(pace.entrant),
             number(pace.budget or None, _share(pace.budget)),
-            number(pace.length, f"{pace.length:,}"),
+            Cell(f"{pace.length:,}", pace.length, link=up + run_page(pace.entry)),
             *(number(one.value, _ratio(one), one.low, one.high) for one in (pace.ttft, pace.tpot, pace.e2e, pace.kv)),
             number(pace.ttft.samples, str(pace.ttft.samples)),
         ]
@@ -92,6 +107,31 @@ def times_table(clock: Clock, name: str, method: str | None = None) -> Table:
         if method is None or pace.entrant.partition(":")[0] == method
     ]
     return Table(name, f"Times and memory: {clock.group.title}", _TIMES, head, rows, labels=1)
+
+
+def runs_table(board: Board, folder: Path) -> Table:
+    """One row a run: what it is of, and its records' file, which every number here is from."""
+    head = ["run", "model", "numbers", "question", "device", "methods", "tasks", "samples a task", "records"]
+    rows = [_run(entry, folder) for entry in board.entries]
+    return Table("runs", "Runs", _RUNS, head, rows, labels=1)
+
+
+def _run(entry: Entry, folder: Path) -> list[Cell]:
+    run, said = entry.run, timed(entry)
+    counts = run.records.groupby("task")["sample"].nunique()
+    least, most = int(counts.min()), int(counts.max())
+    file = next(path for path in (entry.folder / SAMPLES, entry.folder / PACKED) if path.is_file())
+    return [
+        label(entry.name, run_page(entry.name)),
+        Cell(said.model),
+        Cell(said.numbers),
+        Cell(said.protocol),
+        Cell(said.device),
+        number(len(run.methods), str(len(run.methods))),
+        number(len(run.tasks), str(len(run.tasks))),
+        number(least, f"{least}" if least == most else f"{least} to {most}"),
+        Cell(f"{len(run.records):,}", len(run.records), link=quote(os.path.relpath(file, folder))),
+    ]
 
 
 def cells_table(board: Board, method: str) -> Table:

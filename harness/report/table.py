@@ -150,6 +150,8 @@ def _markdown_cell(cell: Cell, is_label: bool) -> str:
     text = cell.text.replace("|", "\\|").replace("\n", " ")
     if is_label:
         return "`" + text.replace("`", "'") + "`"
+    if cell.link is not None and cell.link.startswith("https://"):  # others lead from a page of HTML to another
+        return f"[{text}]({cell.link})"
     return f"**{text}**" if cell.leads else text
 
 

@@ -49,7 +49,7 @@ def write(study: StudyFile, runs: Sequence[StudyRun], folder: Path) -> tuple[str
     if not entries:
         raise InputError(f"{folder} holds no records of {study.path}: expected {runs[0].folder} and others in it")
     board = Board(entries)
-    recorded = {entry.name for entry in entries}
+    recorded = {entry.name: entry for entry in entries}
     known = [run for run in there if run.folder in recorded]
     made = Made(
         study.name,
@@ -65,7 +65,7 @@ def write(study: StudyFile, runs: Sequence[StudyRun], folder: Path) -> tuple[str
 def _entry(run: StudyRun, folder: Path) -> Iterator[Entry]:
     found = read(folder / run.folder)
     if not found.records.empty:
-        yield Entry(run.folder, found, run.budget, _names(run.methods))
+        yield Entry(run.folder, folder / run.folder, found, run.budget, _names(run.methods))
 
 
 def _names(methods: Sequence[Matched]) -> dict[str, str]:
@@ -74,10 +74,25 @@ def _names(methods: Sequence[Matched]) -> dict[str, str]:
     return {one.label: one.method for one in methods if one.label is not None and counts[one.method] == 1}
 
 
-def _missing(runs: Sequence[StudyRun], recorded: set[str]) -> Iterator[str]:
-    absent = [run.folder for run in runs if run.folder not in recorded]
-    if absent:
-        yield f"{len(absent)} of {len(runs)} runs have no records yet: {', '.join(absent[:3])}, ..."
+def _missing(runs: Sequence[StudyRun], there: dict[str, Entry]) -> Iterator[str]:
+    """What is not recorded yet: whole runs, and samples of those that are there."""
+    none = [run.folder for run in runs if run.folder not in there]
+    if none:
+        yield f"{len(none)} of {len(runs)} runs have no records yet: {_few(none)}."
+    counts = [(run, _samples(there[run.folder])) for run in runs if run.folder in there]
+    short = [f"{run.folder} ({n} of {run.spec.limit})" for run, n in counts if n < (run.spec.limit or 0)]
+    if short:
+        yield f"{len(short)} runs have fewer samples a task than the study asks for: {_few(short)}."
+
+
+def _samples(entry: Entry) -> int:
+    """Of the task that has fewest; none where a task has none yet."""
+    records, manifest = entry.run.records, entry.run.manifest
+    return int(records.groupby("task")["sample"].nunique().reindex(manifest.tasks, fill_value=0).min())
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def matched_table(runs: Sequence[StudyRun], board: Board) -> Table:

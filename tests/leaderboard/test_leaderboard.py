@@ -15,7 +15,7 @@ from harness.leaderboard.effects import Found, loss, ranks, ratio, wins_from
 from harness.leaderboard.entries import read_entries
 from harness.leaderboard.frame import paired
 from harness.leaderboard.kinds import kind
-from harness.leaderboard.needs import answers, standing
+from harness.leaderboard.needs import NEEDS, answers, missing, word
 from harness.storage.record import Record
 from harness.storage.store import Manifest
 from tests.command import run
@@ -42,8 +42,10 @@ def record(method: str, task: str, number: int, length: int, **changes: Any) -> 
     return Record(**values | changes)
 
 
-def made(folder: Path, *, source: str = "1", lengths: tuple[int, ...] = (1024, 4096), **changes: Any) -> Path:
-    """A run of four methods with twenty samples of each length."""
+def made(
+    folder: Path, *, source: str = "1", lengths: tuple[int, ...] = (1024, 4096), samples: int = 20, **changes: Any
+) -> Path:
+    """A run of four methods with so many samples of each length."""
     tasks = {f"needle:lengths={length}": length for length in lengths}
     facts = {"weights_hash": "w", "dtype": "bfloat16", "task_sources": dict.fromkeys(tasks, source)}
     given = {"run_hash": folder.name, "model": "m", "device": "cpu", "spec": {"question": "prompt"}, "facts": facts}
@@ -51,7 +53,7 @@ def made(folder: Path, *, source: str = "1", lengths: tuple[int, ...] = (1024, 4
     records = [
         record(method, task, number, length)
         for task, length in tasks.items()
-        for number in range(20)
+        for number in range(samples)
         for method in METHODS
     ]
     return save(folder, manifest, records)
@@ -77,19 +79,42 @@ def test_with_a_narrow_margin_nothing_is_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "word"),
+    ("found", "said"),
     [
         (Found(-1, -2.5, 0.5, 90), "shown"),
         (Found(-1, -4, 2, 90), "open"),
         (Found(-4, -8, 0, 90), "doubtful"),
         (Found(-9, -12, -6, 90), "loses"),
-        (Found(-1, samples=3), "open"),
-        (Found(-50, samples=3), "loses"),
         (None, "unknown"),
     ],
 )
-def test_what_is_known_of_a_loss(found: Found | None, word: str) -> None:
-    assert standing(found, 3) == word
+def test_what_is_known_of_a_loss(found: Found | None, said: str) -> None:
+    assert word(found, 3) == said
+
+
+def test_few_samples_name_nobody_but_say_what_is_missing(tmp_path: Path) -> None:
+    few = board(made(tmp_path / "a", samples=2))
+    assert answers(few, points=10) == []
+    assert missing(few, NEEDS[0]).startswith("losses are of 4 samples at most; 6 are")
+    assert missing(few, NEEDS[3]) == "nothing scored with the question after the context"
+    # Enough for losses, of two lengths, too few at one length for times; bytes need no interval.
+    some = board(made(tmp_path / "b", samples=4))
+    assert missing(some, NEEDS[0]).startswith("TTFT is of 4 pairs at most; 6 are")
+    assert {one.need.measure for one in answers(some, points=10)} == {"kv"}
+
+
+def test_losses_and_times_are_each_of_one_model(tmp_path: Path) -> None:
+    """The smaller run of another model, and its times, answer nothing."""
+    other = made(tmp_path / "b", model="other", lengths=(65536,))
+    found = answers(board(made(tmp_path / "a"), other), points=10)
+    assert found and {one.length for one in found} == {4096}
+
+
+def test_who_is_less_sure_is_named_for_winning_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "fast", (0.9, 4.0, 8.0))
+    monkeypatch.setitem(METHODS, "random", (0.9, 1.5, 2.0))
+    found = [(one.entrant, one.standing) for one in answers(board(made(tmp_path / "a")), points=10)]
+    assert found[:2] == [("good", "shown"), ("fast", "open")]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +224,7 @@ def test_the_command_writes_pages_whose_links_lead_somewhere(
     said = capsys.readouterr().out
     assert "`A short time to first token` | `good`" in said
     page = (tmp_path / "out/index.html").read_text()
-    for address in ("methods/good.html", "runs/a/index.html"):
+    for address in ("methods/good.html", "runs/a/index.html", "../a/samples.jsonl"):
         assert f'href="{address}"' in page and (tmp_path / "out" / address).is_file()
     method = (tmp_path / "out/methods/fast.html").read_text()
     assert "../runs/a/index.html#samples" in method and "needle:" in method

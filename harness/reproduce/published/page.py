@@ -41,14 +41,15 @@ def write(judged: Sequence[Judged], folder: Path) -> tuple[str, list[Path]]:
 
 
 def markdown(judged: Sequence[Judged]) -> str:
-    """Counts and the table."""
-    counts = summary([one.judgement for one in judged])
-    return f"# Published claims beside here\n\n**{counts}.**\n\n{to_markdown(table(judged))}"
+    """The table, headed."""
+    return f"# Published claims beside here\n\n{to_markdown(table(judged))}"
 
 
 def table(judged: Sequence[Judged]) -> Table:
-    """One row a claim."""
-    return Table(NAME, "Claims", NOTE, HEAD, [_row(one) for one in judged], labels=1)
+    """One row a claim, those that were judged first."""
+    counts = summary([one.judgement for one in judged])
+    ordered = sorted(judged, key=lambda one: one.judgement.word == "not applicable")
+    return Table(NAME, "Claims", f"{counts}. {NOTE}", HEAD, [_row(one) for one in ordered], labels=1)
 
 
 def _row(one: Judged) -> list[Cell]:
@@ -59,7 +60,7 @@ def _row(one: Judged) -> list[Cell]:
     return [
         label(claim.method),
         Cell(f"{claim.what}, {claim.measure}" if claim.measure != "none" else claim.what),
-        Cell(f"{where}, {claim.source}"),
+        Cell(where, link=claim.source),
         number(claim.claim.figure, upto + words(Measured(claim.claim.figure), claim.claim.unit)),
         number(value, words(found, claim.claim.unit), low, high),
         Cell(one.judgement.word, one.judgement.word),
