@@ -25,6 +25,6 @@ def leaderboard_command(
     from harness.storage.runs import run_folders
 
     folders = run_folders(runs)
-    board = Board(read_entries(folders))
-    made = Made(title, board, points, judge_all(folders))
+    entries, left_out = read_entries(folders)
+    made = Made(title, Board(entries), points, judge_all(folders), notes=left_out)
     show(first_screen(made), write(made, output))

@@ -72,8 +72,8 @@ def asked(protocol: str) -> str:
     return "question after the context" if protocol == "after" else "question in the prompt"
 
 
-def read_entries(folders: Sequence[Path]) -> list[Entry]:
-    """Runs under the shortest names that tell them apart.
+def read_entries(folders: Sequence[Path]) -> tuple[list[Entry], list[str]]:
+    """Runs under the shortest names that tell them apart, and a line for each that compares with nothing.
 
     Raises:
         InputError: a folder is no run or corrupt; no run has full attention.
@@ -83,7 +83,8 @@ def read_entries(folders: Sequence[Path]) -> list[Entry]:
     good = [entry for entry in found if REFERENCE in entry.run.methods]
     if not good:
         raise InputError(f"no run has records of {REFERENCE!r}, which everything is compared with")
-    return good
+    bare = [entry.name for entry in found if entry not in good]
+    return good, [f"{name} is left out: it has no records of {REFERENCE!r}." for name in bare]
 
 
 def scored(entry: Entry) -> Conditions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from harness.leaderboard.tables import (
     runs_table,
     times_table,
 )
+from harness.report import formats
 from harness.report.build import build
 from harness.report.figures import save
 from harness.report.html import environment, picture
@@ -109,22 +111,41 @@ def _tables(made: Made, folder: Path) -> list[Table]:
 
 def _method_page(made: Made, method: str) -> str:
     board, own = made.board, [one for one in made.claims if one.published.method == method]
+    what = [("what", METHODS.get(method).summary)] if method in METHODS.names() else []
     times = [times_table(clock, f"times-{index}", method, "../") for index, clock in enumerate(board.clocks)]
     losses = [_of_method(section, index, method) for index, section in enumerate(board.sections)]
     return _render(
         method,
-        [("method", method), *([("what", METHODS.get(method).summary)] if method in METHODS.names() else [])],
+        [*what, *_sayings(board, method)],
         up="../",
         paragraphs=_about(method),
         tables=[*losses, *_claims(own), cells_table(board, method), *times],
     )
 
 
+def _sayings(board: Board, method: str) -> Iterable[tuple[str, str]]:
+    """What of the context it kept, and the kind of task that it shows the greatest loss in."""
+    own = [(section, one) for section in board.sections for one in section.standings if one.method == method]
+    kept = sorted(one.kept for _, one in own if math.isfinite(one.kept))
+    if kept:
+        yield "kept", " to ".join(dict.fromkeys(formats.percent(share) for share in (kept[0], kept[-1])))
+    fails = [
+        (found.high, f"{kind}: {formats.points(found.value, found.low, found.high)} points, {section.title}")
+        for section, one in own
+        for kind, found in one.kinds.items()
+        if found.high < 0
+    ]
+    if own:
+        yield "fails most", min(fails)[1] if fails else "no loss is shown in any kind of task"
+
+
 def _of_method(section: Section, index: int, method: str) -> Table:
     whole = losses_table(section, f"losses-{index}", "../")
     names = {one.entrant for one in section.standings if one.method == method}
     rows = [row for row in whole.rows if row[0].text in names]
-    return Table(whole.name, whole.title, whole.note, whole.head, rows, whole.labels)
+    told = [index for index in range(len(whole.head)) if any(row[index].text != formats.NOTHING for row in rows)]
+    head, rows = [whole.head[index] for index in told], [[row[index] for index in told] for row in rows]
+    return Table(whole.name, whole.title, whole.note, head, rows, whole.labels)
 
 
 def _about(method: str) -> list[str]:

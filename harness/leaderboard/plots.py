@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
 from harness.leaderboard.board import CONTROLS, Clock, Section
@@ -68,6 +69,9 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:.2g}x")
     axes.xaxis.set_minor_formatter("{x:.2g}x")
+    least, most = axes.get_xlim()
+    if most > 4 * least:  # else there is room for every digit
+        axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.tick_params(which="both", labelsize=8)
     axes.set_xlabel(f"{words}: full attention over the method (log)")
     axes.set_ylabel("score less full attention's, points")

@@ -60,7 +60,7 @@ def made(
 
 
 def board(*folders: Path) -> Board:
-    return Board(read_entries(folders))
+    return Board(read_entries(folders)[0])
 
 
 def test_who_serves_a_need_loses_little_and_is_no_control(tmp_path: Path) -> None:
@@ -151,6 +151,13 @@ def test_an_answer_that_two_runs_have_counts_once(tmp_path: Path) -> None:
     assert counts == [40, 40]
 
 
+def test_a_run_without_full_attention_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = made(tmp_path / "a")
+    monkeypatch.delitem(METHODS, "full")
+    entries, said = read_entries([whole, made(tmp_path / "b")])
+    assert [entry.name for entry in entries] == ["a"] and said == ["b is left out: it has no records of 'full'."]
+
+
 def rows(diff: np.ndarray[Any, Any], cells: int) -> pd.DataFrame:
     number = len(diff)
     return pd.DataFrame(
@@ -204,7 +211,7 @@ def test_ranks_have_intervals_that_overlap_where_methods_are_alike() -> None:
 
 
 def test_where_a_method_starts_to_win(tmp_path: Path) -> None:
-    own = paired(read_entries([made(tmp_path / "a", lengths=(1024, 4096, 8192))]))
+    own = paired(read_entries([made(tmp_path / "a", lengths=(1024, 4096, 8192))])[0])
     own = own[own["entrant"] == "good"]
     assert wins_from(own, "ttft") == (4096, True) and wins_from(own, "kv") == (1024, True)
     assert math.isnan(ratio(own, "kv").low) and ratio(own[own["length"] == 1024], "ttft").value == pytest.approx(

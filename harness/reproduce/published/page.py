@@ -20,7 +20,7 @@ NOTE = (
     "A ratio holds where its whole 95 % interval (trimmed geometric mean of ratios paired by sample) reaches the "
     "figure, does not hold where the whole interval stays below, and is undecided else, as with fewer than six pairs. "
     "Bytes hold from 99 % of the figure on. Devices are rarely the paper's; what is not applicable shows the nearest "
-    "reading all the same."
+    "reading in brackets."
 )
 
 
@@ -53,16 +53,17 @@ def table(judged: Sequence[Judged]) -> Table:
 
 
 def _row(one: Judged) -> list[Cell]:
-    claim, found = one.published, _shown(one)
+    claim, found, aside = one.published, _shown(one), one.judgement.word == "not applicable"
     value, low, high = (found.value, found.low, found.high) if found else (None, None, None)
     upto = "up to " if claim.upto else ""
+    here = words(found, claim.claim.unit)
     where = f"{claim.where}, {claim.setting}" + (f", {claim.length:,} tokens" if claim.length else "")
     return [
         label(claim.method),
         Cell(f"{claim.what}, {claim.measure}" if claim.measure != "none" else claim.what),
         Cell(where, link=claim.source),
         number(claim.claim.figure, upto + words(Measured(claim.claim.figure), claim.claim.unit)),
-        number(value, words(found, claim.claim.unit), low, high),
+        number(value, f"({here})" if aside and found else here, low, high),
         Cell(one.judgement.word, one.judgement.word),
         Cell("; ".join(filter(None, [one.judgement.reason, one.reading.words if one.reading else ""]))),
     ]
