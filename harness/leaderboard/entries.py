@@ -7,6 +7,8 @@ too. A task whose code, or whose cut of long prompts, differs is another task. W
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,13 +80,32 @@ def read_entries(folders: Sequence[Path]) -> tuple[list[Entry], list[str]]:
     Raises:
         InputError: a folder is no run or corrupt; no run has full attention.
     """
-    named = dict(zip(_names(folders), folders, strict=True))
-    found = [Entry(name, folder, read(folder)) for name, folder in named.items()]
+    found = [read_entry(name, folder) for name, folder in zip(_names(folders), folders, strict=True)]
     good = [entry for entry in found if REFERENCE in entry.run.methods]
     if not good:
         raise InputError(f"no run has records of {REFERENCE!r}, which everything is compared with")
     bare = [entry.name for entry in found if entry not in good]
     return good, [f"{name} is left out: it has no records of {REFERENCE!r}." for name in bare]
+
+
+def read_entry(name: str, folder: Path) -> Entry:
+    """One run; of a study's, whose folder is named for the budget, methods go by their names alone.
+
+    The options that meet one budget differ from length to length and from model to model.
+
+    Raises:
+        InputError: the folder is no run, or corrupt.
+    """
+    run, budget = read(folder), _BUDGET.match(folder.name)
+    if budget is None:
+        return Entry(name, folder, run)
+    methods = {label: label.partition(":")[0] for label in run.methods}
+    counts = Counter(methods.values())
+    names = {label: method for label, method in methods.items() if counts[method] == 1}
+    return Entry(name, folder, run, float(budget[1]), names)
+
+
+_BUDGET = re.compile(r"kept=([0-9.]+)-")
 
 
 def scored(entry: Entry) -> Conditions:

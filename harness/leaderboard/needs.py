@@ -20,7 +20,7 @@ from harness.leaderboard.entries import asked
 from harness.statistics.estimators import FEWEST
 
 SHOWN = 2
-"""Entrants a need and word for their loss."""
+"""Entrants a need and word for their loss; those that likely lose too much only where there are no others."""
 
 Word = Literal["shown", "open", "doubtful", "unknown", "loses"]
 _ORDER: tuple[Word, ...] = ("shown", "open", "doubtful", "unknown", "loses")
@@ -83,19 +83,22 @@ class Answer:
             return f"loses less than {points:g} points (95 %)"
         if self.standing == "loses":
             return f"lost more than {points:g} points"
+        if self.standing == "doubtful":
+            return f"likely loses more than {points:g} points"
         return f"undecided: may lose {max(0.0, -self.loss.low):.1f} points"
 
 
-def answers(board: Board, points: float) -> list[Answer]:
+def answers(board: Board, points: float, shown: int = SHOWN) -> list[Answer]:
     """The best few entrants for every need, best first.
 
     Args:
         board: the runs.
         points: loss that is still acceptable.
+        shown: entrants a need and word for their loss.
     """
     if (clock := board.clock) is None:
         return []
-    return [answer for need in NEEDS for answer in _of_need(board, clock, need, points)]
+    return [answer for need in NEEDS for answer in _of_need(board, clock, need, points, shown)]
 
 
 def missing(board: Board, need: Need) -> str:
@@ -116,15 +119,17 @@ def missing(board: Board, need: Need) -> str:
     return f"nobody wins; the best has {max(gain.value for gain in gains):.2f}x"
 
 
-def _of_need(board: Board, clock: Clock, need: Need, points: float) -> list[Answer]:
+def _of_need(board: Board, clock: Clock, need: Need, points: float, shown: int) -> list[Answer]:
     losses = _standings(board, need.protocol)
     found = [one for key in _keys(board, clock, need) for one in _answer(clock, need, key, losses.get(key), points)]
     ordered = sorted(found, key=_place)
     chosen, most = list[Answer](), 1.0
-    for _, alike in groupby((one for one in ordered if one.standing != "loses"), key=lambda one: one.standing):
-        better = [one for one in alike if one.gain.value > most][:SHOWN]
+    for standing, alike in groupby(ordered, key=lambda one: one.standing):
+        if chosen and standing not in ("shown", "open"):
+            break
+        better = [one for one in alike if one.gain.value > most][: 1 if standing == "loses" else shown]
         chosen, most = chosen + better, max([most, *(one.gain.value for one in better)])
-    return chosen or ordered[:1]
+    return chosen
 
 
 def _place(one: Answer) -> tuple[int, float, float]:

@@ -60,7 +60,7 @@ def write(made: Made, folder: Path) -> list[Path]:
     """Writes all pages.
 
     Returns:
-        The first page, and the same as Markdown.
+        The first page, and the same as Markdown; `needs.md` beside them is the first screen in short.
 
     Raises:
         InputError: a file cannot be written.
@@ -74,6 +74,7 @@ def write(made: Made, folder: Path) -> list[Path]:
         page, plain = folder / "index.html", folder / "index.md"
         page.write_text(_first_page(made, folder), encoding="utf-8")
         plain.write_text(markdown(made, folder), encoding="utf-8")
+        (folder / "needs.md").write_text(_short(made), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder}: cannot write the board: {error.strerror}") from None
     return [page, plain]
@@ -84,6 +85,11 @@ def markdown(made: Made, folder: Path) -> str:
     missing, apart = (["", *(f"- {text}" for text in texts)] if texts else [] for texts in _notes(made))
     first, *others = (to_markdown(table) for table in [_needs(made), *_tables(made, folder)] if table.rows)
     return "\n".join([f"# {made.title}", *missing, "", first, *others, *apart]) + "\n"
+
+
+def _short(made: Made) -> str:
+    """The first screen without its heading, one entrant where it has several alike: for pages of others."""
+    return to_markdown(needs_table(made.board, made.points, shown=1)).partition("\n\n")[2]
 
 
 def first_screen(made: Made) -> str:

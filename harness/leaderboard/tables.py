@@ -29,15 +29,15 @@ _RUNS = "A run links to its page with every sample, its records to their file: a
 _CELLS = "One row a task. A task links to its run's page, which has every sample."
 
 
-def needs_table(board: Board, points: float) -> Table:
-    """The first screen: which for what."""
+def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
+    """The first screen: which for what; so many of those whose loss is as well known."""
     note = (
-        f"First the {SHOWN} that win most of those whose loss is shown to stay within {points:g} points, then of those "
-        "of whom nobody can tell yet, if they win more. Wins from: shortest prompt from which on it beats full "
-        f"attention at every length recorded. {_places(board)}"
+        f"First who wins most, {shown} at most, among those whose loss is shown to stay within {points:g} points; then "
+        "among those of whom nobody can tell yet, if they win more. Wins from: shortest prompt from which on it beats "
+        f"full attention at every length recorded. {_places(board)}"
     )
     head = ["you want", "method", "budget", "kept", "wins", "at tokens", "loses, points", "how sure", "wins from"]
-    found = answers(board, points)
+    found = answers(board, points, shown)
     rows = [row for need in NEEDS for row in _needs(need, [one for one in found if one.need is need], board, points)]
     return Table("needs", "Which method for what", note, head, rows, labels=2)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import pandas as pd
 
 from harness.errors import InputError
 from harness.leaderboard.board import Board
-from harness.leaderboard.entries import Entry
+from harness.leaderboard.entries import Entry, read_entry
 from harness.leaderboard.frame import paired
 from harness.leaderboard.pages import Made, first_screen
 from harness.leaderboard.pages import write as write_pages
-from harness.report.recorded import read
 from harness.report.table import Cell, Table, label, number
 from harness.reproduce.published.judge import judge_all
 from harness.storage.store import MANIFEST
@@ -63,15 +61,9 @@ def write(study: StudyFile, runs: Sequence[StudyRun], folder: Path) -> tuple[str
 
 
 def _entry(run: StudyRun, folder: Path) -> Iterator[Entry]:
-    found = read(folder / run.folder)
-    if not found.records.empty:
-        yield Entry(run.folder, folder / run.folder, found, run.budget, _names(run.methods))
-
-
-def _names(methods: Sequence[Matched]) -> dict[str, str]:
-    """A method by its name; by its options too where a run has several of it."""
-    counts = Counter(one.method for one in methods)
-    return {one.label: one.method for one in methods if one.label is not None and counts[one.method] == 1}
+    found = read_entry(run.folder, folder / run.folder)
+    if not found.run.records.empty:
+        yield found
 
 
 def _missing(runs: Sequence[StudyRun], there: dict[str, Entry]) -> Iterator[str]:

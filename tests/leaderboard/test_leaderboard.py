@@ -158,6 +158,19 @@ def test_a_run_without_full_attention_is_left_out_and_said(tmp_path: Path, monke
     assert [entry.name for entry in entries] == ["a"] and said == ["b is left out: it has no records of 'full'."]
 
 
+def test_a_study_s_runs_go_by_names_at_their_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and times meet although the options that met the budget were others."""
+    monkeypatch.setitem(METHODS, "good:budget=1", METHODS["good"])
+    monkeypatch.delitem(METHODS, "good")
+    one = made(tmp_path / "kept=0.25-length=1024-question=prompt", lengths=(1024,))
+    monkeypatch.setitem(METHODS, "good:budget=2", METHODS.pop("good:budget=1"))
+    other = made(tmp_path / "kept=0.25-length=4096-question=prompt", lengths=(4096,))
+    (section,) = board(one, other).sections
+    assert section.budget == 0.25 and {one.entrant for one in section.standings} == set(METHODS) - {"full"} - {
+        "good:budget=2"
+    } | {"good"}
+
+
 def rows(diff: np.ndarray[Any, Any], cells: int) -> pd.DataFrame:
     number = len(diff)
     return pd.DataFrame(
