@@ -220,6 +220,8 @@ def test_ranks_have_intervals_that_overlap_where_methods_are_alike() -> None:
     )
     found = ranks(frame)
     assert found["worst"] == (3, 3, 3) and found["best"][2] == 2 and found["alike"][1] == 1
+    perfect = frame.assign(score=1.0)
+    assert {place[2] for place in ranks(perfect).values()} == {3}, "240 right answers do not show that they are alike"
     assert ranks(frame[(frame["entrant"] != "best") | (frame["sample"] == "nowhere")])["worst"] == (2, 2, 2)
 
 
