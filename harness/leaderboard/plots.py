@@ -55,9 +55,9 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     for index, (budget, own) in enumerate(points.items()):
         for point in own:
             _cross(axes, point, colour_of(index))
-        for sure in (True, False):
-            ends = [point.at for point in own if point.loss.sure is sure]
-            fill = colour_of(index) if sure else "none"
+        for filled in (True, False):
+            ends = [point.at for point in own if point.loss.sure is filled]
+            fill = colour_of(index) if filled else "none"
             axes.plot(*_columns(ends), marker_of(index), color=colour_of(index), markerfacecolor=fill, markersize=5)
         name = f"{budget:.3g} kept" if budget else "as asked for"
         axes.plot([], [], marker_of(index), color=colour_of(index), markersize=5, label=name)
@@ -77,6 +77,7 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     axes.set_ylabel("score less full attention's, points")
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
+    figure.draw_without_rendering()
     _name(axes, [*best, *sorted((one for one in everyone if one not in best), key=lambda one: -one.loss.value)])
     return figure
 
@@ -86,8 +87,7 @@ def _columns(ends: Sequence[tuple[float, float]]) -> tuple[list[float], list[flo
 
 
 def _name(axes: Axes, points: Sequence[_Point]) -> None:
-    """Names beside points, where they cover neither points nor other names; who finds no room has none."""
-    axes.get_figure(root=True).draw_without_rendering()
+    """Names beside points of a drawn figure, where they cover neither points nor other names, or nowhere."""
     taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in axes.transData.transform([one.at for one in points])]
     for point in points:
         for right, up in _PLACES:
