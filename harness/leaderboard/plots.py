@@ -53,17 +53,27 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     figure = canvas(8.5, 5.2)
     axes = figure.subplots()
     for index, (budget, own) in enumerate(points.items()):
-        for point in own:
-            _cross(axes, point, colour_of(index))
-        for filled in (True, False):
-            ends = [point.at for point in own if point.loss.sure is filled]
-            fill = colour_of(index) if filled else "none"
-            axes.plot(*_columns(ends), marker_of(index), color=colour_of(index), markerfacecolor=fill, markersize=5)
-        name = f"{budget:.3g} kept" if budget else "as asked for"
-        axes.plot([], [], marker_of(index), color=colour_of(index), markersize=5, label=name)
+        _scatter(axes, own, index, f"{budget:.3g} kept" if budget else "as asked for")
     sure = [point for point in everyone if point.loss.sure]
     best = [sure[index] for index in pareto([(-point.gain.value, point.loss.value) for point in sure])]
     axes.plot(*_columns([one.at for one in best]), "--", color="#888888", linewidth=1)
+    _frame(axes, words)
+    figure.draw_without_rendering()
+    _name(axes, [*best, *sorted((one for one in everyone if one not in best), key=lambda one: -one.loss.value)])
+    return figure
+
+
+def _scatter(axes: Axes, points: Sequence[_Point], index: int, name: str) -> None:
+    colour, marker = colour_of(index), marker_of(index)
+    for point in points:
+        _cross(axes, point, colour)
+    for filled in (True, False):
+        ends = [point.at for point in points if point.loss.sure is filled]
+        axes.plot(*_columns(ends), marker, color=colour, markerfacecolor=colour if filled else "none", markersize=5)
+    axes.plot([], [], marker, color=colour, markersize=5, label=name)
+
+
+def _frame(axes: Axes, words: str) -> None:
     axes.axhline(0, color="#bbbbbb", linewidth=0.8)
     axes.axvline(1, color="#bbbbbb", linewidth=0.8)
     axes.set_xscale("log")
@@ -77,9 +87,6 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     axes.set_ylabel("score less full attention's, points")
     axes.legend(frameon=False, fontsize=8)
     tidy(axes)
-    figure.draw_without_rendering()
-    _name(axes, [*best, *sorted((one for one in everyone if one not in best), key=lambda one: -one.loss.value)])
-    return figure
 
 
 def _columns(ends: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:

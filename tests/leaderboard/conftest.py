@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports of runs draw nothing."""
-    monkeypatch.setattr("harness.report.build.figures", lambda run: [])
+    monkeypatch.setattr("harness.report.build.figures", lambda *_: [])

@@ -251,6 +251,8 @@ def test_a_study_that_stops_is_balanced_and_goes_on(tmp_path: Path, monkeypatch:
     assert len(warm) == len(set(warm)) == 4
     whole, failures = run_study(runs, folder, Clocked(math.inf))
     assert whole and not failures and set(counts(folder).values()) == {24}
+    prompt, after = (set(load_records(folder / one.folder)["cell"]) for one in runs)
+    assert len(prompt) == len(after) == 8 and not prompt & after, "one worker, but cells of two runs"
     for one in runs:
         assert load_manifest(folder / one.folder).status == "complete"
         assert not load_records(folder / one.folder).duplicated(["method", "task", "sample"]).any()
