@@ -216,11 +216,12 @@ def _pictures(board: Board, folder: Path) -> Iterable[dict[str, str]]:
     """A front for each protocol and each thing that is won."""
     if (clock := board.clock) is None:
         return
+    where = f"longest prompts, {clock.group.conditions.model} on {clock.group.conditions.device}"
     for protocol in PROTOCOLS:
         for measure, words in _FRONTS:
             figure = front(board.judged(protocol), clock, measure, words)
             if figure is not None:
-                caption = f"{words} against loss, {asked(protocol)}. Bars: 95 %. {_LEGEND}"
+                caption = f"{words} ({where}) against loss, {asked(protocol)}. Bars: 95 %. {_LEGEND}"
                 _, svg = save(figure, folder, f"front-{measure}-{protocol}")
                 yield picture("front", svg.read_bytes()) | {"caption": caption}
 

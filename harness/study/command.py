@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +46,7 @@ def study_command(
     from harness.study.study_file import read_study
 
     began = time.monotonic()
+    _warn_once()
     study = read_study(file, model)
     runs = study_runs(study, data_dir, only)
     if source is not None:
@@ -61,6 +63,18 @@ def study_command(
         return print(outlook(study, runs, folder, samples), flush=True)
     deadline = math.inf if minutes is None else began + 60 * minutes
     _run(study, runs, folder, deadline, samples)
+
+
+def _warn_once() -> None:
+    """The runs of a part ask the same tasks, which would each say what they lack, again and again."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, *_: object) -> None:
+        if str(message) not in said:
+            said.add(str(message))
+            print(f"harness: {message}", file=sys.stderr, flush=True)
+
+    warnings.showwarning = show
 
 
 def _run(study: StudyFile, runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int | None) -> None:
