@@ -31,6 +31,7 @@ class AdaKV(RaggedHeads, SnapKV):
 
     name = "adakv"
     summary = "AdaKV: SnapKV with more of a layer's budget for the KV heads whose scores are high"
+    parallel = True
     nothing = MappingProxyType({"budget": "1"})
 
     class Options(SnapKV.Options):
@@ -53,7 +54,8 @@ class AdaKV(RaggedHeads, SnapKV):
 
     def _parts(self, scores: Tensor, budget: int) -> Tensor:
         """How many tokens each KV head keeps, `budget` in the mean."""
-        found, alpha = owned(scores, len(scores) * budget), self.options.alpha
+        every, alpha = self.model.ranks.gather(scores), self.options.alpha
+        found = self.model.ranks.own(owned(every, len(every) * budget))
         return (found.double() * (1 - alpha) + int(alpha * budget)).round().long()
 
     def _weighed(self, scores: Tensor, budget: int) -> Tensor:

@@ -25,6 +25,7 @@ class AShape(SparsePrefill):
 
     name = "ashape"
     summary = "A-shape: the prefill attends to the first tokens and a window of recent ones"
+    parallel = True
     nothing = MappingProxyType({"window": "1"})
 
     class Options(OptionSet):

@@ -28,6 +28,7 @@ class Random(Slim):
 
     name = "random"
     summary = "control: slim's schedule, random blocks"
+    parallel = True
 
     class Options(Slim.Options):
         """SlimInfer's, and a seed; decode chooses nothing by relevance."""
@@ -48,6 +49,7 @@ class Recent(Slim):
 
     name = "recent"
     summary = "control: slim's schedule, newest blocks"
+    parallel = True
 
     class Options(Slim.Options):
         """SlimInfer's; decode chooses nothing by relevance."""
@@ -64,6 +66,7 @@ class RandomKV(Evicting):
 
     name = "randomkv"
     summary = "control: a dense prefill of which each KV head keeps tokens at random"
+    parallel = True
 
     class Options(Evicting.Options):
         """How much stays, and a seed."""
@@ -75,7 +78,8 @@ class RandomKV(Evicting):
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Noise, the same for the same seed, layer and number of tokens."""
         noise = torch.Generator().manual_seed(hash((self.options.seed, layer, len(heads.k))) % 2**63)
-        return torch.rand(heads.k.shape[1], len(heads.k), generator=noise).to(heads.k.device)
+        drawn = torch.rand(self.model.whole.kv_heads, len(heads.k), generator=noise)
+        return self.model.ranks.own(drawn).to(heads.k.device)
 
 
 class Truncate(Method):
@@ -83,6 +87,7 @@ class Truncate(Method):
 
     name = "truncate"
     summary = "control: head and tail of the prompt, with slim's budget of tokens x layers"
+    parallel = True
     nothing = Slim.nothing
 
     class Options(Slim.Options):

@@ -40,6 +40,7 @@ class CriticalKV(Evicting):
 
     name = "criticalkv"
     summary = "CriticalKV: another method's choice, half of it by how much a value adds to the output"
+    parallel = True
 
     class Options(Evicting.Options):
         """How much, and whose choice."""

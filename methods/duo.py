@@ -46,6 +46,7 @@ class Duo(Method):
 
     name = "duo"
     summary = "DuoAttention: some KV heads keep everything, the others sinks and recent tokens"
+    parallel = True
     nothing = MappingProxyType({"sparsity": "0"})
 
     class Options(OptionSet):
@@ -77,7 +78,7 @@ class Duo(Method):
         """Forgets the last request, and its scores."""
         super().begin(prompt_len, max_new_tokens)
         gates, self._scores = self.options.heads, list[Tensor]()
-        self.full = full_heads(torch.tensor(gates.rows), self.options.sparsity) if gates else []
+        self.full = self._choose(torch.tensor(gates.rows)) if gates else []
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Attends to all that each head holds; what streaming heads are not to keep then goes."""
@@ -110,10 +111,14 @@ class Duo(Method):
         if len(self._scores) < len(self.cache):
             return
         with self.model.part("select"):
-            self.full = full_heads(torch.stack(self._scores), self.options.sparsity)
+            self.full = self._choose(self.model.ranks.gather(torch.stack(self._scores), 1))
         self._scores.clear()
         for layer, cache in enumerate(self.cache):
             self._store(layer, cache.heads())
+
+    def _choose(self, gates: Tensor) -> list[list[bool]]:
+        """Which heads are full, of those that are here, by the gates of all."""
+        return [self.model.ranks.own_heads(row) for row in full_heads(gates, self.options.sparsity)]
 
     def _slide(self, layer: int) -> None:
         cache = self.cache[layer]

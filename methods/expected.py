@@ -30,6 +30,7 @@ class Expected(Evicting):
 
     name = "expected"
     summary = "Expected Attention: each KV head keeps what queries yet to come are expected to attend to"
+    parallel = True
     stays = "sinks"
 
     class Options(Evicting.Options):

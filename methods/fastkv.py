@@ -36,6 +36,7 @@ class FastKV(SnapKV):
 
     name = "fastkv"
     summary = "FastKV: one cut of prompt tokens in the middle layers, and SnapKV's choice of keys and values in all"
+    parallel = True
     nothing = MappingProxyType({"budget": "1", "keep": "1"})
 
     class Options(SnapKV.Options):
@@ -89,7 +90,7 @@ class FastKV(SnapKV):
         if step.phase == "decode" or layer != self.cut or not self.cuts():
             return rows
         with self.model.part("score"):
-            scores = self.score(layer, heads).sum(0, keepdim=True)
+            scores = self.model.ranks.sum_(self.score(layer, heads).sum(0, keepdim=True))
         with self.model.part("select"):
             index = self.choose(scores, self.rows)
         with self.model.part("gather"):

@@ -38,6 +38,7 @@ class FlexPrefill(SparsePrefill):
 
     name = "flexprefill"
     summary = "FlexPrefill: each head's prefill attends to similar blocks, or to columns and diagonals, as it needs"
+    parallel = True
     nothing = MappingProxyType({"min_budget": "1"})
 
     class Options(OptionSet):

@@ -11,6 +11,7 @@ class Full(Method):
 
     name = "full"
     summary = "full attention, nothing pruned: the baseline"
+    parallel = True
 
     def replay(self) -> Replay:
         """Every token attends to everything."""

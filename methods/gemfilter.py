@@ -34,6 +34,7 @@ class GemFilter(Method):
 
     name = "gemfilter"
     summary = "GemFilter: the whole prompt through the first layers, then what they find through the whole model"
+    parallel = True
     nothing = {"budget": "1"}
 
     class Options(OptionSet):
@@ -78,7 +79,7 @@ class GemFilter(Method):
 
     def score(self, heads: Heads) -> Tensor:
         """The last query's q . k, summed over heads, mean over neighbours; infinity for the last tokens: [1, n]."""
-        products = head_dots(heads.q[-1:], heads.k).float().sum(0)
+        products = self.model.ranks.sum_(head_dots(heads.q[-1:], heads.k).float().sum(0))
         smooth = pooled(products, self.options.kernel, "avg")
         return last_stay(smooth[:, : len(heads) - self.options.last], self.options.last)
 

@@ -27,6 +27,7 @@ class H2O(Summing):
 
     name = "h2o"
     summary = "H2O: each KV head keeps the keys and values that all queries attended to most, and recent ones"
+    parallel = True
     stays = "window"
 
     class Options(Summing.Options):

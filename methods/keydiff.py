@@ -35,6 +35,7 @@ class KeyDiff(Evicting):
 
     name = "keydiff"
     summary = "KeyDiff: each KV head keeps the tokens whose keys differ most from their mean"
+    parallel = True
 
     class Options(Evicting.Options):
         """How much, and in what steps."""

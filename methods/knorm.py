@@ -21,6 +21,7 @@ class Knorm(Evicting):
 
     name = "knorm"
     summary = "Knorm: each KV head keeps the tokens whose keys have the smallest norm"
+    parallel = True
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """The smaller, the better."""

@@ -51,6 +51,7 @@ class KVzip(Evicting):
 
     name = "kvzip"
     summary = "KVzip: keys and values that the model looks at when it repeats the context, over all layers and heads"
+    parallel = True
     stays = "sinks"
 
     class Options(Evicting.Options):
@@ -112,12 +113,12 @@ class KVzip(Evicting):
     def _forget(self, prompt_len: int) -> None:
         """Keeps the best of all layers and heads, in memory of their own."""
         with self.model.part("select"):
-            scores = torch.stack(self._scores)
+            scores = self.model.ranks.gather(torch.stack(self._scores), 1)
             kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
             best = scores.flatten().sort(stable=True, descending=True).indices
             kept[best[: self.tokens * scores.shape[0] * scores.shape[1]]] = True
         self._scores.clear()
-        for layer, heads in enumerate(kept.view_as(scores)):
+        for layer, heads in enumerate(self.model.ranks.own(kept.view(scores.shape), 1)):
             with self.model.part("gather"):
                 self.cache[layer] = RaggedCache.of(self.cache[layer], [own.nonzero().flatten() for own in heads])
 

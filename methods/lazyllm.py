@@ -38,6 +38,7 @@ class LazyLLM(Reviving):
 
     name = "lazyllm"
     summary = "LazyLLM: progressive pruning of prompt tokens, revival from an Aux Cache in decode"
+    parallel = True
     takes_sparse = True
     nothing = MappingProxyType({"keep": "1/1/1"})
 
@@ -101,7 +102,7 @@ class LazyLLM(Reviving):
         if count >= keys.shape[0]:
             return None
         with self.model.part("score"):
-            scores = token_attention(q, keys)
+            scores = self.model.ranks.mean(token_attention(q, keys))
         with self.model.part("select"):
             scores[-1:].fill_(torch.inf)  # an element by its number would be sent from the host, which waits
             return scores.topk(count).indices.sort().values

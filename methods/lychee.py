@@ -49,6 +49,7 @@ class Lychee(Method):
     name = "lychee"
     summary = "LycheeDecode: few KV heads read everything, the others the tokens that the same head above them found"
     counted = "attended"
+    parallel = True
     takes_sparse = True
     nothing = MappingProxyType({"budget": "1"})
 
@@ -71,7 +72,8 @@ class Lychee(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         """As `Method`."""
         super().__init__(options, model)
-        self.retrieves = roles(self.options.heads, self.options.retrieval, model.shape)
+        every = roles(self.options.heads, self.options.retrieval, model.whole)
+        self.retrieves = [model.ranks.own_heads(row) for row in every]
         self._replay = LycheeReplay(self.retrieves, self.options.vote)
 
     @classmethod

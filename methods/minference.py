@@ -52,6 +52,7 @@ class MInference(SparsePrefill):
 
     name = "minference"
     summary = "MInference: the prefill attends to columns and diagonals that the last queries look at"
+    parallel = True
     nothing = MappingProxyType({"slash": "1", "heads": "none"})
 
     class Options(OptionSet):
@@ -75,7 +76,8 @@ class MInference(SparsePrefill):
     def choose(self, layer: int, heads: Heads) -> Choice | None:
         """The lines of each head; None where every head has all diagonals."""
         n = len(heads)
-        columns, offsets = zip(*(self._lines(layer, head, n) for head in range(heads.q.shape[1])), strict=True)
+        own = self.model.ranks.own_heads(range(self.model.whole.heads))
+        columns, offsets = zip(*(self._lines(layer, head, n) for head in own), strict=True)
         if min(offsets) == n:
             return None
         attention = last_attention(heads.q[-_LAST:], heads.k)

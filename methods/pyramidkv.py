@@ -25,6 +25,7 @@ class PyramidKV(SnapKV):
 
     name = "pyramidkv"
     summary = "PyramidKV: SnapKV's choice, with more keys and values in the first layers and fewer in the last"
+    parallel = True
 
     class Options(SnapKV.Options):
         """SnapKV's, and how steep."""

@@ -46,6 +46,7 @@ class Quest(Offloading):
     name = "quest"
     summary = "Quest: decode attends to the best pages of the KV cache only"
     counted = "attended"
+    parallel = True
     takes_sparse = True
     nothing = MappingProxyType({"budget": "1"})
 

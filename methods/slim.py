@@ -45,6 +45,7 @@ class Slim(Reselecting):
 
     name = "slim"
     summary = "SlimInfer: progressive pruning of prompt blocks, feed forward on survivors"
+    parallel = True
     takes_sparse = True
     nothing = MappingProxyType({"budgets": "1/1/1"})
 
@@ -153,9 +154,10 @@ class Slim(Reselecting):
         """Relevance of each block of the rows that are left, [ceil(n / block)]."""
         options, last = self.options, slice(-self.options.w, None)
         raters = self._raters(heads.positions[last])
-        return block_maxima(
-            unit_scores(options.score, heads.q[last], heads.k, raters, options.unit), options.block // options.unit
-        )
+        units = unit_scores(options.score, heads.q[last], heads.k, raters, options.unit)
+        ranks = self.model.ranks
+        units = ranks.max(units) if options.score == "token_peak" else ranks.mean(units)
+        return block_maxima(units, options.block // options.unit)
 
     def _raters(self, positions: Tensor) -> Tensor:
         """How much the queries of the last rows count: equally if they are of the prompt's last `w`, else not at all.

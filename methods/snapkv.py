@@ -32,6 +32,7 @@ class SnapKV(Evicting):
 
     name = "snapkv"
     summary = "SnapKV: each KV head keeps the keys and values that the prompt's last queries attend to"
+    parallel = True
     stays = "window"
 
     class Options(Evicting.Options):

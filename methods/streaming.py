@@ -47,6 +47,7 @@ class Streaming(Method):
 
     name = "streaming"
     summary = "StreamingLLM: attention sinks and recent tokens; modes faithful, evict, slide"
+    parallel = True
     nothing = MappingProxyType({"window": "1"})
 
     class Options(OptionSet):

@@ -28,6 +28,7 @@ class Tova(Evicting):
 
     name = "tova"
     summary = "TOVA: each layer keeps the keys and values that the newest query attends to, in decode too"
+    parallel = True
 
     class Options(Evicting.Options):
         """How much stays."""
@@ -46,8 +47,10 @@ class Tova(Evicting):
         return True
 
     def replay(self) -> Replay | None:
-        """Every step the token goes that is looked at least."""
+        """Every step the token goes that is looked at least: by one device's heads, which is all that a kernel sees."""
         shape = self.model.shape
+        if self.model.ranks.size > 1:
+            return None
         self._replay.prepare(self.cache, shape.heads, [self.budget(layer) for layer in range(shape.layers)])
         return self._replay
 
@@ -57,4 +60,4 @@ class Tova(Evicting):
 
     def score(self, layer: int, heads: Heads) -> Tensor:
         """Attention of the last query, mean over all heads, [1, n]."""
-        return token_attention(heads.q[-1:], heads.k).unsqueeze(0)
+        return self.model.ranks.mean(token_attention(heads.q[-1:], heads.k)).unsqueeze(0)

@@ -19,6 +19,7 @@ class TriShape(AShape):
 
     name = "trishape"
     summary = "Tri-shape: A-shape, but the prompt's last rows attend to everything"
+    parallel = True
 
     class Options(AShape.Options):
         """How much each row sees."""

@@ -43,6 +43,7 @@ class XAttention(SparsePrefill):
 
     name = "xattention"
     summary = "XAttention: the prefill attends to the blocks whose antidiagonals are heaviest"
+    parallel = True
     nothing = MappingProxyType({"tau": "1", "heads": "none"})
 
     class Options(OptionSet):
@@ -64,7 +65,7 @@ class XAttention(SparsePrefill):
 
     def choose(self, layer: int, heads: Heads) -> Choice | None:
         """Blocks of 128 by 128; None where every head has everything."""
-        taus = self.options.heads[layer] if self.options.heads else [self.options.tau]
+        taus = self.model.ranks.own_heads(self.options.heads[layer]) if self.options.heads else [self.options.tau]
         if min(taus) == 1:
             return None
         mass = block_mass(heads.q, heads.k, int(self.options.stride))

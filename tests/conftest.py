@@ -27,6 +27,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def embedded_model_once() -> Iterator[None]:
     """The embedded model is read once a process and cache folder, its tokenizer too: no test changes either."""
+    from harness.engine.parallel import ALONE, Ranks
     from harness.models import smollm2
     from harness.models.smollm2 import SmolLM2
     from harness.storage.user_cache import cache_dir
@@ -38,9 +39,13 @@ def embedded_model_once() -> Iterator[None]:
         model = SmolLM2()
         return load(model, model.config(), device, dtype)
 
-    def once(model: SmolLM2, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    def once(
+        model: SmolLM2, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE
+    ) -> tuple[Any, Any]:
         # On a GPU an engine joins weights in place.
-        return loaded(cache_dir(), device, dtype) if device.type == "cpu" else load(model, config, device, dtype)
+        if device.type == "cpu" and ranks is ALONE:
+            return loaded(cache_dir(), device, dtype)
+        return load(model, config, device, dtype, ranks)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SmolLM2, "load", once)

@@ -22,6 +22,7 @@ from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
 from harness.engine.method import Encode, Method, ModelContext, acting_hooks, no_tokenizer
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.recorded_prefill import Passage, RecordedPrefill
@@ -43,27 +44,31 @@ class Engine:
         attention: Attention | None = None,
         kind: str = "stock",
         encode: Encode = no_tokenizer,
+        ranks: Ranks = ALONE,
     ) -> None:
         """
         Args:
             model: a `*ForCausalLM` of one of the supported families, in eval mode.
-            shape: its shape.
+            shape: the whole model's.
             attention: the kernel that all methods share.
             kind: "stock" (the model's own modules), "fused" (`harness.engine.fused`) or "graphed" (fused, and decode
                 steps replayed from CUDA graphs where a method allows it). The weights of a model that was fused stay
                 joined.
             encode: as `ModelContext.encode`.
+            ranks: that hold the rest of the model, where it is one rank's part.
         """
-        body = model.model
+        body, own = model.model, ranks.part(shape)
         self.layers, self.embed, self.norm, self.lm_head = body.layers, body.embed_tokens, body.norm, model.lm_head
         self.kind, self.window = kind, sliding_window(model.config)
-        self.verbs = (Verbs if kind == "stock" else FusedVerbs)(model, shape)
+        self.verbs = (Verbs if kind == "stock" else FusedVerbs)(model, own, ranks)
         tied = model.lm_head.weight is body.embed_tokens.weight
         self.decode_weight_bytes = sum(p.nbytes for p in model.parameters()) - (0 if tied else self.embed.weight.nbytes)
         kernel = attention or Attention()
-        self.context = ModelContext(shape, kernel, self.verbs.rotary.move, self.verbs.out_weight, encode)
-        self.table = DecodeTable(shape, self.embed.weight.device) if kind == "graphed" else None
-        self.prefill = RecordedPrefill(self.verbs, kernel, shape, self.embed.weight) if kind == "graphed" else None
+        self.context = ModelContext(
+            own, kernel, self.verbs.rotary.move, self.verbs.out_weight, encode, ranks=ranks, undivided=shape
+        )
+        self.table = DecodeTable(own, self.embed.weight.device) if kind == "graphed" else None
+        self.prefill = RecordedPrefill(self.verbs, kernel, own, self.embed.weight) if kind == "graphed" else None
         self._steps: WeakKeyDictionary[Replay, RecordedDecode] = WeakKeyDictionary()
 
     def stream(self, method: Method, request: Request, *, eager: bool = False) -> Generation:
@@ -266,6 +271,7 @@ def build_engine(
     attention: str = "auto",
     kind: str = "auto",
     encode: Encode = no_tokenizer,
+    ranks: Ranks = ALONE,
 ) -> Engine:
     """The engine that a user asks for by names: the fastest that works here, or exactly what is named.
 
@@ -273,14 +279,14 @@ def build_engine(
         model, shape: as `Engine` takes them.
         attention: a name in `harness.engine.attention.KERNELS`, or "auto".
         kind: as `Engine` takes it, or "auto": graphed where the fused kernels run, else stock.
-        encode: as `Engine` takes it.
+        encode, ranks: as `Engine` takes them.
 
     Raises:
         InputError: what is named does not run here.
     """
-    weight = model.lm_head.weight
-    kernel = pick_attention(attention, shape, weight.device, weight.dtype)
-    reason = why_not_fused(model, shape) if kind != "stock" else ""
+    weight, own = model.lm_head.weight, ranks.part(shape)
+    kernel = pick_attention(attention, own, weight.device, weight.dtype)
+    reason = why_not_fused(model, own) if kind != "stock" else ""
     if reason and kind != "auto":
         raise InputError(f"--engine {kind} does not run here: {reason}")
-    return Engine(model, shape, kernel, "stock" if reason else kind.replace("auto", "graphed"), encode)
+    return Engine(model, shape, kernel, "stock" if reason else kind.replace("auto", "graphed"), encode, ranks)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.engine.hardware import dependent_launch
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.rotary import Rotary
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows
@@ -56,11 +57,14 @@ class FusedVerbs(Verbs):
 
     kind = "fused"
 
-    def __init__(self, model: Any, shape: ModelShape) -> None:
+    def __init__(self, model: Any, shape: ModelShape, ranks: Ranks = ALONE) -> None:
         """Joins the weights of `model`, in place; see `Verbs`."""
         from harness.engine.kernels import gemv, rowwise
 
-        super().__init__(model, shape)
+        super().__init__(model, shape, ranks)
+        # Products add the residual stream, which counts once in a sum over the ranks.
+        self._first = int(ranks.rank == 0)
+        self._nothing = model.lm_head.weight.new_zeros((1, shape.hidden))
         self._gemv, self._rowwise = gemv, rowwise
         self.rotary = _FusedRotary(model.model.rotary_emb)
         self._pdl = dependent_launch(model.lm_head.weight.device)
@@ -109,33 +113,37 @@ class FusedVerbs(Verbs):
     def _feed_rows(self, layer: int, hidden: Tensor, attended: Tensor) -> Tensor:
         block = self.layers[layer]
         norm = block.post_attention_layernorm
-        hidden.addmm_(attended, block.self_attn.o_proj.weight.T)
+        self.ranks.sum_(hidden.addmm_(attended, block.self_attn.o_proj.weight.T, beta=self._first))
         normed = self._rowwise.rms_norm(hidden, norm.weight, norm.variance_epsilon)
         gate_up = nn.functional.linear(normed, self._gate_up[layer][0])
-        return hidden.addmm_(self._rowwise.swiglu_(gate_up), block.mlp.down_proj.weight.T)
+        gated = self._rowwise.swiglu_(gate_up)
+        return self.ranks.sum_(hidden.addmm_(gated, block.mlp.down_proj.weight.T, beta=self._first))
 
     def _feed_row(self, layer: int, hidden: Tensor, attended: Tensor) -> Tensor:
         block = self.layers[layer]
         norm = block.post_attention_layernorm
-        hidden = self._gemv.add_gemv(hidden, attended, block.self_attn.o_proj.weight, pdl=self._pdl)
+        hidden = self._added(hidden, attended, block.self_attn.o_proj.weight)
         gated = self._gemv.swiglu_gemv(
             hidden, norm.weight, norm.variance_epsilon, self._gate_up[layer][0], pdl=self._pdl
         )
-        out: Tensor = self._gemv.add_gemv(hidden, gated, block.mlp.down_proj.weight, pdl=self._pdl)
-        return out
+        return self._added(hidden, gated, block.mlp.down_proj.weight)
+
+    def _added(self, hidden: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        base = hidden if self._first else self._nothing
+        return self.ranks.sum_(self._gemv.add_gemv(base, x, weight, pdl=self._pdl))
 
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""
         weight, eps = self.norm.weight, self.norm.variance_epsilon
-        out: Tensor = self._gemv.norm_gemv(rows.hidden[-1:], weight, eps, self.lm_head.weight, pdl=self._pdl)
-        return out[0]
+        out = self._gemv.norm_gemv(rows.hidden[-1:], weight, eps, self.lm_head.weight, pdl=self._pdl)
+        return self._all_ranks(out)[0]
 
     def all_logits(self, rows: Rows) -> Tensor:
         """Logits of every row, [n, vocab]."""
         if len(rows) == 1:
             return self.logits(rows).unsqueeze(0)
         hidden = self._rowwise.rms_norm(rows.hidden, self.norm.weight, self.norm.variance_epsilon)
-        return nn.functional.linear(hidden, self.lm_head.weight)
+        return self._all_ranks(nn.functional.linear(hidden, self.lm_head.weight))
 
 
 class _FusedRotary(Rotary):

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from harness.engine.attention import Attention
 from harness.engine.cache import LayerCache
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.replay.replay import Replay
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
 from harness.engine.stopwatch import Stopwatch
+from harness.errors import InputError
 from harness.options import OptionSet
 
 Hook = Literal["attend", "after_attention", "after_layer"]
@@ -56,12 +58,14 @@ class ModelContext:
     """What a method may know of the model it works in.
 
     Attributes:
-        shape: the model's numbers.
+        shape: the model's numbers; where it is spread over ranks, those of this rank's part.
         attention: the attention kernel that every method of a run shares.
         move: (x [n, heads, d], by [n]) -> queries or keys x as if so many positions further on, or back.
         out_weight: layer -> the weight of its output projection, [hidden, heads * head_dim].
         encode: the model's tokenizer.
         stopwatch: times the parts of a prefill.
+        ranks: through which goes what is reduced over the heads of a layer, or chosen among them.
+        undivided: the whole model's numbers, where `shape` is of a part.
     """
 
     shape: ModelShape
@@ -70,6 +74,13 @@ class ModelContext:
     out_weight: Callable[[int], Tensor]
     encode: Encode = no_tokenizer
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    ranks: Ranks = ALONE
+    undivided: ModelShape | None = None
+
+    @property
+    def whole(self) -> ModelShape:
+        """The whole model's numbers, whatever it is spread over."""
+        return self.undivided or self.shape
 
     def part(self, name: str) -> AbstractContextManager[None]:
         """Work inside counts as part `name` of TTFT: "score", "select", "gather"."""
@@ -84,6 +95,8 @@ class Method:
         simulated: it masks instead of skipping work, so its latency and memory mean nothing and are not reported.
         reorders: its caches need not hold tokens at ascending original positions.
         nothing: options with which it prunes nothing, so that it must equal full attention.
+        parallel: it has been shown to choose alike on all ranks that a model is spread over (`ModelContext.ranks`); no
+            subclass inherits that.
         cache: one `LayerCache` a layer, of the current request.
         prompt_len: tokens of the current prompt.
         dense_replay: decodes as full attention does, see `replay`.
@@ -99,6 +112,7 @@ class Method:
     nothing: ClassVar[Mapping[str, str]] = {}
     counted: ClassVar[Literal["kept", "attended"]] = "kept"
     takes_sparse: ClassVar[bool] = False
+    parallel: ClassVar[bool] = False
 
     class Options(OptionSet):
         """No options."""
@@ -111,7 +125,7 @@ class Method:
         self.options, self.model = options, model
         self.dense_replay = Replay()
         self.sparse: Method | None = None
-        self.check(options, model.shape)
+        self.check(options, model.whole)
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -123,6 +137,12 @@ class Method:
 
         They can where a decode step brings in the new token's row and no other.
         """
+
+    @classmethod
+    def check_parallel(cls) -> None:
+        """Raises `InputError` where the method is not for several ranks; called before the model's weights load."""
+        if not vars(cls).get("parallel", False):
+            raise InputError(f"{cls.name} has not been shown to choose alike on several devices")
 
     def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
         """The token ids, [m], that the model is to see of the prompt `ids`, [n]; positions count from 0 in them.

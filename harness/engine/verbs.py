@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.rotary import Rotary
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows
@@ -21,15 +22,17 @@ class Verbs:
 
     kind = "stock"
 
-    def __init__(self, model: Any, shape: ModelShape) -> None:
+    def __init__(self, model: Any, shape: ModelShape, ranks: Ranks = ALONE) -> None:
         """
         Args:
             model: a `*ForCausalLM` of one of the supported families, in eval mode.
             shape: its shape.
+            ranks: that hold the rest of it, where it is one rank's part.
         """
         self.layers, self.norm, self.lm_head = model.model.layers, model.model.norm, model.lm_head
         self.rotary = Rotary(model.model.rotary_emb)
-        self.shape = shape
+        self.shape, self.ranks = shape, ranks
+        self._cut_head = len(model.lm_head.weight) < len(model.model.embed_tokens.weight)
 
     def project(self, layer: int, rows: Rows) -> Heads:
         """Queries, keys and values: norm, projections, the family's head norms, rotary positions."""
@@ -44,24 +47,26 @@ class Verbs:
     def feed_forward(self, layer: int, rows: Rows) -> Rows:
         """Output projection, norm and MLP, for the rows that are still there."""
         block = self.layers[layer]
-        hidden = rows.hidden + block.self_attn.o_proj(rows.attended)
-        hidden = hidden + block.mlp(block.post_attention_layernorm(hidden))
+        hidden = rows.hidden + self.ranks.sum_(block.self_attn.o_proj(rows.attended))
+        hidden = hidden + self.ranks.sum_(block.mlp(block.post_attention_layernorm(hidden)))
         return Rows(hidden, rows.positions)
 
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""
-        last: Tensor = self.lm_head(self.norm(rows.hidden[-1:]))
-        return last[0]
+        return self._all_ranks(self.lm_head(self.norm(rows.hidden[-1:])))[0]
 
     def all_logits(self, rows: Rows) -> Tensor:
         """Logits of every row, [n, vocab]."""
-        logits: Tensor = self.lm_head(self.norm(rows.hidden))
-        return logits
+        return self._all_ranks(self.lm_head(self.norm(rows.hidden)))
 
     def out_weight(self, layer: int) -> Tensor:
         """Of a layer's output projection, [hidden, heads * head_dim]."""
         weight: Tensor = self.layers[layer].self_attn.o_proj.weight
         return weight
+
+    def _all_ranks(self, logits: Tensor) -> Tensor:
+        """Of the whole vocabulary, [n, vocab]."""
+        return self.ranks.gather(logits, 1) if self._cut_head else logits
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.shape[0], -1, self.shape.head_dim)

@@ -100,7 +100,8 @@ def measure(
     # What the method did in its prefill is read between two tokens, with the clock stopped.
     parts_s = engine.context.stopwatch.stop() if parts else None
     kept, work, decode_bytes = method.tokens_kept(), stream.work, method.decode_bytes()
-    which = survivors([cache.kept_positions() for cache in method.cache], method.prompt_len)
+    held = engine.context.ranks.every_head([cache.kept_positions() for cache in method.cache])
+    which = survivors(held, method.prompt_len)
     pause = time.perf_counter() - clocks[0]
     while not (ended and ended(tokens)) and (token := next(stream, None)) is not None:
         tokens.append(token)
@@ -129,6 +130,7 @@ def _begin(
     device = request.prompt.device
     peak = PeakMemory(device)
     synchronize(device)
+    engine.context.ranks.barrier()
     reading = meter.read()
     start = time.perf_counter()
     if parts:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.errors import InputError
 from harness.models.limits import ConfigFields, check, read_json
 from harness.models.random import check_family, read_config
@@ -52,7 +53,7 @@ class Checkpoint:
         except Exception as error:  # strict dataclasses raise errors of their own
             raise InputError(f"{self.owner}: config.json is refused: {last_line(error)}") from None
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
         """Model and tokenizer; a model of the hub is downloaded first.
 
         Raises:
@@ -61,7 +62,7 @@ class Checkpoint:
         if self.hub_id is not None:
             self.folder = _download(self.hub_id, _WANTED)
         files = weight_files(self.owner, self.folder)
-        model = fill_from_safetensors(self.owner, config, files, device, dtype)
+        model = fill_from_safetensors(self.owner, config, files, device, dtype, ranks)
         model.generation_config = self._generation(model.generation_config)
         return model, self._tokenizer()
 

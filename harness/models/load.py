@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.shape import ModelShape, sliding_window
 from harness.errors import InputError, unknown
 from harness.models.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ class LoadedModel:
         name: as the user wrote it.
         model: a transformers `*ForCausalLM` in eval mode, without gradients, attention implementation "sdpa".
         tokenizer: what tasks expect (`tasks.base.Tokenizer`).
-        shape: the model's numbers.
+        shape: the whole model's numbers.
         latency_only: the weights are random, so answers and scores mean nothing.
         eos_ids: tokens that end an answer; none where the weights are random, which would stop anywhere.
         weights_hash: sha256 (hex) of the weights' content, of the GGUF file, or of a random model's recipe.
@@ -60,8 +61,8 @@ class Source(Protocol):
     def config(self) -> Any:
         """The transformers configuration; reads no weights."""
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-        """Model, on the device and in the dtype, and tokenizer."""
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
+        """Model, or this rank's part of it, on the device and in the dtype, and tokenizer."""
 
     def weights_hash(self) -> str:
         """Sha256 (hex) that changes with the weights; asked for after `load`."""
@@ -76,13 +77,14 @@ def describe(name: str) -> ModelShape:
     return _shape(name, _source(name).config())
 
 
-def load(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+def load(name: str, device: str = "auto", dtype: str = "auto", ranks: Ranks = ALONE) -> LoadedModel:
     """Loads a model.
 
     Args:
         name: see the module.
         device: "auto", "cpu" or "cuda"; auto is CUDA where there is one.
         dtype: "auto", "float32", "bfloat16" or "float16"; auto is float32 on the CPU, bfloat16 on CUDA.
+        ranks: of whose model this one's part is loaded.
 
     Raises:
         InputError: no such model, one that the harness cannot run, or a device that is not there.
@@ -92,8 +94,8 @@ def load(name: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     source = _source(name)
     config = source.config()
     shape = _shape(name, config)
-    check_memory(name, shape, bool(config.tie_word_embeddings), place, number)
-    model, tokenizer = source.load(config, place, number)
+    check_memory(name, shape, bool(config.tie_word_embeddings), place, number, ranks)
+    model, tokenizer = source.load(config, place, number, ranks)
     _check_tokenizer(name, tokenizer, shape)
     check_template(f"model {name!r}", tokenizer.chat_template, tokenizer)
     ends = frozenset() if source.latency_only else _end_ids(model, tokenizer)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import psutil
 import torch
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 
 
-def check_memory(name: str, shape: ModelShape, tied: bool, device: torch.device, dtype: torch.dtype) -> None:
+def check_memory(
+    name: str, shape: ModelShape, tied: bool, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE
+) -> None:
     """Refuses a model that is larger than the device's free memory.
 
     Args:
@@ -17,17 +20,20 @@ def check_memory(name: str, shape: ModelShape, tied: bool, device: torch.device,
         shape: its shape.
         tied: whether the output matrix is the embedding.
         device, dtype: where the weights would go, and as what.
+        ranks: of which each has its part.
 
     Raises:
         InputError: says both sizes.
     """
-    params = shape.layers * shape.linear_params + (1 if tied else 2) * shape.head_params
+    own = ranks.part(shape)
+    params = own.layers * own.linear_params + shape.head_params + (0 if tied else own.head_params)
     needed, free = params * dtype.itemsize, free_bytes(device)
+    each = "" if ranks.size == 1 else " on each device"
     if needed > free:
         kind = str(dtype).removeprefix("torch.")
         raise InputError(
-            f"model {name!r} takes {needed / 2**30:.1f} GiB as {kind}; {free / 2**30:.1f} GiB of {device.type} memory "
-            "are free"
+            f"model {name!r} takes {needed / 2**30:.1f} GiB as {kind}{each}; {free / 2**30:.1f} GiB of {device.type} "
+            "memory are free"
         )
 
 

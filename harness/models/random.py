@@ -9,15 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.shape import ModelShape
 from harness.errors import InputError, unknown
 from harness.models import smollm2
+from harness.models.division import cut_head, part_config, part_of
 from harness.models.limits import ConfigFields, check, read_json
 from harness.models.weightless import config_for, empty_model, finish
 
 SEED = 0
 WEIGHT_STD = 0.02
+
+_LLAMA_31_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 # The published config.json files, fields at their default left out.
 KNOWN: dict[str, dict[str, Any]] = {
@@ -33,14 +45,21 @@ KNOWN: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 500000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192,
-        },
+        "rope_parameters": _LLAMA_31_ROPE,
+    },
+    "llama-3.1-70b": {
+        "model_type": "llama",
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "rope_parameters": _LLAMA_31_ROPE,
     },
     "qwen2.5-7b": {
         "model_type": "qwen2",
@@ -156,19 +175,23 @@ class RandomModel:
         check(ConfigFields, "random model", fields)
         return config_for(fields.pop("model_type"), fields)
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
         """Model and tokenizer.
 
         The weights are drawn on `device` and in `dtype` at once: 8 B parameters as float32 in host memory first would
-        take minutes and 32 GB. The same seed gives other weights on another device or in another dtype.
+        take minutes and 32 GB. The same seed gives other weights on another device or in another dtype. Every rank
+        draws them all, one parameter after the other, and keeps its part.
 
         Raises:
             InputError: the vocabulary cannot even hold bytes.
         """
         tokenizer = _tokenizer(config.vocab_size)
-        model = empty_model(config, dtype).to_empty(device=device)
-        _draw(model, torch.Generator(device).manual_seed(SEED))
-        return finish(model, device), tokenizer
+        whole, generator = empty_model(config, dtype), torch.Generator(device).manual_seed(SEED)
+        drawn = ((name, _drawn(name, like, generator)) for name, like in whole.named_parameters())
+        state = {name: part_of(name, parameter, ranks) for name, parameter in drawn}
+        model = empty_model(part_config(config, ranks), dtype)
+        model.load_state_dict(state, assign=True, strict=False)  # a tied matrix has no weights of its own
+        return cut_head(finish(model, device), ranks), tokenizer
 
     def weights_hash(self) -> str:
         """Hash of the recipe: fields, seed and spread."""
@@ -176,15 +199,11 @@ class RandomModel:
         return hashlib.sha256(recipe.encode()).hexdigest()
 
 
-@torch.no_grad()
-def _draw(model: Any, generator: torch.Generator) -> None:
-    for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
-            parameter.zero_()
-        elif parameter.dim() == 1:
-            parameter.fill_(1.0)
-        else:
-            parameter.normal_(std=WEIGHT_STD, generator=generator)
+def _drawn(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    parameter = torch.empty(like.shape, dtype=like.dtype, device=generator.device)
+    if name.endswith(".bias"):
+        return parameter.zero_()
+    return parameter.fill_(1.0) if like.dim() == 1 else parameter.normal_(std=WEIGHT_STD, generator=generator)
 
 
 def _tokenizer(vocab: int) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.errors import InputError
 from harness.models.gguf.file import GgufFile
 from harness.models.gguf.tokenizer import build_tokenizer
@@ -57,7 +58,7 @@ class SmolLM2:
         """The transformers configuration."""
         return self.file.config()
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
         """Model and tokenizer, from the cache.
 
         The cache holds bfloat16, so float32 computes exactly with weights rounded to bfloat16: the same weights in
@@ -67,7 +68,7 @@ class SmolLM2:
             InputError: the cache cannot be written, or, the first time, the gguf package is missing.
         """
         folder = folder_once(f"smollm2/{self._key()}", self._convert)
-        model = fill_from_safetensors("model 'smollm2'", config, folder.glob("*.safetensors"), device, dtype)
+        model = fill_from_safetensors("model 'smollm2'", config, folder.glob("*.safetensors"), device, dtype, ranks)
         # The plain class, not AutoTokenizer: the latter may rebuild the pre-tokenizer from what it knows of LLaMA.
         tokenizer = transformers().PreTrainedTokenizerFast.from_pretrained(folder)
         return model, tokenizer

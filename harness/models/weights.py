@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.errors import InputError
+from harness.models.division import cut_head, part_config, part_of
 from harness.models.weightless import empty_model, finish, last_line
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -31,6 +33,7 @@ def fill(
     read: Callable[[str], Tensor],
     device: torch.device,
     dtype: torch.dtype,
+    ranks: Ranks = ALONE,
 ) -> Any:
     """The model of a configuration with the weights that a file holds.
 
@@ -40,25 +43,31 @@ def fill(
         shapes: what there is, by transformers' names.
         read: gives the tensor of a name.
         device, dtype: where the weights go, and as what.
+        ranks: of whose weights this one's part is wanted.
 
     Raises:
         InputError: tensors are missing, unexpected, of another shape or type, or not finite.
     """
-    model = empty_model(config, dtype)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in empty_model(config, dtype).state_dict().items()}
     found = {name: tuple(shape) for name, shape in shapes.items() if not _DERIVED.search(name)}
     tied = bool(config.tie_word_embeddings)
     _compare(owner, wanted, found, optional={_HEAD} if tied else set())
-    state = {name: _numbers(owner, name, read(name), device, dtype) for name in found}
+    state = {name: _numbers(owner, name, part_of(name, read(name), ranks), device, dtype) for name in found}
     if tied:
         _check_tie(owner, state)
         state[_HEAD] = state[_EMBEDDING]
+    model = empty_model(part_config(config, ranks), dtype)
     model.load_state_dict(state, assign=True)
-    return finish(model, device)
+    return cut_head(finish(model, device), ranks)
 
 
 def fill_from_safetensors(
-    owner: str, config: Any, files: Iterable[Path], device: torch.device, dtype: torch.dtype
+    owner: str,
+    config: Any,
+    files: Iterable[Path],
+    device: torch.device,
+    dtype: torch.dtype,
+    ranks: Ranks = ALONE,
 ) -> Any:
     """The model of a configuration with the weights of safetensors files; see `fill`.
 
@@ -76,7 +85,7 @@ def fill_from_safetensors(
                 raise InputError(f"{owner}: {path.name} is not readable: {last_line(error)}") from None
             holders |= dict.fromkeys(reader.keys(), reader)
         shapes = {name: reader.get_slice(name).get_shape() for name, reader in holders.items()}
-        return fill(owner, config, shapes, lambda name: holders[name].get_tensor(name), device, dtype)
+        return fill(owner, config, shapes, lambda name: holders[name].get_tensor(name), device, dtype, ranks)
 
 
 def _compare(

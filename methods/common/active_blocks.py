@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import LayerCache
+from harness.engine.parallel import ALONE, Ranks
 from methods.common.blocks import block_maxima, block_rows, block_tokens, unit_attention, unit_means
 from methods.common.capacity import capacity
 from methods.common.host_store import HostStore, Offload
@@ -33,13 +34,14 @@ class ActiveBlocks:
         units: mean keys of the units, [room for units, kv_heads, head_dim].
     """
 
-    def __init__(self, block: int, unit: int, offload: Offload) -> None:
+    def __init__(self, block: int, unit: int, offload: Offload, ranks: Ranks = ALONE) -> None:
         """
         Args:
             block, unit: tokens of each.
             offload: where the prompt waits, see `HostStore`.
+            ranks: that choose together.
         """
-        self.block, self._unit = block, unit
+        self.block, self._unit, self._ranks = block, unit, ranks
         self._store = HostStore(offload)
         self.memory = object()
         self._lift = self._unit_lift = self.units = torch.empty(0)
@@ -126,7 +128,7 @@ class ActiveBlocks:
         Args:
             q: the step's query, [1, heads, head_dim].
         """
-        units = unit_attention(q, self.units, self._unit_lift)
+        units = self._ranks.mean(unit_attention(q, self.units, self._unit_lift))
         scores = block_maxima(units, self.block // self._unit) + self._lift
         best = scores.topk(len(self.active)).indices
         return best.masked_fill(self.active == NONE, NONE).sort().values

@@ -45,7 +45,9 @@ class Reselecting(Method):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.active: dict[int, ActiveBlocks] = {}
-        self._replay = SlimReplay(self.active, self.options.gamma, beside=self.options.offload != "sync")
+        # Sums over ranks come in the same order on all of them, so on one stream.
+        beside = self.options.offload != "sync" and model.ranks.size == 1
+        self._replay = SlimReplay(self.active, self.options.gamma, beside=beside)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Lets go of what the last request has parked."""
@@ -71,7 +73,7 @@ class Reselecting(Method):
         """Begins to copy a layer's keys and values out, in the prefill; see `ActiveBlocks.copy_out`."""
         options = self.options
         if layer not in self.active:
-            self.active[layer] = ActiveBlocks(options.block, options.unit, options.offload)
+            self.active[layer] = ActiveBlocks(options.block, options.unit, options.offload, self.model.ranks)
         self.active[layer].copy_out(self.cache[layer], chosen)
 
     def keep_whole(self, layer: int) -> None:

@@ -35,7 +35,7 @@ class Reviving(Method):
         super().__init__(options, model)
         self.layers = self.pruning_points()
         self.aux: dict[int, AuxCache] = {}
-        self._revival = Revival(self.layers, model.shape.layers, self.aux)
+        self._revival = Revival(self.layers, model.shape.layers, self.aux, model.ranks)
 
     def pruning_points(self) -> tuple[int, ...]:
         """The first layer behind each, ascending, by the options."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import LayerCache
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import ROW_COUNTS
 from harness.engine.replay.replay import Replay
@@ -37,15 +38,18 @@ class Revival(Replay):
         recomputed: tokens times layers that replayed steps computed for revival; the method sets it back.
     """
 
-    def __init__(self, layers: Sequence[int], depth: int, aux: MutableMapping[int, AuxCache]) -> None:
+    def __init__(
+        self, layers: Sequence[int], depth: int, aux: MutableMapping[int, AuxCache], ranks: Ranks = ALONE
+    ) -> None:
         """
         Args:
             layers: the first one of each segment but the first.
             depth: layers of the model.
             aux: by layer, the hidden states that wait before pruning points; the method's own mapping, which changes
                 with the request. They keep the memory, which `take` makes this object refer to.
+            ranks: that choose together.
         """
-        self._aux = aux
+        self._aux, self._ranks = aux, ranks
         self.cuts = self._starts = layers
         self._segments = [range(*ends) for ends in pairwise((0, *layers, depth))]
         self._memory: _Memory | None = None
@@ -152,6 +156,7 @@ class Revival(Replay):
         before, held = self._segment(layer), self._held
         tokens, count = held.state.tokens[before], held.state.counts[before, 1:2]
         self._attention.rate(layer, heads.q[-1], tokens, count, held.scores, table)
+        self._ranks.mean(held.scores)
         held.kernels.choose(held.scores, held.state, before + 1)
         held.arriving[before + 1].copy_(held.state.counts[before + 1, 2], non_blocking=True)
 

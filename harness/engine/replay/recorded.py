@@ -132,7 +132,8 @@ class RecordedDecode:
 
     def _prepare(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, positions: Sequence[int]) -> None:
         key = replay.key()
-        recording = not self._recorded or self._key != key
+        # Ranks record together, or their sums would meet others: what one finds in its old memory another may not.
+        recording = self._verbs.ranks.any(not self._recorded or self._key != key)
         if recording:
             replay.take(caches, rehearsal=True)
             self._load(replay, caches, token, positions)

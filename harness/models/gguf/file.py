@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from harness.engine.parallel import ALONE, Ranks
 from harness.errors import InputError
 from harness.models.gguf.header import TensorInfo, read_header
 from harness.models.gguf.tokenizer import build_tokenizer, end_ids
@@ -106,7 +107,7 @@ class GgufFile:
         check_rope(str(self.path), fields["rope_parameters"])
         return config_for(family, fields)
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
         """Model and tokenizer.
 
         Raises:
@@ -115,7 +116,8 @@ class GgufFile:
         tokenizer = build_tokenizer(self.metadata)
         names = {self._torch_name(name): name for name in self.tensors if name != _FREQUENCIES}
         shapes = {torch_name: self.tensors[name].shape for torch_name, name in names.items()}
-        model = fill(str(self.path), config, shapes, lambda name: self._weights(names[name], config), device, dtype)
+        read = partial(self._weights_of, names, config)
+        model = fill(str(self.path), config, shapes, read, device, dtype, ranks)
         self._scale_frequencies(model)
         return model, tokenizer
 
@@ -145,6 +147,9 @@ class GgufFile:
         trained = self.metadata.get(f"{scaling}.original_context_length")
         original = {} if trained is None else {"original_max_position_embeddings": trained}
         return rope | original | {"rope_type": kind, "factor": self.metadata.get(f"{scaling}.factor", 1.0)}
+
+    def _weights_of(self, names: Mapping[str, str], config: Any, name: str) -> Tensor:
+        return self._weights(names[name], config)
 
     def _weights(self, name: str, config: Any) -> Tensor:
         tensor = self._read(self.tensors[name])

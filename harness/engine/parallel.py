@@ -1,0 +1,201 @@
+"""One model over several devices: each rank holds a part of every layer's heads and of its feed forward.
+
+Queries, keys, values, gate and up are cut by output (heads, channels), the output projection and down by input, so that
+a layer needs two sums over the ranks (Megatron-LM: Shoeybi et al., arXiv 1909.08053). The residual stream is whole on
+every rank: the first one adds it, the others add to nothing, and the sum is the same everywhere, bit for bit. The
+embedding is whole too; of the matrix that makes logits each rank has some rows, where they share out.
+
+All ranks run the same requests in the same order. What a method reads off its own heads is its rank's alone; what it
+reduces over heads goes through `Ranks`, and all ranks then choose alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from harness.engine.shape import ModelShape
+from harness.errors import InputError
+
+Value = TypeVar("Value")
+_FOREVER = timedelta(days=30)
+"""Ranks wait for each other as long as it takes: whoever started them sees it when one ends."""
+_TOGETHER = timedelta(seconds=60)
+"""Seconds between ranks that fail at the same place."""
+
+
+class Ranks:
+    """The ranks that a model is spread over, seen from one of them. This one is alone: nothing is summed or sent.
+
+    Attributes:
+        rank: its number, from 0.
+        size: how many there are.
+    """
+
+    rank, size = 0, 1
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """Adds up the ranks' tensors of that shape, in place; all of them get the sum."""
+        return x
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over the ranks of what is a mean over a rank's heads: the mean over all heads. May write to `x`."""
+        return x
+
+    def max(self, x: Tensor) -> Tensor:
+        """The greatest, element by element. May write to `x`."""
+        return x
+
+    def gather(self, x: Tensor, dim: int = 0) -> Tensor:
+        """All ranks' tensors, one behind the other along a dimension: that of heads, or of the vocabulary."""
+        return x
+
+    def own(self, x: Tensor, dim: int = 0) -> Tensor:
+        """This rank's part along a dimension, a view: what `gather` undoes."""
+        return x.chunk(self.size, dim)[self.rank]
+
+    def own_heads(self, heads: Sequence[Value]) -> list[Value]:
+        """This rank's part of what is said of each head of the whole model."""
+        count = len(heads) // self.size
+        return list(heads[self.rank * count : (self.rank + 1) * count])
+
+    def part(self, shape: ModelShape) -> ModelShape:
+        """What of a model's shape a rank has: its heads, channels of the feed forward and rows of logits."""
+        share = self.size
+        return replace(
+            shape,
+            heads=shape.heads // share,
+            kv_heads=shape.kv_heads // share,
+            intermediate=shape.intermediate // share,
+            vocab=shape.vocab if shape.vocab % share else shape.vocab // share,
+        )
+
+    # Between hosts' memories; nothing of it is to be recorded.
+
+    def objects(self, value: Value) -> list[Value]:
+        """Every rank's value."""
+        return [value]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank."""
+        return flag
+
+    def barrier(self) -> None:
+        """Waits until all ranks are here."""
+
+    def regroup(self, reason: str) -> None:
+        """Something failed here: goes on if it did so on every rank, since all are at the same place then.
+
+        Raises:
+            InputError: it failed on this rank alone; the others wait for it elsewhere, so the run cannot go on.
+        """
+
+    def every_head(self, layers: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
+        """What all ranks' heads hold.
+
+        Args:
+            layers: for each layer what this rank's KV heads hold, [tokens] int64 each; one entry where all hold the
+                same.
+
+        Returns:
+            The same of all ranks' heads; one entry where all of them are of one.
+        """
+        return layers
+
+
+ALONE = Ranks()
+
+
+class RankGroup(Ranks):
+    """A rank among others, through torch.distributed: NCCL between GPUs, gloo between processes on a CPU."""
+
+    def __init__(self, rank: int, size: int, store: Any, backend: str) -> None:
+        """
+        Joins the others; waits until all are there.
+
+        Args:
+            rank, size: see `Ranks`.
+            store: a `torch.distributed.Store` that all ranks have.
+            backend: "nccl" or "gloo".
+        """
+        self.rank, self.size = rank, size
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_FOREVER)
+        self._hosts: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
+
+    def close(self) -> None:
+        """Leaves the group; nothing can be summed any more."""
+        dist.destroy_process_group()
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """See `Ranks`."""
+        dist.all_reduce(x)
+        return x
+
+    def mean(self, x: Tensor) -> Tensor:
+        """See `Ranks`."""
+        return self.sum_(x).div_(self.size)
+
+    def max(self, x: Tensor) -> Tensor:
+        """See `Ranks`."""
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+        return x
+
+    def gather(self, x: Tensor, dim: int = 0) -> Tensor:
+        """See `Ranks`."""
+        first = x.movedim(dim, 0).contiguous()
+        whole = first.new_empty((self.size * len(first), *first.shape[1:]))
+        dist.all_gather_into_tensor(whole, first)
+        return whole.movedim(0, dim)
+
+    def objects(self, value: Value) -> list[Value]:
+        """See `Ranks`."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self._hosts)
+        return found
+
+    def any(self, flag: bool) -> bool:
+        """See `Ranks`."""
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._hosts)
+        return bool(flags)
+
+    def barrier(self) -> None:
+        """See `Ranks`."""
+        dist.barrier(group=self._hosts)
+
+    def regroup(self, reason: str) -> None:
+        """See `Ranks`."""
+        try:
+            dist.monitored_barrier(group=self._hosts, timeout=_TOGETHER)
+        except RuntimeError:
+            raise InputError(f"{reason}; rank {self.rank} of {self.size} failed where others did not") from None
+
+    def every_head(self, layers: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
+        """See `Ranks`."""
+        ranks = self.objects([[head.cpu() for head in heads] for heads in layers])
+        return [_side_by_side(each) for each in zip(*ranks, strict=True)]
+
+    def send(self, order: Any) -> Any:
+        """What the first rank says, on all of them; the others' argument means nothing."""
+        said = [order]
+        dist.broadcast_object_list(said, src=0, group=self._hosts)
+        return said[0]
+
+
+def _side_by_side(ranks: Sequence[Sequence[Tensor]]) -> Sequence[Tensor]:
+    """What a layer's heads hold, rank by rank; one entry where all of them hold the same."""
+    most, first = max(map(len, ranks)), ranks[0]
+    if most == 1 and all(torch.equal(heads[0], first[0]) for heads in ranks):
+        return first
+    return list(_each_head(ranks, most))
+
+
+def _each_head(ranks: Sequence[Sequence[Tensor]], count: int) -> Iterator[Tensor]:
+    for heads in ranks:
+        yield from heads if len(heads) == count else [heads[0]] * count
