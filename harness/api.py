@@ -17,8 +17,8 @@ from harness.runner.catalog import METHODS, TASKS
 from harness.runner.fan_out import execute_with
 from harness.runner.plan import plan
 from harness.runner.progress import Progress
+from harness.runner.ranks import worker_of
 from harness.runner.spec import RunSpec
-from harness.runner.worker import MethodWorker
 from harness.storage.store import load
 
 Paths = str | Path | Sequence[str | Path]
@@ -76,7 +76,7 @@ def run(
         Progress(Console(stderr=True, quiet=not progress)),
     )
     planned = plan(spec, elsewhere=fleet is not None)
-    for failure in execute_with(fleet, planned, folder, shown, MethodWorker):
+    for failure in execute_with(fleet, planned, folder, shown, worker_of(spec)):
         warnings.warn(failure, stacklevel=2)
     render(folder)
     records = load(folder)

@@ -73,6 +73,7 @@ def run_command(
     ledger: Annotated[bool, typer.Option(help="also measure memory by purpose, in a pass of its own")] = False,
     noise_floor: Annotated[bool, typer.Option(help="also run full attention against itself")] = False,
     batch: Annotated[int, typer.Option(help="requests decoded together (docs/batch.md)")] = 1,
+    tensor_parallel: Annotated[int, typer.Option(help="devices that share the model (docs/scale-out.md)")] = 1,
     timing: Annotated[bool, typer.Option(help="also measure times; without, machines may be shared")] = True,
     executor: ExecutorName = None,
     workers: Workers = None,
@@ -98,7 +99,8 @@ def run_command(
         "model": model, "methods": methods, "tasks": tasks, "data_dir": data_dir, "limit": limit,
         "max_length": max_length, "device": device, "dtype": dtype, "attention": attention, "engine": engine,
         "memory_limit": memory_limit, "seed": seed, "question": question, "parts": parts, "ledger": ledger,
-        "noise_floor": noise_floor, "batch": batch, "timing": timing,
+        "noise_floor": noise_floor, "batch": batch, "tensor_parallel": tensor_parallel,
+        "timing": timing,
     }  # fmt: skip
     spec, folder = prepare(given, output, method_file or (), task_file or ())
     show(*run(spec, folder, draw_json if as_json else draw_tables, fleet))

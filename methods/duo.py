@@ -77,7 +77,7 @@ class Duo(Method):
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Forgets the last request, and its scores."""
         super().begin(prompt_len, max_new_tokens)
-        gates, self._scores = self.options.heads, list[Tensor]()
+        gates, self._scores, self._count = self.options.heads, list[Tensor](), 0
         self.full = self._choose(torch.tensor(gates.rows)) if gates else []
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
@@ -118,7 +118,9 @@ class Duo(Method):
 
     def _choose(self, gates: Tensor) -> list[list[bool]]:
         """Which heads are full, of those that are here, by the gates of all."""
-        return [self.model.ranks.own_heads(row) for row in full_heads(gates, self.options.sparsity)]
+        every = full_heads(gates, self.options.sparsity)
+        self._count = sum(map(sum, every))
+        return [self.model.ranks.own_heads(row) for row in every]
 
     def _slide(self, layer: int) -> None:
         cache = self.cache[layer]
@@ -148,4 +150,4 @@ class Duo(Method):
     def notes(self) -> dict[str, Any]:
         """Whose word it is that heads are full, and for how many."""
         source = "file" if self.options.heads else "training-free score"
-        return {"head_roles": source, "full_heads": sum(map(sum, self.full))}
+        return {"head_roles": source, "full_heads": self._count}

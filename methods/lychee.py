@@ -73,6 +73,7 @@ class Lychee(Method):
         """As `Method`."""
         super().__init__(options, model)
         every = roles(self.options.heads, self.options.retrieval, model.whole)
+        self._looking = sum(map(sum, every))
         self.retrieves = [model.ranks.own_heads(row) for row in every]
         self._replay = LycheeReplay(self.retrieves, self.options.vote)
 
@@ -154,7 +155,7 @@ class Lychee(Method):
     def notes(self) -> dict[str, Any]:
         """Whose word it is that heads are retrieval heads, and for how many."""
         source = "file" if self.options.heads else "evenly spaced layers"
-        return {"head_roles": source, "retrieval_heads": sum(map(sum, self.retrieves))}
+        return {"head_roles": source, "retrieval_heads": self._looking}
 
 
 def roles(gates: Gates | None, share: float | None, shape: ModelShape) -> list[list[bool]]:

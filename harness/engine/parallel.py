@@ -96,6 +96,15 @@ class Ranks:
             InputError: it failed on this rank alone; the others wait for it elsewhere, so the run cannot go on.
         """
 
+    def agree(self, tokens: list[int]) -> None:
+        """Looks whether all ranks have the same tokens.
+
+        Raises:
+            InputError: they do not: a method chose differently on them.
+        """
+        if any(other != tokens for other in self.objects(tokens)):
+            raise InputError(f"{self.size} ranks do not have the same tokens: something is chosen by one's own heads")
+
     def every_head(self, layers: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
         """What all ranks' heads hold.
 
@@ -122,14 +131,17 @@ class RankGroup(Ranks):
         Args:
             rank, size: see `Ranks`.
             store: a `torch.distributed.Store` that all ranks have.
-            backend: "nccl" or "gloo".
+            backend: as PyTorch names them: "gloo", "cpu:gloo,cuda:nccl".
         """
-        self.rank, self.size = rank, size
+        self.rank, self.size, self._backend = rank, size, backend
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_FOREVER)
         self._hosts: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
 
     def close(self) -> None:
-        """Leaves the group; nothing can be summed any more."""
+        """Leaves the group, whatever the others do; nothing can be summed any more."""
+        if "nccl" in self._backend:
+            # Else it would wait for sums that others have left.
+            dist.group.WORLD._get_backend(torch.device("cuda")).abort()  # type: ignore[union-attr]
         dist.destroy_process_group()
 
     def sum_(self, x: Tensor) -> Tensor:

@@ -69,9 +69,10 @@ class LocalExecutor:
 
     def close(self) -> None:
         """See `Executor`."""
-        for process, _ in self._running.values():
+        running = [process for process, _ in list(self._running.values())]
+        for process in running:
             process.kill()
-        for process, _ in self._running.values():
+        for process in running:
             process.wait()
 
     def _listen(self, number: int, process: subprocess.Popen[bytes], order: bytes) -> None:

@@ -107,6 +107,7 @@ def measure(
         tokens.append(token)
         clocks.append(time.perf_counter() - pause)
     gaps = [after - before for before, after in pairwise(clocks)]
+    engine.context.ranks.agree(tokens)
     ttft, e2e, peak = clocks[0] - begun.start, clocks[-1] - begun.start, begun.peak.read(work)
     joules, overlap = meter.spent(begun.meter, e2e), stream.overlap()
     return Measured(tokens, ttft, e2e, gaps, peak, kept, which, work, decode_bytes, parts_s, overlap, joules)

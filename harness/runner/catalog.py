@@ -44,6 +44,12 @@ class MethodSpec:
         if self.sparse is not None:
             self.sparse.check(shape)
 
+    def check_parallel(self) -> None:
+        """Raises `InputError` where the method is not for several ranks."""
+        for spec in (self, self.sparse):
+            if spec is not None:
+                spec.kind.check_parallel()
+
     def build(self, model: ModelContext) -> Method:
         """The method, ready for requests to that model; one that cannot be made fails at each of them.
 

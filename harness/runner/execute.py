@@ -85,5 +85,6 @@ def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan]
 
 
 def answered_by(worker: dict[str, Any], job: Job) -> Record:
-    """Runs a request; its record says who did."""
-    return job().model_copy(update={"worker": worker})
+    """Runs a request; its record says who did, beside what it knows of that itself."""
+    record = job()
+    return record.model_copy(update={"worker": worker | (record.worker or {})})

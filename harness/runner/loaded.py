@@ -10,6 +10,8 @@ import torch
 
 from harness.engine.engine import Engine, build_engine
 from harness.engine.method import Method
+from harness.engine.parallel import ALONE, Ranks
+from harness.errors import InputError
 from harness.measuring.provenance import source_hash
 from harness.models.load import LoadedModel, load
 from harness.runner.catalog import MethodSpec
@@ -94,13 +96,19 @@ def _source(method: MethodSpec) -> str:
     return own if method.sparse is None else f"{own}+{_source(method.sparse)}"
 
 
-def load_run(plan: Plan) -> LoadedRun:
+def load_run(plan: Plan, ranks: Ranks = ALONE) -> LoadedRun:
     """Loads a plan's model.
+
+    Args:
+        plan: of the run.
+        ranks: over which it spreads the model; this one's part is loaded.
 
     Raises:
         InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
     """
-    model = load(plan.spec.model, plan.spec.device, plan.spec.dtype)
+    if plan.spec.tensor_parallel != ranks.size:
+        raise InputError("a model is spread over devices by 'harness run' alone")
+    model = load(plan.spec.model, plan.spec.device, plan.spec.dtype, ranks)
     encode = partial(model.tokenizer.encode, add_special_tokens=False)
-    engine = build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine, encode)
+    engine = build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine, encode, ranks)
     return LoadedRun(plan, model, engine)

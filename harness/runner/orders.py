@@ -13,7 +13,7 @@ import platform
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ImportString, TypeAdapter
@@ -116,6 +116,7 @@ class Fault(BaseModel):
 
 
 Message = Hello | Listing | Answered | Fault
+Step = TypeVar("Step")
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 
@@ -130,14 +131,20 @@ def read_message(line: bytes) -> Message:
 
 def answer(line: bytes) -> Iterator[bytes]:
     """Carries out the order of a line (`harness.executors.executor.Answer`)."""
-    for message in _guarded(Order.model_validate_json(line)):
+    order = Order.model_validate_json(line)
+    for message in guarded(order, _carried_out(order)):
         yield message.model_dump_json().encode()
 
 
-def _guarded(order: Order) -> Iterator[Message]:
-    """Whatever is raised is told: processes end by themselves unless their machine fails them."""
+def guarded(order: Order, messages: Iterator[Step]) -> Iterator[Step | Fault]:
+    """Whatever is raised is told: processes end by themselves unless their machine fails them.
+
+    Args:
+        order: that is carried out.
+        messages: come of it.
+    """
     try:
-        yield from _carried_out(order)
+        yield from messages
     except InputError as error:
         yield Fault(text=str(error), whose="input")
     except Refused as error:
@@ -155,7 +162,7 @@ def _carried_out(order: Order) -> Iterator[Message]:
     software = there["packages"] | {"python": there["python"]}
     if wanted is not None:
         _meets(software, wanted.software)
-    plan = _plan(order)
+    plan = planned(order)
     answering: Worker = order.worker(plan)
     facts = answering.facts()
     if wanted is not None:
@@ -171,7 +178,12 @@ def _carried_out(order: Order) -> Iterator[Message]:
                 yield Answered(record=answered_by(who, job))
 
 
-def _plan(order: Order) -> Plan:
+def planned(order: Order) -> Plan:
+    """The plan of an order's run, made in this process as in the one that gave the order.
+
+    Raises:
+        InputError: what cannot be run here.
+    """
     if order.threads is not None:
         torch.set_num_threads(order.threads)
     with suppress(OSError):  # another machine need not have that folder

@@ -104,6 +104,8 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     """
     if not elsewhere:
         _check_device(spec, resolve_device(spec.device))
+    elif spec.tensor_parallel > 1:
+        raise WrongOption("tensor_parallel", "takes the devices of this process, so not with --executor")
     _check_together(spec)
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
@@ -115,6 +117,8 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
         method.check(shape)
         if spec.batch > 1 or loaded:
             method.kind.check_batch(method.options)
+    if spec.tensor_parallel > 1:
+        _check_ranks(spec, methods, shape, loaded=loaded)
     _check_lengths(spec, tasks, shape)
     return Plan(spec, shape, methods, tasks)
 
@@ -123,6 +127,9 @@ def _check_device(spec: RunSpec, device: torch.device) -> None:
     check_attention(spec.attention, device)
     check_engine(spec.engine, device)
     limit_memory(device, spec.memory_limit)
+    if device.type == "cuda" and spec.tensor_parallel > torch.cuda.device_count():
+        there = torch.cuda.device_count()
+        raise WrongOption("tensor_parallel", f"{spec.tensor_parallel} devices were asked for, {there} visible")
 
 
 def _distinct(tasks: Sequence[Task]) -> list[Task]:
@@ -169,6 +176,20 @@ def _check_load(spec: RunSpec, methods: Sequence[MethodSpec], *, elsewhere: bool
     for method in methods:
         if method.kind.simulated:
             raise InputError(f"{method.label}: only simulates pruning, so what it does under load says nothing")
+
+
+def _check_ranks(spec: RunSpec, methods: Sequence[MethodSpec], shape: ModelShape, *, loaded: bool) -> None:
+    size = spec.tensor_parallel
+    if loaded:
+        raise WrongOption("tensor_parallel", "requests that arrive at a rate are served by one device")
+    for count, what in ((shape.kv_heads, "key/value heads"), (shape.intermediate, "channels of the feed forward")):
+        if count % size:
+            raise WrongOption("tensor_parallel", f"the {count} {what} of {spec.model} do not share out among {size}")
+    for option, reason in (("batch", "decodes together what one device holds"), ("ledger", "is of one device")):
+        if getattr(spec, option) != RunSpec.model_fields[option].default:
+            raise WrongOption(option, f"{reason}, so not with --tensor-parallel")
+    for method in methods:
+        method.check_parallel()
 
 
 def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> None:

@@ -74,6 +74,7 @@ def attempted(bench: Bench, cell: Cell, prompts: Sequence[Prompt], ask: Callable
     except Exception as error:  # whatever a third party's code raises
         fact, reason = _ended(type(cell.method), error)
     release(cell.method)
+    bench.run.engine.context.ranks.regroup(f"{cell.label}: {reason}")
     check_device(f"{cell.label}: {reason}")
     return [unanswered(cell, prompt, bench.run.model.shape, fact, reason) for prompt in prompts]
 

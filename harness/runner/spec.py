@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from harness.engine.batch import Batch
 from harness.engine.continuous import Continuous
 from harness.engine.engine import Engine
+from harness.engine.parallel import RankGroup
 from harness.errors import InputError
 from harness.grammar import parse_items, parse_sums, sum_without_paths, without_paths
 from harness.measuring.provenance import source_hash
@@ -39,7 +40,7 @@ class WrongOption(InputError):
         self.option, self.reason = option, reason
 
 
-_LATER = frozenset({"batch", "timing"})
+_LATER = frozenset({"batch", "timing", "tensor_parallel"})
 """Options that runs of earlier versions do not know; those who leave them alone ask for the same run as then."""
 
 
@@ -64,6 +65,7 @@ class RunSpec(BaseModel):
     ledger: bool = False
     noise_floor: bool = False
     batch: Annotated[int, Field(ge=1)] = 1
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
     timing: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -143,6 +145,8 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
     """
     together: dict[str, Any] = {} if spec.batch == 1 else {"batch": [spec.batch, source_hash(Batch)]}
     together |= {"load": source_hash(Continuous)} if load_of(task) else {}
+    if spec.tensor_parallel > 1:
+        together["tensor_parallel"] = [spec.tensor_parallel, source_hash(RankGroup)]
     return content_hash(
         {
             "model": weights_hash,

@@ -22,8 +22,8 @@ from harness.runner.execute import Worker
 from harness.runner.fan_out import execute_with
 from harness.runner.plan import Plan, plan
 from harness.runner.progress import Progress
+from harness.runner.ranks import worker_of
 from harness.runner.spec import RunSpec, WrongOption
-from harness.runner.worker import MethodWorker
 from harness.storage.store import load_manifest
 
 INTERRUPTED = 130
@@ -38,7 +38,7 @@ def run(spec: RunSpec, folder: Path, draw: Callable[[Path], Drawn] | None = None
     """Runs, or resumes, a specification and draws its table, or what `draw` draws; see `run_plan`."""
     go_on = f"the same command, or 'harness resume {folder}'"
     planned = plan(spec, elsewhere=fleet is not None)
-    return run_plan(planned, folder, MethodWorker, draw or draw_tables, go_on, fleet)
+    return run_plan(planned, folder, worker_of(spec), draw or draw_tables, go_on, fleet)
 
 
 def resume(

@@ -16,6 +16,7 @@ import torch
 
 from harness.engine.continuous import Recordings
 from harness.engine.engine import Engine
+from harness.engine.parallel import ALONE, Ranks
 from harness.engine.request import Request
 from harness.engine.session import Session
 from harness.measuring.clock import synchronize
@@ -25,6 +26,7 @@ from harness.measuring.roofline import NO_CEILINGS, ceilings
 from harness.runner.batches import batch_jobs
 from harness.runner.conversation import Conversation
 from harness.runner.execute import Job
+from harness.runner.faults import told
 from harness.runner.loaded import Cell, load_run
 from harness.runner.loads import load_jobs
 from harness.runner.order import order
@@ -43,14 +45,15 @@ class MethodWorker:
         """Of `harness run`."""
         return plan(spec)
 
-    def __init__(self, plan: Plan) -> None:
-        """Loads the model.
+    def __init__(self, plan: Plan, ranks: Ranks = ALONE) -> None:
+        """Loads the model, or this rank's part of it.
 
         Raises:
             InputError: it cannot be loaded, or the kernels that are asked for do not serve it.
         """
-        run = load_run(plan)
-        limits = ceilings(run.device, run.model.model.dtype) if run.spec.timing else NO_CEILINGS
+        run = load_run(plan, ranks)
+        measured = run.spec.timing and ranks.rank == 0
+        limits = ceilings(run.device, run.model.model.dtype) if measured else NO_CEILINGS
         monitor = gpu_monitor(run.device)
         synchronize(run.device)
         meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
@@ -128,6 +131,7 @@ class WarmUp:
             for ids in asked:
                 list(session.stream(Request(ids, 2, follows=follows)))
             cell.method.end()
-        except Exception:
+        except Exception as error:
             # Out of memory, or a fault of the method: the request itself will find that out, and record it.
             release(cell.method)
+            self._engine.context.ranks.regroup(f"{cell.label}: {told(type(cell.method), error)}")

@@ -122,5 +122,5 @@ class Reselecting(Method):
             return {}
         return {
             "kv_swaps": {str(layer): int(active.swaps) for layer, active in self.active.items()},
-            "kv_bytes_moved": sum(active.moved_bytes for active in self.active.values()),
+            "kv_bytes_moved": self.model.ranks.size * sum(active.moved_bytes for active in self.active.values()),
         }
