@@ -11,6 +11,7 @@ reduces over heads goes through `Ranks`, and all ranks then choose alike.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -24,10 +25,12 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError
 
 Value = TypeVar("Value")
+_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before PyTorch 2.13
 _FOREVER = timedelta(days=30)
 """Ranks wait for each other as long as it takes: whoever started them sees it when one ends."""
-_TOGETHER = timedelta(seconds=60)
-"""Seconds between ranks that fail at the same place."""
+TOGETHER = 60.0
+"""Seconds between ranks that fail at the same place, at most."""
+_LOOK = 0.02
 
 
 class Ranks:
@@ -134,6 +137,7 @@ class RankGroup(Ranks):
             backend: as PyTorch names them: "gloo", "cpu:gloo,cuda:nccl".
         """
         self.rank, self.size, self._backend = rank, size, backend
+        self._store, self._failures = store, 0
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_FOREVER)
         self._hosts: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
 
@@ -162,7 +166,7 @@ class RankGroup(Ranks):
         """See `Ranks`."""
         first = x.movedim(dim, 0).contiguous()
         whole = first.new_empty((self.size * len(first), *first.shape[1:]))
-        dist.all_gather_into_tensor(whole, first)
+        _gather(whole, first)
         return whole.movedim(0, dim)
 
     def objects(self, value: Value) -> list[Value]:
@@ -183,10 +187,14 @@ class RankGroup(Ranks):
 
     def regroup(self, reason: str) -> None:
         """See `Ranks`."""
-        try:
-            dist.monitored_barrier(group=self._hosts, timeout=_TOGETHER)
-        except RuntimeError:
-            raise InputError(f"{reason}; rank {self.rank} of {self.size} failed where others did not") from None
+        self._failures += 1
+        here, end = f"failed {self._failures}", time.monotonic() + TOGETHER
+        self._store.add(here, 1)
+        # Not a barrier: those wait as long as any sum does.
+        while self._store.add(here, 0) < self.size:
+            if time.monotonic() > end:
+                raise InputError(f"{reason}; rank {self.rank} of {self.size} failed where others did not")
+            time.sleep(_LOOK)
 
     def every_head(self, layers: Sequence[Sequence[Tensor]]) -> Sequence[Sequence[Tensor]]:
         """See `Ranks`."""

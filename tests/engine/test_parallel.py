@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
 
 from harness.engine.engine import Engine
 from harness.engine.parallel import ALONE, Ranks
+from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.request import Request
+from harness.engine.verbs import Verbs
 from tests.ranks import divided, on_ranks
+from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import build, random_ids, tiny_engine, tiny_model, tiny_shape
+
+for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival", "eviction"):
+    kernels(name)
 
 PROMPT = random_ids(300)
 NEW = 6
@@ -34,9 +42,16 @@ METHODS = (
 )  # fmt: skip
 
 
-def answer(text: str, engine: Engine) -> Answer:
+REPLAYED = (
+    "full", "slim:layers=1/2:budgets=48/32:block=16", "lazyllm:layers=1/2:keep=0.5/0.3", "adakv:budget=24:window=4",
+    "quest:budget=32:page=8", "h2o:budget=32:mode=drop", "duo:sinks=3:recent=9",
+)  # fmt: skip
+"""With decode steps that are recorded."""
+
+
+def answer(text: str, engine: Engine, prompt: torch.Tensor = PROMPT, new: int = NEW) -> Answer:
     method = build(text, engine)
-    tokens = list(engine.stream(method, Request(PROMPT, NEW)))
+    tokens = list(engine.stream(method, Request(prompt, new)))
     held = engine.context.ranks.every_head([cache.kept_positions() for cache in method.cache])
     return tokens, [[sorted(head.tolist()) for head in heads] for heads in held]
 
@@ -66,3 +81,23 @@ def test_every_family_gives_the_logits_of_one_place(family: str, heads: str, siz
     alone, found = logits(ALONE), on_ranks(size, logits)
     assert all(torch.equal(one, found[0]) for one in found)
     assert torch.allclose(found[0], alone, rtol=1e-4, atol=1e-4)
+
+
+def graphed(text: str, fused: bool, ranks: Ranks = ALONE) -> Answer:
+    """As a GPU does it; on a CPU its kernels are interpreted, few of them where products are stock."""
+    model, shape = copy.deepcopy(tiny_model(heads="MHA", layers=3)), tiny_shape("MHA", layers=3)
+    own = (model if ranks is ALONE else divided(model, ranks)).to(DEVICE)
+    engine = Engine(own, shape, kind="graphed", ranks=ranks)
+    if not fused:
+        engine.verbs, engine.prefill = Verbs(own, ranks.part(shape), ranks), None
+    return answer(text, engine, PROMPT[:64].to(DEVICE), new=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", REPLAYED)
+def test_recorded_steps_choose_alike(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What threads exchange cannot be recorded.
+    monkeypatch.setattr(RecordedDecode, "_captured", lambda _, body, pool: body)
+    work = partial(graphed, text, text == "full")
+    alone = work()
+    assert list(on_ranks(2, work)) == [alone, alone]

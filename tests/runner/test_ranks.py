@@ -1,0 +1,143 @@
+"""`--tensor-parallel`: processes that share a model, the records they make together, and what ends them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+import harness
+from harness.engine import parallel
+from harness.engine.engine import Engine
+from harness.engine.parallel import RankGroup
+from harness.engine.request import Request
+from harness.errors import InputError
+from harness.runner.plan import plan
+from harness.runner.spec import RunSpec
+from harness.storage.store import load_manifest
+from tests.checkpoint import save_checkpoint
+from tests.test_cli import random_model
+from tests.tiny import build, random_ids, tiny_model, tiny_shape
+
+METHODS = "full,slim:layers=2/4:budgets=128/96:block=16,lazyllm,adakv:budget=64,quest:budget=64"
+TASK = "needle:lengths=256:depths=0.5:repeats=1:new_tokens=4"
+DEVICE = "cuda" if torch.cuda.device_count() > 1 else "cpu"
+ALIKE = ["method", "sample", "new_tokens", "tokens_requested", "tokens_kept", "kv_bytes", "prefill_flops"]
+"""What the whole model's records say, however many devices it is on."""
+
+FAILING = '''
+import os, signal
+from pathlib import Path
+
+from harness.engine import parallel
+from harness.engine.method import Method
+
+parallel.TOGETHER = 2.0
+
+
+class Failing(Method):
+    """Full attention, until the file beside this one says how it ends."""
+
+    name, summary, parallel = "failing", "ends", True
+
+    def attend(self, layer, heads, step):
+        how = Path({path!r}).read_text()
+        if layer == 3 and (how == "all" or (how and self.model.ranks.rank == 1)):
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("my own bug")
+        return super().attend(layer, heads, step)
+'''
+
+
+def run(model: str, folder: Path, **more: Any) -> pd.DataFrame:
+    asked: dict[str, Any] = {"tasks": TASK, "device": DEVICE, "dtype": "float32", "progress": False}
+    return harness.run(model=model, output=folder, **asked | more)
+
+
+@pytest.mark.slow
+def test_records_are_those_of_one_device_but_for_times(tmp_path: Path) -> None:
+    model = save_checkpoint(tmp_path / "model")
+    alone, spread = (run(model, tmp_path / str(size), methods=METHODS, tensor_parallel=size) for size in (1, 2))
+    assert spread[ALIKE].equals(alone[ALIKE]) and spread["prediction"].equals(alone["prediction"])
+    assert not set(spread["cell"]) & set(alone["cell"])
+    for one, other in zip(spread["extra"], alone["extra"], strict=True):
+        assert {name: one[name] for name in other} == other
+    assert (spread["ttft_s"] > 0).all() and (spread["decode_floor_s"] < alone["decode_floor_s"]).all()
+    assert all(who["ranks"] == 2 for who in spread["worker"])
+    assert load_manifest(tmp_path / "2").spec["tensor_parallel"] == 2
+    assert not psutil.Process().children()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_methods")
+def test_a_rank_that_ends_ends_the_run_in_a_line_and_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "TOGETHER", 2.0)
+    model, how, file = random_model(tmp_path), tmp_path / "how", tmp_path / "failing.py"
+    file.write_text(FAILING.format(path=str(how)))
+    asked: dict[str, Any] = {"methods": "full,failing", "method_file": file, "tensor_parallel": 2, "timing": False}
+    for end, words in (("kill", "rank 1 of 2: it was killed by SIGKILL"), ("one", "ValueError: my own bug")):
+        how.write_text(end)
+        with pytest.raises(InputError, match=words):
+            run(model, tmp_path / "run", **asked)
+        assert load_manifest(tmp_path / "run").status == "incomplete" and not psutil.Process().children()
+        assert list(harness.load(tmp_path / "run")["method"]) == ["full"]
+    how.write_text("all")
+    with pytest.warns(UserWarning, match="my own bug"):
+        assert len(run(model, tmp_path / "run", **asked)) == 2
+    how.write_text("")
+    assert (run(model, tmp_path / "run", **asked)["new_tokens"] == 4).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"tensor_parallel": 4}, "the 2 key/value heads of random:.* do not share out among 4"),
+        ({"methods": "full,retrieval"}, "retrieval has not been shown to choose alike"),
+        ({"methods": "full", "batch": 2}, "--batch: .* not with --tensor-parallel"),
+        ({"ledger": True}, "--ledger: .* not with --tensor-parallel"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused_in_a_line(asked: dict[str, Any], words: str, tmp_path: Path) -> None:
+    spec = {"model": random_model(tmp_path), "tasks": TASK, "device": "cpu", "tensor_parallel": 2}
+    with pytest.raises(InputError, match=words) as told:
+        plan(RunSpec.read(spec | asked))
+    assert "\n" not in str(told.value)
+
+
+def test_executors_and_devices_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = RunSpec.read({"model": random_model(tmp_path), "tasks": TASK, "tensor_parallel": 2})
+    with pytest.raises(InputError, match="not with --executor"):
+        plan(spec, elsewhere=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("harness.runner.plan.limit_memory", lambda *_: None)
+    with pytest.raises(InputError, match="2 devices were asked for, 1 visible"):
+        plan(spec)
+
+
+def test_a_run_on_one_device_is_the_run_that_it_was() -> None:
+    assert "tensor_parallel" not in RunSpec().identity()
+    assert RunSpec(tensor_parallel=2).identity()["tensor_parallel"] == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="NCCL needs a GPU")
+def test_sums_over_ranks_are_recorded() -> None:
+    """A group of one: its sums change nothing, but they are there when a step is captured."""
+    ranks = RankGroup(0, 1, TCPStore("127.0.0.1", 0, 1, is_master=True), "cpu:gloo,cuda:nccl")
+    try:
+        engine = Engine(tiny_model().cuda(), tiny_shape(), kind="graphed", ranks=ranks)
+        stream = engine.stream(build("full", engine), Request(random_ids(100).cuda(), 8))
+        tokens = list(stream)
+        assert stream.work.recorded is not None and stream.work.captures
+    finally:
+        ranks.close()
+    alone = Engine(tiny_model().cuda(), tiny_shape(), kind="graphed")
+    assert tokens == list(alone.stream(build("full", alone), Request(random_ids(100).cuda(), 8)))
