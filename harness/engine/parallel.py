@@ -39,9 +39,11 @@ class Ranks:
     Attributes:
         rank: its number, from 0.
         size: how many there are.
+        capture: how CUDA graphs are to be recorded, as `torch.cuda.graph` takes it.
     """
 
     rank, size = 0, 1
+    capture = "global"
 
     def sum_(self, x: Tensor) -> Tensor:
         """Adds up the ranks' tensors of that shape, in place; all of them get the sum."""
@@ -124,8 +126,21 @@ class Ranks:
 ALONE = Ranks()
 
 
+def meeting_place(size: int, port: int = 0) -> Any:
+    """The `torch.distributed` store through which ranks of this machine find each other.
+
+    Args:
+        size: how many they are.
+        port: of the first one's; 0 is the first one, and makes it.
+    """
+    package: Any = dist
+    return package.TCPStore("127.0.0.1", port, size, is_master=port == 0, wait_for_workers=False)
+
+
 class RankGroup(Ranks):
     """A rank among others, through torch.distributed: NCCL between GPUs, gloo between processes on a CPU."""
+
+    capture = "thread_local"  # NCCL has a thread of its own that looks after older sums meanwhile
 
     def __init__(self, rank: int, size: int, store: Any, backend: str) -> None:
         """
@@ -133,7 +148,7 @@ class RankGroup(Ranks):
 
         Args:
             rank, size: see `Ranks`.
-            store: a `torch.distributed.Store` that all ranks have.
+            store: the `meeting_place`.
             backend: as PyTorch names them: "gloo", "cpu:gloo,cuda:nccl".
         """
         self.rank, self.size, self._backend = rank, size, backend

@@ -12,15 +12,15 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread, Timer
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, Field, TypeAdapter
-from torch.distributed import TCPStore
 
-from harness.engine.parallel import RankGroup
+from harness.engine.parallel import RankGroup, meeting_place
 from harness.errors import InputError
 from harness.executors.local import LocalExecutor
 from harness.measuring.provenance import usable_cpus, worker
@@ -35,7 +35,6 @@ from harness.storage.record import Record
 
 Value = TypeVar("Value")
 FOLLOW = "harness.runner.ranks:follow"
-HOST = "127.0.0.1"
 GRACE = 15.0
 """Seconds that the first rank has to notice that another has ended, before it is ended too: it may be waiting, on the
 device, for what will not come."""
@@ -147,7 +146,7 @@ class Team:
             InputError: one of them cannot.
         """
         device, self._size = plan.device.type, plan.spec.tensor_parallel
-        self._store = TCPStore(HOST, 0, self._size, is_master=True, wait_for_workers=False)
+        self._store = meeting_place(self._size)
         self._others = LocalExecutor(FOLLOW, device, _places(device, self._size))
         self._heard: dict[int, SimpleQueue[Said]] = {rank: SimpleQueue() for rank in range(1, self._size)}
         self._group: RankGroup | None = None
@@ -155,7 +154,7 @@ class Team:
         threads = max(1, (usable_cpus() or 1) // self._size) if device == "cpu" else None
         order = Order(
             worker=MethodWorker, spec=plan.spec, method_files=METHODS.files, task_files=TASKS.files,
-            folder=os.getcwd(), threads=threads,
+            folder=Path.cwd(), threads=threads,
         )  # fmt: skip
         for rank in self._heard:
             told = RankOrder(rank=rank, size=self._size, port=self._store.port, order=order)
@@ -289,7 +288,7 @@ def _followed(order: RankOrder) -> Iterator[Here | Answered]:
     plan = planned(order.order)
     here = Here(worker=worker(plan.device.type))
     yield here
-    ranks = join(order.rank, order.size, TCPStore(HOST, order.port, order.size, is_master=False), plan.device)
+    ranks = join(order.rank, order.size, meeting_place(order.size, order.port), plan.device)
     own = MethodWorker(plan, ranks)
     yield here
     jobs, cells, count = dict[int, Job](), {cells[0].task: cells for cells in plan.cells()}, 0

@@ -137,7 +137,7 @@ class Record(BaseModel):
     )
     peak_memory_bytes: Count | None = Field(
         description="highest memory during the request, weights included: the allocator's peak on CUDA, the process's "
-        "highest resident set on a CPU; null where the platform cannot tell"
+        "highest resident set on a CPU; summed over devices that share the model; null where the platform cannot tell"
     )
     kv_bytes: Count | None = Field(
         description="bytes allocated on the device for keys and values when the request ended"
@@ -189,7 +189,9 @@ class Record(BaseModel):
     worker: dict[str, str | int | None] | None = Field(
         default=None,
         description="who answered: host (a hash), process, device, gpu_uuid, driver (measuring.provenance.worker); "
-        "null in older records",
+        "where several devices share the model, ranks is their number and gpu_uuid names all of them: then bytes, "
+        "operations and joules are sums over them, floors the slowest one's, times the first one's; null in older "
+        "records",
     )
     tokens_requested: list[Count] = Field(description="prompt tokens a layer that the method's options ask for")
     tokens_kept: Sequence[Count | MeanCount] = Field(

@@ -9,12 +9,11 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 import harness
 from harness.engine import parallel
 from harness.engine.engine import Engine
-from harness.engine.parallel import RankGroup
+from harness.engine.parallel import RankGroup, meeting_place
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.runner.plan import plan
@@ -41,13 +40,18 @@ parallel.TOGETHER = 2.0
 
 
 class Failing(Method):
-    """Full attention, until the file beside this one says how it ends."""
+    """Full attention that ends, request by request, as the file says: "all,one,kill"."""
 
     name, summary, parallel = "failing", "ends", True
+    asked = -1
+
+    def begin(self, prompt_len, max_new_tokens):
+        super().begin(prompt_len, max_new_tokens)
+        self.asked += prompt_len > 1
 
     def attend(self, layer, heads, step):
-        how = Path({path!r}).read_text()
-        if layer == 3 and (how == "all" or (how and self.model.ranks.rank == 1)):
+        how = Path({path!r}).read_text().split(",")[self.asked]
+        if layer == 3 and (how == "all" or self.model.ranks.rank == 1):
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ValueError("my own bug")
@@ -81,19 +85,19 @@ def test_a_rank_that_ends_ends_the_run_in_a_line_and_it_goes_on(
 ) -> None:
     monkeypatch.setattr(parallel, "TOGETHER", 2.0)
     model, how, file = random_model(tmp_path), tmp_path / "how", tmp_path / "failing.py"
+    shape = tmp_path / "config.json"
+    shape.write_text(shape.read_text().replace("49152", "300"))  # a tokenizer of bytes
     file.write_text(FAILING.format(path=str(how)))
     asked: dict[str, Any] = {"methods": "full,failing", "method_file": file, "tensor_parallel": 2, "timing": False}
-    for end, words in (("kill", "rank 1 of 2: it was killed by SIGKILL"), ("one", "ValueError: my own bug")):
-        how.write_text(end)
-        with pytest.raises(InputError, match=words):
+    asked["tasks"] = TASK.replace("repeats=1", "repeats=2")
+    # First both ranks fail, which is a failed request; then one of them; and, when it goes on, one is killed.
+    for ends, words in (("all,one", "ValueError: my own bug"), ("kill", "rank 1 of 2: it was killed by SIGKILL")):
+        how.write_text(ends)
+        with pytest.raises(InputError, match=words) as told:
             run(model, tmp_path / "run", **asked)
-        assert load_manifest(tmp_path / "run").status == "incomplete" and not psutil.Process().children()
-        assert list(harness.load(tmp_path / "run")["method"]) == ["full"]
-    how.write_text("all")
-    with pytest.warns(UserWarning, match="my own bug"):
-        assert len(run(model, tmp_path / "run", **asked)) == 2
-    how.write_text("")
-    assert (run(model, tmp_path / "run", **asked)["new_tokens"] == 4).all()
+        assert "\n" not in str(told.value) and not psutil.Process().children()
+        assert load_manifest(tmp_path / "run").status == "incomplete"
+        assert list(harness.load(tmp_path / "run")["method"]) == ["full", "failing"]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_a_run_on_one_device_is_the_run_that_it_was() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NCCL needs a GPU")
 def test_sums_over_ranks_are_recorded() -> None:
     """A group of one: its sums change nothing, but they are there when a step is captured."""
-    ranks = RankGroup(0, 1, TCPStore("127.0.0.1", 0, 1, is_master=True), "cpu:gloo,cuda:nccl")
+    ranks = RankGroup(0, 1, meeting_place(1), "cpu:gloo,cuda:nccl")
     try:
         engine = Engine(tiny_model().cuda(), tiny_shape(), kind="graphed", ranks=ranks)
         stream = engine.stream(build("full", engine), Request(random_ids(100).cuda(), 8))

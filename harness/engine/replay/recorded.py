@@ -212,7 +212,7 @@ class RecordedDecode:
             return body
         body()
         graph: Any = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode=self._verbs.ranks.capture):
             body()
         replay: Callable[[], None] = graph.replay
         return replay

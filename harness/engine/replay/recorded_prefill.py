@@ -217,7 +217,7 @@ class RecordedPrefill:
         # Not `torch.cuda.graph`, which empties the allocator's cache each time, and a deep model has a hundred spans.
         # One stream for all, since products of matrices keep a workspace for each.
         with torch.cuda.stream(self._side), _no_garbage():
-            graph.capture_begin(pool=self._pool)
+            graph.capture_begin(pool=self._pool, capture_error_mode=self._verbs.ranks.capture)
             try:
                 body()
             finally:
