@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread, Timer
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -35,6 +36,8 @@ from harness.storage.record import Record
 
 Value = TypeVar("Value")
 FOLLOW = "harness.runner.ranks:follow"
+NOTICED = 2.0
+"""Seconds between a connection that breaks and the news that the process behind it has ended."""
 GRACE = 15.0
 """Seconds that the first rank has to notice that another has ended, before it is ended too: it may be waiting, on the
 device, for what will not come."""
@@ -224,14 +227,9 @@ class Team:
 
     def _reason(self) -> str:
         """Why another rank has ended; a broken connection is noticed before its end is."""
-        waited = SimpleQueue[None]()
-        for _ in range(20):
-            if self._lost or self._over:
-                break
-            try:
-                waited.get(timeout=0.1)
-            except Empty:
-                continue
+        end = time.monotonic() + NOTICED
+        while not (self._lost or self._over) and time.monotonic() < end:
+            time.sleep(0.1)
         return self._lost
 
     def _listen(self) -> None:

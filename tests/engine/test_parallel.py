@@ -14,6 +14,7 @@ from harness.engine.parallel import ALONE, Ranks
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.request import Request
 from harness.engine.verbs import Verbs
+from harness.models.division import part_of
 from tests.ranks import divided, on_ranks
 from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import build, random_ids, tiny_engine, tiny_model, tiny_shape
@@ -101,3 +102,17 @@ def test_recorded_steps_choose_alike(text: str, monkeypatch: pytest.MonkeyPatch)
     work = partial(graphed, text, text == "full")
     alone = work()
     assert list(on_ranks(2, work)) == [alone, alone]
+
+
+def test_a_bias_behind_a_sum_counts_once_and_other_parts_make_the_whole() -> None:
+    weight, bias = torch.arange(24.0).view(4, 6), torch.arange(4.0)
+    of_layer = "model.layers.0.self_attn.{}_proj.{}".format
+
+    def parts(name: str, whole: torch.Tensor) -> Sequence[torch.Tensor]:
+        return on_ranks(2, lambda ranks: part_of(name, whole, ranks))
+
+    assert torch.equal(torch.cat(list(parts(of_layer("q", "weight"), weight))), weight)
+    assert torch.equal(torch.cat(list(parts(of_layer("k", "bias"), bias))), bias)
+    assert torch.equal(torch.cat(list(parts(of_layer("o", "weight"), weight)), 1), weight)
+    assert torch.equal(torch.stack(list(parts(of_layer("o", "bias"), bias))).sum(0), bias)
+    assert all(torch.equal(part, weight) for part in parts("model.embed_tokens.weight", weight))

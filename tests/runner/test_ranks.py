@@ -23,7 +23,7 @@ from tests.checkpoint import save_checkpoint
 from tests.test_cli import random_model
 from tests.tiny import build, random_ids, tiny_model, tiny_shape
 
-METHODS = "full,slim:layers=2/4:budgets=128/96:block=16,lazyllm,adakv:budget=64,quest:budget=64"
+METHODS = "full,slim:layers=2/4:budgets=128/96:block=16:score=token_peak,lazyllm,adakv:budget=64,quest:budget=64"
 TASK = "needle:lengths=256:depths=0.5:repeats=1:new_tokens=4"
 DEVICE = "cuda" if torch.cuda.device_count() > 1 else "cpu"
 ALIKE = ["method", "sample", "new_tokens", "tokens_requested", "tokens_kept", "kv_bytes", "prefill_flops"]
