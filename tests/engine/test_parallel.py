@@ -30,6 +30,7 @@ Answer = tuple[list[int], list[list[list[int]]]]
 METHODS = (
     "full", "slim:layers=2/4:budgets=128/96:block=16", "slim:layers=2/4:budgets=0.5/0.3:block=16:score=token_peak:w=4",
     "slim:layers=2/4:budgets=128/96:block=16:score=softmax:ff=all", "lazyllm:layers=2/4:keep=0.5/0.2",
+    "slim:layers=2/4:budgets=128/96:block=16:score=query_peak:votes=2",
     "lazyllm:layers=2/4:keep=0.5/0.2:revive=false", "random:layers=2/4:budgets=128/96:block=16", "randomkv:budget=64",
     "recent:layers=2/4:budgets=128/96:block=16", "truncate:layers=2/4:budgets=128/96:block=16",
     "quest:budget=64", "quest:budget=64:per=kv_head:page=8", "streaming:window=64", "streaming:mode=slide:window=64",
