@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from threading import Thread
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +32,8 @@ _FOREVER = timedelta(days=30)
 TOGETHER = 60.0
 """Seconds between ranks that fail at the same place, at most."""
 _LOOK = 0.02
+_LEAVE = 10.0
+"""Seconds that are waited for a group to be left."""
 
 
 class Ranks:
@@ -157,7 +160,15 @@ class RankGroup(Ranks):
         self._hosts: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
 
     def close(self) -> None:
-        """Leaves the group, whatever the others do; nothing can be summed any more."""
+        """Leaves the group, whatever the others do; nothing can be summed any more.
+
+        NCCL waits for all CUDA graphs with sums in them to be gone: as long as that takes, but not here.
+        """
+        leaving = Thread(target=self._leave, daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE)
+
+    def _leave(self) -> None:
         if "nccl" in self._backend:
             # Else it would wait for sums that others have left.
             dist.group.WORLD._get_backend(torch.device("cuda")).abort()  # type: ignore[union-attr]

@@ -7,6 +7,7 @@ with it, and a run ends when one of them does: what is stored by then stays, and
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -91,9 +92,13 @@ class RankedWorker:
             InputError: on any of them it cannot be loaded.
         """
         self._team = Team(plan)
-        weakref.finalize(self, self._team.close)
-        self._own = self._team.load(plan)
+        self._held = [self._team.load(plan)]
         self._jobs = 0
+        weakref.finalize(self, _end, self._team, self._held)
+
+    @property
+    def _own(self) -> MethodWorker:
+        return self._held[0]
 
     def facts(self) -> dict[str, Any]:
         """Of the loaded run."""
@@ -113,6 +118,13 @@ class RankedWorker:
             return joined([job(), *self._team.records()], self._team.who)
 
         return self._team.during(together)
+
+
+def _end(team: Team, held: list[MethodWorker]) -> None:
+    # What was recorded with sums in it goes first: NCCL waits for that.
+    held.clear()
+    gc.collect()
+    team.close()
 
 
 class _Noted(Set[Key]):
@@ -247,11 +259,11 @@ class Team:
         why = said.text if isinstance(said, Fault) else f"it was {said.why}"
         own = isinstance(said, Fault) and said.whose == "input"
         self._lost = why if own else f"rank {rank} of {self._size}: {why}; 'harness resume' goes on"
-        timer = Timer(GRACE, self._end)
+        timer = Timer(GRACE, self._give_up)
         timer.daemon = True
         timer.start()
 
-    def _end(self) -> None:
+    def _give_up(self) -> None:
         if not self._over:
             print(f"harness: {self._lost}", file=sys.stderr, flush=True)
             self._others.close()
