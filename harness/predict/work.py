@@ -102,12 +102,14 @@ def read_run(folder: Path | str) -> Run:
     """Reads a run.
 
     Raises:
-        InputError: not a run, or one without timed records.
+        InputError: not a run, one without timed records, or of a model that several devices share.
     """
     found = read(folder)
     records = found.contenders[found.contenders["ttft_s"].notna() & found.contenders["prefill_flops"].notna()]
     if records.empty:
         raise InputError(f"{folder}: no timed records, so there is no work to predict from")
+    if (ranks := found.manifest.spec.get("tensor_parallel", 1)) > 1:
+        raise InputError(f"{folder}: {ranks} devices share the model, and predictions are of one")
     device = formats.device(found.manifest)
     gpu = recognised(device)
     return Run(found.name, found.manifest.model, device, gpu, _rates(records, gpu), list(_cells(found, records)))

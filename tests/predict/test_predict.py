@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import asdict, replace
@@ -253,6 +254,15 @@ def test_a_recorded_run_is_predicted_from_the_command_line(tmp_path: Path, capsy
     assert "full" in (out / "predicted.csv").read_text()
     assert command("predict", run, "--device", "rtx-409") == 2
     assert "did you mean 'rtx-4090'" in capsys.readouterr().err
+
+
+def test_a_model_that_several_devices_share_is_not_predicted_from(tmp_path: Path) -> None:
+    folder = shutil.copytree(RESULTS / "long-h200", tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["spec"]["tensor_parallel"] = 2
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="2 devices share the model"):
+        read_run(folder)
 
 
 def test_the_papers_figures_are_judged_for_its_own_cards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
