@@ -115,6 +115,7 @@ def test_a_rank_that_ends_ends_the_run_in_a_line_and_it_goes_on(
         ({"tensor_parallel": 4}, "the 2 key/value heads of random:.* do not share out among 4"),
         ({"methods": "full,retrieval"}, "retrieval has not been shown to choose alike"),
         ({"methods": "full", "batch": 2}, "--batch: .* not with --tensor-parallel"),
+        ({"methods": "full", "tasks": "speed:rate=2"}, "--tensor-parallel: requests that arrive at a rate"),
         ({"ledger": True}, "--ledger: .* not with --tensor-parallel"),
     ],
 )
