@@ -158,7 +158,7 @@ class Team:
         """Starts them, and waits until all have planned the run.
 
         Raises:
-            InputError: one of them cannot.
+            InputError: one of them cannot, or their devices are of several kinds.
         """
         device, self._size = plan.device.type, plan.spec.tensor_parallel
         self._store = meeting_place(self._size)
@@ -175,7 +175,7 @@ class Team:
             told = RankOrder(rank=rank, size=self._size, port=self._store.port, order=order)
             self._others.start(rank, told.model_dump_json().encode())
         Thread(target=self._listen, daemon=True).start()
-        self.who = [worker(device), *self.during(self._here)]
+        self.who = self.during(lambda: _of_one_kind([worker(device), *self._here()]))
 
     def load(self, plan: Plan) -> MethodWorker:
         """This rank's part of the model, when all ranks have theirs.
@@ -268,6 +268,13 @@ class Team:
             print(f"harness: {self._lost}", file=sys.stderr, flush=True)
             self._others.close()
             os._exit(1)
+
+
+def _of_one_kind(workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kinds = sorted({str(each["device"]) for each in workers})
+    if len(kinds) > 1:
+        raise InputError(f"--tensor-parallel: the first {len(workers)} visible devices are {' and '.join(kinds)}")
+    return workers
 
 
 def join(rank: int, size: int, store: Any, device: torch.device) -> RankGroup:

@@ -19,7 +19,7 @@ from harness.engine.parallel import ALONE, RankGroup, Ranks, meeting_place
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.runner.plan import plan
-from harness.runner.ranks import FOLLOW
+from harness.runner.ranks import FOLLOW, _of_one_kind
 from harness.runner.spec import RunSpec
 from harness.storage.store import load_manifest
 from tests.checkpoint import save_checkpoint
@@ -135,6 +135,13 @@ def test_executors_and_devices_that_are_not_there_are_refused(tmp_path: Path, mo
     monkeypatch.setattr("harness.runner.plan.limit_memory", lambda *_: None)
     with pytest.raises(InputError, match="2 devices were asked for, 1 visible"):
         plan(spec)
+
+
+def test_devices_of_several_kinds_are_refused() -> None:
+    alike = [{"device": "H200"}, {"device": "H200"}]
+    assert _of_one_kind(alike) == alike
+    with pytest.raises(InputError, match="the first 2 visible devices are A100 and H200"):
+        _of_one_kind([{"device": "H200"}, {"device": "A100"}])
 
 
 def test_a_run_on_one_device_is_the_run_that_it_was() -> None:
