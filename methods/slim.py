@@ -7,8 +7,8 @@ the layer before, so its feed forward already runs on survivors only. In decode 
 (`methods.common.reselecting`).
 
 Interpretations, where the paper leaves a choice:
-- `score`: relevance is normalised, by each token's attention from the last `w` queries; `methods.common.blocks` has the
-  other readings, and what became of the literal one;
+- `score`: relevance is normalised, by each token's attention from that of the last `w` queries which wants it most;
+  `methods.common.blocks` has the other readings, and what became of the literal one;
 - the last, partial block stays, inside the budget;
 - blocks are rated by those of the prompt's last `w` queries that are left. All are at the first pruning point; behind
   it, where the last block is shorter than `w`, those of the block before it are gone if that block is, and then fewer
@@ -59,7 +59,7 @@ class Slim(Reselecting):
             None, description="first layer to hold each pruned set; paper: 10/20/30 of 32"
         )
         score: Relevance = Field(
-            "token_softmax",
+            "query_peak",
             description="relevance: token softmax (mean, best head or best query), over units, or |q.k|",
         )
         votes: Annotated[int, Field(ge=1)] = Field(1, description="last layers ahead of a choice that rate, on average")

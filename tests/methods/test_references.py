@@ -42,7 +42,7 @@ SLIM: list[Options] = [
     {"block": 8, "unit": 2, "budgets": (0.3, 0.2), "layers": (1, 2), "sink": 2, "tail": 2},
     {"block": 8, "unit": 8, "budgets": (0.5,), "layers": (5,), "sink": 0, "gamma": 0.5},
     {"block": 8, "unit": 4, "budgets": (0.4, 0.8, 17), "layers": (1, 3, 4), "score": "softmax"},
-    {"block": 16, "unit": 4, "votes": 3, "score": "query_peak"},
+    {"block": 16, "unit": 4, "votes": 3, "score": "token_softmax"},
     {"block": 8, "unit": 4, "budgets": (0.6, 0.3), "layers": (2, 5), "votes": 9, "ff": "all"},
     {"block": 4, "unit": 1, "budgets": (0.07,), "layers": (3,), "w": 100, "gamma": 1.0},
     {"block": 1, "unit": 1, "budgets": (0.6, 0.3, 0.1), "layers": (1, 3, 5)},

@@ -18,7 +18,7 @@ class SlimOptions:
 
     budgets: tuple[int | float, ...] = (0.75, 0.375, 0.25)
     layers: tuple[int, ...] | None = None
-    score: str = "token_softmax"
+    score: str = "query_peak"
     votes: int = 1
     w: int = 32
     block: int = 64
