@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 
 import pytest
 
@@ -49,7 +49,7 @@ QUICK = {"full", "slim", "lazyllm", "snapkv", "quest", "streaming", "minference"
 """One of each kind: the others wait for the whole suite."""
 
 
-@cache
+@lru_cache(1)  # what all methods left behind would be gone through at each collection of garbage
 def subject(text: str) -> Subject:
     """A method by default meets all models; its options meet one model of every length and, in turns, another one."""
     (spec,) = parse_methods(text)

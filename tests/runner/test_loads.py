@@ -15,6 +15,7 @@ from harness.runner.plan import plan
 from harness.runner.spec import RunSpec, cell_hash
 from harness.storage.record import Arrival, Record
 from harness.storage.store import load_manifest
+from tests.checkpoint import save_checkpoint
 from tests.command import run
 from tests.report.test_report import record
 from tests.test_cli import random_model
@@ -65,13 +66,13 @@ class Loaded:
 
 @pytest.mark.slow
 def test_answers_are_those_of_one_at_a_time(tmp_path: Path) -> None:
-    model, answers = "smollm2", list[pd.DataFrame]()
+    model, answers = save_checkpoint(tmp_path / "model"), list[pd.DataFrame]()
     for task in (TASK.replace("5", "2"), LOADED.replace("200/inf", "inf").replace("repeats=5", "repeats=2")):
         asked = ("--methods", METHODS, "--tasks", task, "--dtype", "float32", "--limit", 2)
         assert run("run", "--model", model, *asked, "--output", tmp_path / str(len(answers))) == 0
         records = harness.load(tmp_path / str(len(answers))).set_index(["method", "sample"]).sort_index()
         answers.append(records[["prediction", "new_tokens", "kept_fraction", "prompt_hash"]])
-    assert answers[0].equals(answers[1]) and len(answers[0]) == 4
+    assert answers[0].equals(answers[1]) and len(answers[0]) == 4 == answers[0].prediction.str.len().gt(0).sum()
 
 
 def test_a_load_that_was_cut_short_is_served_again_and_no_record_twice(loaded: Path, tmp_path: Path) -> None:
