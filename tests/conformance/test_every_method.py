@@ -51,10 +51,11 @@ QUICK = {"full", "slim", "lazyllm", "snapkv", "quest", "streaming", "minference"
 
 @lru_cache(1)  # what all methods left behind would be gone through at each collection of garbage
 def subject(text: str) -> Subject:
-    """A method by default meets all models; its options meet one model of every length and, in turns, another one."""
+    """A method by default meets every family and every layout of heads, its options one model; in turns another one."""
     (spec,) = parse_methods(text)
-    turn = DECODING[EVERY.index(text) % len(DECODING)]
-    return Subject(spec, models=[turn] if text in VARIANTS else MODELS)
+    known = () if text in VARIANTS else DECODING
+    turns = DECODING if text in VARIANTS else [model for model in MODELS if model not in DECODING]
+    return Subject(spec, models=[*known, turns[EVERY.index(text) % len(turns)]])
 
 
 # The lower decorator is the outer loop: all checks of one method follow each other and share its requests.

@@ -24,7 +24,7 @@ LOCAL = Fleet("local", workers=2)
 TASKS = "needle:lengths=192:depths=0.5:repeats=4:new_tokens=4"
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_workers_give_the_records_of_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     asked = ["run", "--methods", "full,slim,lazyllm", "--tasks", TASKS, "--device", "cpu"]
