@@ -15,15 +15,13 @@ from harness.engine.attention import Attention
 
 SIZE = 128
 """Keys a page and rows a text: FlashAttention 3's tile."""
+_FEWEST = 16384
+"""Rows; of fewer, the kernel for blocks is faster (measured: docs/performance.md)."""
 
 
 def serves(attention: Attention, q: Tensor, rows: int, width: int) -> bool:
     """Whether the kernel reads such pages, and soon enough: a text costs it more than a program of our own."""
-    return attention.takes_pages and rows == width == SIZE == q.shape[2] and len(q) >= _FROM
-
-
-_FROM = 16384
-"""Rows. Below, the kernel for blocks is faster (measured: docs/performance.md)."""
+    return attention.takes_pages and rows == width == SIZE == q.shape[2] and len(q) >= _FEWEST
 
 
 def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, counts: Tensor) -> Tensor:

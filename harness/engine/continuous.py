@@ -23,12 +23,8 @@ from harness.engine.replay.stepped import LAID, Laid, LaidRagged, SteppedDecode,
 from harness.engine.request import Request
 
 
-def sizes(most: int) -> list[int]:
+def sizes(most: int) -> Iterator[int]:
     """Numbers of requests that steps are recorded for, up to `most`: at most a fifth of their rows is padding."""
-    return list(_sizes(most))
-
-
-def _sizes(most: int) -> Iterator[int]:
     size = 1
     while size < most:
         yield size

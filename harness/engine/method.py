@@ -35,6 +35,9 @@ Hook = Literal["attend", "after_attention", "after_layer"]
 HOOKS: tuple[Hook, ...] = get_args(Hook)
 """In the order in which they are called."""
 
+Counted = Literal["kept", "attended"]
+"""Prompt tokens that are kept, or those of them that a decode step attends to."""
+
 FirstLayers = Callable[[Tensor, int], Heads]
 """(token ids [n], layer) -> what that layer projects from them under full attention."""
 
@@ -110,7 +113,7 @@ class Method:
     simulated: ClassVar[bool] = False
     reorders: ClassVar[bool] = False
     nothing: ClassVar[Mapping[str, str]] = {}
-    counted: ClassVar[Literal["kept", "attended"]] = "kept"
+    counted: ClassVar[Counted] = "kept"
     takes_sparse: ClassVar[bool] = False
     parallel: ClassVar[bool] = False
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from harness.engine.parallel import ALONE, Ranks
-from harness.engine.shape import ModelShape
 from harness.errors import InputError, unknown
 from harness.models import smollm2
 from harness.models.division import cut_head, part_config, part_of
@@ -117,23 +116,13 @@ KNOWN: dict[str, dict[str, Any]] = {
 }
 
 
-def shape_named(model: str) -> ModelShape | None:
-    """Of a model whose name has all parts of a known one's, as "meta-llama/Llama-3.1-8B" has; None of others."""
+def known_name(model: str) -> str | None:
+    """The known shape that a model has by its name, which has all parts of it; None of others.
+
+    "meta-llama/Llama-3.1-8B" is "llama-3.1-8b".
+    """
     parts = set(re.split(r"[-/:]", model.lower()))
-    fields = next((fields for name, fields in KNOWN.items() if parts >= set(name.split("-"))), None)
-    if fields is None:
-        return None
-    return ModelShape(
-        family=fields["model_type"],
-        layers=fields["num_hidden_layers"],
-        hidden=fields["hidden_size"],
-        intermediate=fields["intermediate_size"],
-        heads=fields["num_attention_heads"],
-        kv_heads=fields["num_key_value_heads"],
-        head_dim=fields["hidden_size"] // fields["num_attention_heads"],
-        vocab=fields["vocab_size"],
-        max_context=fields["max_position_embeddings"],
-    )
+    return next((name for name in KNOWN if parts >= set(name.split("-"))), None)
 
 
 class ByteTokenizer:

@@ -38,9 +38,10 @@ class Bound:
         """Seconds for work that takes `floor` seconds at the device's rate."""
         return max(self.least, self.factor * floor)
 
-    def off(self, points: Points) -> float:
-        """The largest relative error."""
-        return max(abs(self.at(floor) / seconds - 1) for floor, seconds in points)
+
+def off(found: Line | Bound, points: Points) -> float:
+    """The largest relative error."""
+    return max(abs(found.at(floor) / seconds - 1) for floor, seconds in points)
 
 
 def bound(points: Points) -> Bound:
@@ -50,7 +51,7 @@ def bound(points: Points) -> Bound:
     for count in range(1, len(known)):
         least = 1 / float(np.mean([1 / seconds for _, seconds in known[:count]]))
         other = Bound(least, share(known[count:]).factor)
-        if spans(known[count - 1 : count + 1]) and other.off(known) < found.off(known) - EXPLAINED:
+        if spans(known[count - 1 : count + 1]) and off(other, known) < off(found, known) - EXPLAINED:
             found = other
     return found
 
@@ -58,10 +59,10 @@ def bound(points: Points) -> Bound:
 def line(points: Points) -> Line:
     """The line; without a constant where the factor alone explains all points within 1 %, or they lie at one floor."""
     alone = share(points)
-    if not spans(points) or max(abs(alone.at(floor) / seconds - 1) for floor, seconds in points) <= EXPLAINED:
+    if not spans(points) or off(alone, points) <= EXPLAINED:
         return alone
     floors, seconds = (np.array(column) for column in zip(*points, strict=True))
-    return least(1 / seconds, floors / seconds, np.ones(len(seconds)))
+    return least_squares(1 / seconds, floors / seconds, np.ones(len(seconds)))
 
 
 def spans(points: Points) -> bool:
@@ -76,7 +77,7 @@ def share(points: Points) -> Line:
     return Line(0.0, float(shares.sum() / (shares**2).sum()) if len(shares) else 0.0)
 
 
-def least(ones: np.ndarray, floors: np.ndarray, seconds: np.ndarray) -> Line:
+def least_squares(ones: np.ndarray, floors: np.ndarray, seconds: np.ndarray) -> Line:
     """Of equations `constant * ones + factor * floors = seconds`."""
     (constant, factor), _ = nnls(np.stack([ones, floors], axis=1), seconds)
     return Line(float(constant), float(factor))

@@ -31,7 +31,7 @@ from typing import TypeVar
 import numpy as np
 
 from harness.predict.device import Rates
-from harness.predict.line import EXPLAINED, Bound, Line, bound, least, line, spans
+from harness.predict.line import EXPLAINED, Bound, Line, bound, least_squares, line, spans
 from harness.predict.work import Cell, Run
 from harness.statistics.paired import REFERENCE
 
@@ -149,11 +149,11 @@ def _chain(cells: Sequence[Cell], steps: dict[str, Line], rates: Rates) -> Line:
     floors = np.array([cell.kv_bytes / rates.reads for cell in cells])
     beyond = np.array([cell.tpot_s - _base(steps, cell, rates) for cell in cells])
     weights, layers = 1 / np.array([cell.tpot_s for cell in cells]), np.array([cell.layers for cell in cells])
-    alone = least(weights * layers, 0 * floors, weights * beyond)
+    alone = least_squares(weights * layers, 0 * floors, weights * beyond)
     left = weights * np.abs(beyond - alone.constant * layers)
     if left.max() <= EXPLAINED or not spans([(floor, 0.0) for floor in floors]):
         return alone
-    return least(weights * layers, weights * floors, weights * beyond)
+    return least_squares(weights * layers, weights * floors, weights * beyond)
 
 
 def _revival(cells: Sequence[Cell], steps: dict[str, Line], rates: Rates) -> Line:
@@ -163,7 +163,7 @@ def _revival(cells: Sequence[Cell], steps: dict[str, Line], rates: Rates) -> Lin
     weights = np.array([cell.steps / cell.decode_s for cell in cells])
     layers = np.array([cell.layers for cell in cells])
     several = spans([(floor, 0.0) for floor in floors])
-    return least(weights * layers * several, weights * floors, weights * beyond)
+    return least_squares(weights * layers * several, weights * floors, weights * beyond)
 
 
 def _revived(cell: Cell, rates: Rates) -> float:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
-from harness.models.random import shape_named
+from harness.models.load import describe
+from harness.models.random import known_name
 from harness.predict.device import BUS_SHARE, Device, Rates, reading, recognised
 from harness.predict.products import Kernels
 from harness.report import formats
@@ -119,7 +120,8 @@ def known_shape(manifest: Manifest) -> ModelShape | None:
     """What the run recorded of its model's shape; of older runs that of a known model whose name is in the model's."""
     if "shape" in manifest.facts:
         return ModelShape(**manifest.facts["shape"])
-    return shape_named(manifest.model)
+    name = known_name(manifest.model)
+    return describe(f"random:{name}") if name else None
 
 
 def _rates(records: pd.DataFrame, gpu: Device | None) -> Rates:

@@ -19,6 +19,7 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.models.load import describe, limit_memory, resolve_device
 from harness.runner.catalog import MethodSpec, build_tasks, parse_methods
+from harness.runner.exclusions import check_exclusions
 from harness.runner.faults import blamed
 from harness.runner.spec import RunSpec, WrongOption, public_name
 from harness.statistics.noise import TWIN
@@ -104,21 +105,15 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     """
     if not elsewhere:
         _check_device(spec, resolve_device(spec.device))
-    elif spec.tensor_parallel > 1:
-        raise WrongOption("tensor_parallel", "takes the devices of this process, so not with --executor")
-    _check_together(spec)
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
     tasks = _distinct(build_tasks(spec.tasks, context))
     shape, loaded = describe(spec.model), any(map(load_of, tasks))
-    if loaded:
-        _check_load(spec, methods, elsewhere=elsewhere)
+    check_exclusions(spec, loaded=loaded, elsewhere=elsewhere)
     for method in methods:
         method.check(shape)
-        if spec.batch > 1 or loaded:
-            method.kind.check_batch(method.options)
-    if spec.tensor_parallel > 1:
-        _check_ranks(spec, methods, shape, loaded=loaded)
+        _check_method(spec, method, loaded=loaded)
+    _check_shares(spec, shape)
     _check_lengths(spec, tasks, shape)
     return Plan(spec, shape, methods, tasks)
 
@@ -157,39 +152,21 @@ def _methods(spec: RunSpec) -> list[MethodSpec]:
     return [*methods, replace(full, label=TWIN)]
 
 
-def _check_together(spec: RunSpec) -> None:
-    if spec.batch > 1 and spec.ledger:
-        raise WrongOption("ledger", "accounts for a request that has the device to itself, so not with --batch")
+def _check_method(spec: RunSpec, method: MethodSpec, *, loaded: bool) -> None:
+    """Raises `InputError` for a method that cannot be run as the specification wants."""
+    if loaded and method.kind.simulated:
+        raise InputError(f"{method.label}: only simulates pruning, so what it does under load says nothing")
+    if spec.batch > 1 or loaded:
+        method.kind.check_batch(method.options)
+    if spec.tensor_parallel > 1:
+        method.check_parallel()
 
 
-def _check_load(spec: RunSpec, methods: Sequence[MethodSpec], *, elsewhere: bool) -> None:
-    """Raises `InputError` for what is not measured where requests arrive at a rate."""
-    if spec.batch > 1:
-        raise WrongOption("batch", "requests that arrive at a rate are served together as they come: see most=")
-    if spec.ledger or spec.parts:
-        option = "ledger" if spec.ledger else "parts"
-        raise WrongOption(option, "is of requests that have the device to themselves, so not with a rate")
-    if not spec.timing:
-        raise WrongOption("timing", "a rate is a matter of times, so not with --no-timing")
-    if elsewhere:
-        raise InputError("--executor: requests that arrive at a rate are served by one process")
-    for method in methods:
-        if method.kind.simulated:
-            raise InputError(f"{method.label}: only simulates pruning, so what it does under load says nothing")
-
-
-def _check_ranks(spec: RunSpec, methods: Sequence[MethodSpec], shape: ModelShape, *, loaded: bool) -> None:
+def _check_shares(spec: RunSpec, shape: ModelShape) -> None:
     size = spec.tensor_parallel
-    if loaded:
-        raise WrongOption("tensor_parallel", "requests that arrive at a rate are served by one device")
     for count, what in ((shape.kv_heads, "key/value heads"), (shape.intermediate, "channels of the feed forward")):
         if count % size:
             raise WrongOption("tensor_parallel", f"the {count} {what} of {spec.model} do not share out among {size}")
-    for option, reason in (("batch", "decodes together what one device holds"), ("ledger", "is of one device")):
-        if getattr(spec, option) != RunSpec.model_fields[option].default:
-            raise WrongOption(option, f"{reason}, so not with --tensor-parallel")
-    for method in methods:
-        method.check_parallel()
 
 
 def _check_lengths(spec: RunSpec, tasks: Sequence[Task], shape: ModelShape) -> None:

@@ -60,7 +60,7 @@ class MethodWorker:
         self._bench, self._warm_up = Bench(run, limits, monitor, meter), WarmUp(run.engine, run.device)
         self._recordings = Recordings(run.engine)
 
-    def follow(self, plan: Plan) -> MethodWorker:
+    def under(self, plan: Plan) -> MethodWorker:
         """The worker of another plan of the same model and engine: nothing is loaded, recorded or warmed up again."""
         other = copy(self)
         other._bench = replace(self._bench, run=self._bench.run.under(plan))

@@ -8,6 +8,10 @@ import pandas as pd
 
 from harness.statistics.comparable import arrived
 
+_FIELDS = [
+    "rate", "most", "arrival_s", "start_s", "first_token_s", "last_token_s", "batch_sizes", "replayed", "captures",
+]  # fmt: skip
+
 
 def requests(records: pd.DataFrame) -> pd.DataFrame:
     """Of the records those that arrived at a rate.
@@ -29,11 +33,6 @@ def requests(records: pd.DataFrame) -> pd.DataFrame:
         tpot_s=(found["last_token_s"] - found["first_token_s"]) / more,
         e2e_s=found["last_token_s"] - found["arrival_s"],
     )
-
-
-_FIELDS = [
-    *("rate", "most", "arrival_s", "start_s", "first_token_s", "last_token_s", "batch_sizes", "replayed", "captures"),
-]
 
 
 def duration(group: pd.DataFrame) -> float:

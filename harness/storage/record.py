@@ -72,11 +72,6 @@ class Arrival(BaseModel):
             raise ValueError("arrival, start, first and last token are not in this order")
         return self
 
-    @property
-    def queue_s(self) -> float:
-        """Seconds that it waited to be served."""
-        return self.start_s - self.arrival_s
-
 
 class Record(BaseModel):
     """One line of `samples.jsonl`; what cannot have been measured is refused."""

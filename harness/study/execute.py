@@ -83,7 +83,7 @@ class Workers:
         """Made, or made of the last one."""
         key = tuple(getattr(planned.spec, name) for name in _SHARED)
         if self._worker is not None and self._key == key:
-            self._worker = self._worker.follow(planned)
+            self._worker = self._worker.under(planned)
         else:
             # The last model goes before the next one comes: its engine is in cycles, and nothing else frees it in time.
             self._key, self._worker = None, None

@@ -12,12 +12,11 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 from torch import Tensor
 
 from harness.engine.attention import Attention
-from harness.engine.method import ModelContext
+from harness.engine.method import Counted, ModelContext
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.runner.catalog import parse_methods
@@ -28,8 +27,6 @@ _HOLE = re.compile(r"\{([0-9.]*)(t?)\}")
 _STEPS = 20
 _EXACT = TOLERANCE / 4
 _LEAST = 1e-4
-
-Kind = Literal["kept", "attended"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Matched:
     budget: float
     label: str | None
     share: float
-    kind: Kind = "kept"
+    kind: Counted = "kept"
     reason: str = ""
 
 
@@ -111,7 +108,7 @@ def filled(template: str, share: float, length: int) -> str:
     return _HOLE.sub(number, template)
 
 
-def asked_share(label: str, shape: ModelShape, length: int) -> tuple[float, Kind]:
+def asked_share(label: str, shape: ModelShape, length: int) -> tuple[float, Counted]:
     """The share of a prompt's tokens that a method's options come to, mean over layers and KV heads."""
     (spec,) = parse_methods(label)
     spec.check(shape)

@@ -124,9 +124,9 @@ def test_known_random_shapes_are_the_published_ones() -> None:
 
 
 def test_a_models_name_tells_a_known_shape() -> None:
-    assert random_model.shape_named("meta-llama/Llama-3.1-8B-Instruct") == models.describe("random:llama-3.1-8b")
-    assert random_model.shape_named("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf") == models.describe("random:qwen2.5-1.5b")
-    assert random_model.shape_named("llama-3.2-1b") is None
+    assert random_model.known_name("meta-llama/Llama-3.1-8B-Instruct") == "llama-3.1-8b"
+    assert random_model.known_name("qwen2.5-coder-1.5b-instruct-q4_k_m.gguf") == "qwen2.5-1.5b"
+    assert random_model.known_name("random:xgen-7b") == "xgen-7b" and random_model.known_name("llama-3.2-1b") is None
 
 
 # Errors
