@@ -16,7 +16,7 @@ from harness.engine.attention import Attention
 SIZE = 128
 """Keys a page and rows a text: FlashAttention 3's tile."""
 _FEWEST = 16384
-"""Rows; of fewer, the kernel for blocks is faster (measured: docs/performance.md)."""
+"""Rows; of fewer, the kernel for blocks is faster (measured: docs/performance-methods.md)."""
 
 
 def serves(attention: Attention, q: Tensor, rows: int, width: int) -> bool:
