@@ -73,7 +73,7 @@ def run_command(
     ledger: Annotated[bool, typer.Option(help="also measure memory by purpose, in a pass of its own")] = False,
     noise_floor: Annotated[bool, typer.Option(help="also run full attention against itself")] = False,
     batch: Annotated[int, typer.Option(help="requests decoded together (docs/batch.md)")] = 1,
-    tensor_parallel: Annotated[int, typer.Option(help="devices that share the model (docs/scale-out.md)")] = 1,
+    tensor_parallel: Annotated[int, typer.Option(help="devices that share the model (docs/tensor-parallel.md)")] = 1,
     timing: Annotated[bool, typer.Option(help="also measure times; without, machines may be shared")] = True,
     executor: ExecutorName = None,
     workers: Workers = None,

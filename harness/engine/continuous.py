@@ -63,7 +63,7 @@ class Recordings:
 
 
 @dataclass(frozen=True)
-class _Lying:
+class _Addresses:
     """Where a request's keys and values lie, as they were when it was at a position."""
 
     replay: Replay
@@ -95,7 +95,7 @@ class Continuous(Batch):
         """
         super().__init__(engine, methods)
         self._recordings_of = recordings
-        self._lying: dict[Slot, _Lying | None] = {}
+        self._addresses: dict[Slot, _Addresses | None] = {}
         self._stepped: SteppedDecode | None = None
 
     @property
@@ -126,7 +126,7 @@ class Continuous(Batch):
         """Frees a request's keys and values, and its place."""
         self._stepped = None
         slot.method.end()
-        self._lying.pop(slot, None)
+        self._addresses.pop(slot, None)
         self.slots.remove(slot)
         self._methods = [*(method for method in self._methods if method is not slot.method), slot.method]
 
@@ -135,7 +135,7 @@ class Continuous(Batch):
         try:
             super().end()
         finally:
-            self.slots, self._lying, self._stepped = [], {}, None
+            self.slots, self._addresses, self._stepped = [], {}, None
 
     @torch.inference_mode()
     def step(self) -> list[Slot]:
@@ -169,30 +169,30 @@ class Continuous(Batch):
     def _gathered(self, size: int) -> SteppedDecode | None:
         """What replays steps of those who are there, of at least so many rows; None where they are launched anew."""
         found = [self._where(slot) for slot in self.slots]
-        lying = [one for one in found if one is not None]
-        kinds = {type(one.replay) for one in lying}
-        if len(lying) < len(found) or len(kinds) > 1 or any(slot.suppressed for slot in self.slots):
+        there = [one for one in found if one is not None]
+        kinds = {type(one.replay) for one in there}
+        if len(there) < len(found) or len(kinds) > 1 or any(slot.suppressed for slot in self.slots):
             self._settle()
             return None
-        return self._begun(kinds.pop(), lying, next(each for each in sizes(len(self._methods)) if each >= size))
+        return self._begun(kinds.pop(), there, next(each for each in sizes(len(self._methods)) if each >= size))
 
-    def _where(self, slot: Slot) -> _Lying | None:
-        if slot not in self._lying:
-            self._lying[slot] = self._looked_up(slot)
-        return self._lying[slot]
+    def _where(self, slot: Slot) -> _Addresses | None:
+        if slot not in self._addresses:
+            self._addresses[slot] = self._looked_up(slot)
+        return self._addresses[slot]
 
-    def _looked_up(self, slot: Slot) -> _Lying | None:
+    def _looked_up(self, slot: Slot) -> _Addresses | None:
         caches = slot.method.cache
         if self._engine.table is None or not all(each.length > 0 and each.room >= slot.left for each in caches):
             return None
         replay = promises.replay(slot.method.replay())
         if replay is None or type(replay) not in LAID:
             return None
-        return _Lying(replay, slot.position, laid(replay, caches))
+        return _Addresses(replay, slot.position, laid(replay, caches))
 
-    def _begun(self, kind: type[Replay], lying: Sequence[_Lying], size: int) -> SteppedDecode:
+    def _begun(self, kind: type[Replay], there: Sequence[_Addresses], size: int) -> SteppedDecode:
         shared, stepped = self._recordings_of.of(kind, size)
-        rows = [one.at(slot.position) for one, slot in zip(lying, self.slots, strict=True)]
+        rows = [one.at(slot.position) for one, slot in zip(there, self.slots, strict=True)]
         empty = size - len(rows)
         rows += [self._recordings_of.nobody(shared, max(slot.left for slot in self.slots))] * empty
         shared.rows = torch.stack(rows, 1).flatten(0, 1)
@@ -202,8 +202,8 @@ class Continuous(Batch):
 
     def _settle(self) -> None:
         """Notes in the caches what was replayed: the next step is launched anew, and reads them, and so do look-ups."""
-        lying = {slot: one for slot, one in self._lying.items() if one is not None}
-        for slot, one in lying.items():
-            del self._lying[slot]
+        there = {slot: one for slot, one in self._addresses.items() if one is not None}
+        for slot, one in there.items():
+            del self._addresses[slot]
             if slot.position > one.position:
                 one.replay.give_back(slot.method.cache, slot.position - one.position, one.position)

@@ -19,8 +19,8 @@ from harness.engine.parallel import ALONE, RankGroup, Ranks, meeting_place
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.runner.plan import plan
-from harness.runner.ranks import FOLLOW, _of_one_kind
 from harness.runner.spec import RunSpec
+from harness.runner.team import FOLLOW, _of_one_kind
 from harness.storage.store import load_manifest
 from tests.checkpoint import save_checkpoint
 from tests.test_cli import random_model
