@@ -1,7 +1,8 @@
 """Runs as they stand on a board, and which of them may be put side by side.
 
-Scores go together where model, weights, numbers and protocol are the same; times where the device and the kernels are
-too. A task whose code, or whose cut of long prompts, differs is another task. What differs is said, and never mixed.
+Scores go together where model, weights, numbers and protocol are the same; times where the device, how many of them
+share the model, the kernels and the batch are too. A task whose code, or whose cut of long prompts, differs is another
+task. What differs is said, and never mixed.
 """
 
 from __future__ import annotations
@@ -48,6 +49,13 @@ class Conditions(NamedTuple):
     protocol: str
     device: str = ""
     kernels: str = ""
+    ranks: int = 1
+    batch: int = 1
+
+    @property
+    def place(self) -> str:
+        """The device, or how many of it."""
+        return f"{self.ranks} x {self.device}" if self.ranks > 1 else self.device
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ class Group:
     def title(self) -> str:
         """In words: model, protocol, and device where it counts."""
         said = self.conditions
-        return ", ".join(filter(None, [said.model, said.numbers, asked(said.protocol), said.device]))
+        batch = f"batch {said.batch}" if said.batch > 1 else ""
+        return ", ".join(filter(None, [said.model, said.numbers, asked(said.protocol), said.place, batch]))
 
 
 def asked(protocol: str) -> str:
@@ -121,10 +130,15 @@ def scored(entry: Entry) -> Conditions:
 
 def timed(entry: Entry) -> Conditions:
     """What times depend on."""
-    facts = entry.run.manifest.facts
-    kernels = " ".join(str(facts.get(key, "")) for key in ("attention", "engine"))
-    # Weights do not change times, and a random model's are made anew by every version.
-    return scored(entry)._replace(weights="", device=formats.device(entry.run.manifest), kernels=kernels.strip())
+    manifest = entry.run.manifest
+    kernels = " ".join(str(manifest.facts.get(key, "")) for key in ("attention", "engine"))
+    return scored(entry)._replace(
+        weights="",  # they do not change times, and a random model's are made anew by every version
+        device=formats.device(manifest),
+        kernels=kernels.strip(),
+        ranks=int(manifest.spec.get("tensor_parallel", 1)),
+        batch=int(manifest.spec.get("batch", 1)),
+    )
 
 
 def grouped(entries: Sequence[Entry], conditions: Callable[[Entry], Conditions]) -> list[Group]:
@@ -164,8 +178,8 @@ def version(entry: Entry, task: str) -> str:
     return str(sources.get(task, ""))[:8] + (f" to {longest}" if longest else "")
 
 
-def _said(value: str) -> str:
-    return value or "none said"
+def _said(value: object) -> str:
+    return str(value) or "none said"
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

@@ -216,7 +216,7 @@ def _pictures(board: Board, folder: Path) -> Iterable[dict[str, str]]:
     """A front for each protocol and each thing that is won."""
     if (clock := board.clock) is None:
         return
-    where = f"longest prompts, {clock.group.conditions.model} on {clock.group.conditions.device}"
+    where = f"longest prompts, {clock.group.conditions.model} on {clock.group.conditions.place}"
     for protocol in PROTOCOLS:
         for measure, words in _FRONTS:
             figure = front(board.judged(protocol), clock, measure, words)

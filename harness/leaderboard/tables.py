@@ -49,7 +49,7 @@ def _places(board: Board) -> str:
     if board.clock is None:
         return lost
     said = board.clock.group.conditions
-    return f"{lost} Times and bytes: {said.model}, {said.numbers}, {said.device}."
+    return f"{lost} Times and bytes: {said.model}, {said.numbers}, {said.place}."
 
 
 def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> Iterator[list[Cell]]:
@@ -126,7 +126,7 @@ def _run(entry: Entry, folder: Path) -> list[Cell]:
         Cell(said.model),
         Cell(said.numbers),
         Cell(said.protocol),
-        Cell(said.device),
+        Cell(said.place),
         number(len(run.methods), str(len(run.methods))),
         number(len(run.tasks), str(len(run.tasks))),
         number(least, f"{least}" if least == most else f"{least} to {most}"),

@@ -103,22 +103,13 @@ def load_figure(records: pd.DataFrame, methods: Sequence[str], slo: Sequence[Lim
     rows = 2 if slo else 1
     figure = canvas(max(6.0, 1.0 + 4.4 * len(panels)), 0.8 + 3.6 * rows)
     drawn = figure.subplots(rows, len(panels), squeeze=False)
-    for column, what in enumerate(panels):
-        own = points[points["what"] == what]
-        _draw(drawn[0, column], own, methods, "ttft")
-        drawn[0, column].set(yscale="log", title=what)
-        drawn[0, column].title.set_fontsize(9)
-        drawn[0, column].yaxis.set_major_formatter("{x:g}")
-        drawn[0, column].yaxis.set_minor_formatter("{x:g}")
-        drawn[0, column].tick_params(which="minor", labelsize=8)
-        if slo:
-            _draw(drawn[1, column], own, methods, "good")
-            drawn[1, column].set_ylim(bottom=0)
-    drawn[0, 0].set_ylabel(f"TTFT from arrival, p{_percent(points)}, seconds")
-    if slo:
-        drawn[1, 0].set_ylabel("goodput, requests/s")
-    handles, labels = drawn[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    for column, what in zip(drawn.T, panels, strict=True):
+        _draw_task(column, points[points["what"] == what], methods, what)
+    labels = (f"TTFT from arrival, p{_percent(points)}, seconds", "goodput, requests/s")
+    for axes, text in zip(drawn[:, 0], labels, strict=False):
+        axes.set_ylabel(text)
+    handles, names = drawn[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=8)
     return figure
 
 
@@ -137,6 +128,20 @@ def _points(records: pd.DataFrame, methods: Sequence[str], slo: Sequence[Limit])
 def _percent(points: pd.DataFrame) -> int:
     """The 90th percentile where all loads have one, else the median."""
     return 90 if points["p90"].notna().all() else 50
+
+
+def _draw_task(column: Sequence[Axes], points: pd.DataFrame, methods: Sequence[str], title: str) -> None:
+    """TTFT, and goodput below it where there is a second plot."""
+    ttft, *goodput = column
+    _draw(ttft, points, methods, "ttft")
+    ttft.set(yscale="log", title=title)
+    ttft.title.set_fontsize(9)
+    ttft.yaxis.set_major_formatter("{x:g}")
+    ttft.yaxis.set_minor_formatter("{x:g}")
+    ttft.tick_params(which="minor", labelsize=8)
+    for axes in goodput:
+        _draw(axes, points, methods, "good")
+        axes.set_ylim(bottom=0)
 
 
 def _draw(axes: Axes, points: pd.DataFrame, methods: Sequence[str], column: str) -> None:

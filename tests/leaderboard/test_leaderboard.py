@@ -134,9 +134,20 @@ def test_what_cannot_be_compared_stands_apart_with_the_reason(
     assert {len(section.group.entries) for section in both.sections} == {1}
 
 
-def test_times_of_two_devices_stand_apart_where_scores_do_not(tmp_path: Path) -> None:
-    both = board(made(tmp_path / "a"), made(tmp_path / "b", device="cuda"))
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": "cuda"}, "other device (cuda beside CPU)"),
+        ({"spec": {"tensor_parallel": 2}}, "other ranks (2 beside 1)"),
+        ({"spec": {"batch": 16}}, "other batch (16 beside 1)"),
+    ],
+)
+def test_times_of_other_devices_and_batches_stand_apart_where_scores_do_not(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    both = board(made(tmp_path / "a"), made(tmp_path / "b", **changes))
     assert len(both.sections) == 1 and len(both.times) == 2
+    assert any(said in line for line in both.notes())
 
 
 def test_another_version_of_a_task_is_another_task(tmp_path: Path) -> None:
