@@ -18,6 +18,7 @@ from harness.storage.store import load_manifest
 from tests.checkpoint import save_checkpoint
 from tests.command import run
 from tests.report.test_report import record
+from tests.runner.test_batches import BOOM as FAILS_ONCE
 from tests.test_cli import random_model
 
 METHODS = "full,snapkv:budget=64:window=8"
@@ -117,29 +118,10 @@ def test_one_process_serves() -> None:
         plan(RunSpec(methods="full", tasks="speed:lengths=100:rate=2"), elsewhere=True)
 
 
-BOOM = '''
-from harness.engine.method import Method
-
-
-class Boom(Method):
-    """Fails for the second of the requests."""
-
-    name = summary = "boom"
-    made = 0
-
-    def __init__(self, options, model):
-        super().__init__(options, model)
-        Boom.made += 1
-        self.number = Boom.made
-
-    def attend(self, layer, heads, step):
-        if step.phase == "decode" and self.number % 2 == 0:
-            raise ValueError("my own bug")
-        return super().attend(layer, heads, step)
-
+BOOM = f"""{FAILS_ONCE}
     def end(self):
         raise ValueError("my other bug")
-'''
+"""
 
 
 @pytest.mark.usefixtures("forget_methods")
