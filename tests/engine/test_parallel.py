@@ -15,6 +15,7 @@ from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.request import Request
 from harness.engine.verbs import Verbs
 from harness.models.division import part_of
+from harness.runner import catalog
 from tests.ranks import divided, on_ranks
 from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import build, random_ids, tiny_engine, tiny_model, tiny_shape
@@ -62,6 +63,11 @@ def spread(text: str, size: int, heads: str = "MHA") -> Sequence[Answer]:
     """Every rank's answer of a model over so many."""
     model, shape = tiny_model(heads=heads), tiny_shape(heads)
     return on_ranks(size, lambda ranks: answer(text, Engine(divided(model, ranks), shape, ranks=ranks)))
+
+
+def test_whatever_says_that_it_is_for_several_ranks_is_shown_here() -> None:
+    says = {name for name in catalog.METHODS.names() if vars(catalog.METHODS.get(name)).get("parallel")}
+    assert {text.partition(":")[0] for text in METHODS} == says
 
 
 @pytest.mark.parametrize("text", METHODS)
