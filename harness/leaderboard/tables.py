@@ -31,8 +31,9 @@ _CELLS = "One row a task. A task links to its run's page, which has every sample
 
 def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
     """The first screen: which for what; so many of those whose loss is as well known."""
+    who = "who wins most" if shown == 1 else f"the {shown} who win most"
     note = (
-        f"First who wins most, {shown} at most, among those whose loss is shown to stay within {points:g} points; then "
+        f"First {who} among those whose loss is shown to stay within {points:g} points; then "
         "among those of whom nobody can tell yet, if they win more. Wins from: shortest prompt from which on it beats "
         f"full attention at every length recorded. {_places(board)}"
     )
