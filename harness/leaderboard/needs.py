@@ -3,7 +3,7 @@
 Among entrants that win what the need asks for, those come first whose loss is shown to stay within the margin, then
 those whose loss was within it but may be larger, then those that lost more but perhaps by chance; of each the two that
 win most, and of the less sure only who wins more than all that are surer. What has no interval, for want of records,
-answers nothing: then it is said what is missing. Controls never serve a need.
+or one that spans half of all losses, answers nothing: then it is said what is missing. Controls never serve a need.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from harness.statistics.estimators import FEWEST
 
 SHOWN = 2
 """Entrants a need and word for their loss; those that likely lose too much only where there are no others."""
+
+WIDEST = 40.0
+"""Points from end to end of an interval beyond which it says nothing of a loss, but where all of it is one."""
 
 Word = Literal["shown", "open", "doubtful", "unknown", "loses"]
 _ORDER: tuple[Word, ...] = ("shown", "open", "doubtful", "unknown", "loses")
@@ -149,12 +152,16 @@ def _keys(board: Board, clock: Clock, need: Need) -> list[Key]:
 
 def _answer(clock: Clock, need: Need, key: Key, known: Standing | None, points: float) -> Iterator[Answer]:
     found = clock.longest(key, need.measure)
-    if found is None or (known is not None and not known.loss.sure):
+    if found is None or (known is not None and not _tells(known.loss, points)):
         return
     length, gain = found
     if (gain.value if need.measure == "kv" else gain.low) > 1:
         kept, loss = (known.kept, known.loss) if known is not None else (math.nan, None)
         yield Answer(need, *key, kept, gain, length, loss, word(loss, points), clock.starts(key, need.measure))
+
+
+def _tells(loss: Found, points: float) -> bool:
+    return loss.sure and (loss.high - loss.low <= WIDEST or loss.high < -points)
 
 
 def word(loss: Found | None, points: float) -> Word:

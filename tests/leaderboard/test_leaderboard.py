@@ -15,7 +15,7 @@ from harness.leaderboard.effects import Found, loss, ranks, ratio, wins_from
 from harness.leaderboard.entries import read_entries
 from harness.leaderboard.frame import paired
 from harness.leaderboard.kinds import kind
-from harness.leaderboard.needs import NEEDS, answers, missing, word
+from harness.leaderboard.needs import NEEDS, _tells, answers, missing, word
 from harness.storage.record import Record
 from harness.storage.store import Manifest
 from tests.command import run
@@ -90,6 +90,19 @@ def test_with_a_narrow_margin_nothing_is_shown(tmp_path: Path) -> None:
 )
 def test_what_is_known_of_a_loss(found: Found | None, said: str) -> None:
     assert word(found, 3) == said
+
+
+@pytest.mark.parametrize(
+    ("found", "tells"),
+    [
+        (Found(-2.5, -10, 5, 40), True),
+        (Found(0, -50, 50, 6), False),  # six prompts, and nothing known
+        (Found(-50, -80, -20, 10), True),  # as wide, but a loss from end to end
+        (Found(0), False),
+    ],
+)
+def test_an_interval_that_spans_half_of_all_losses_tells_nothing(found: Found, tells: bool) -> None:
+    assert _tells(found, 3) == tells
 
 
 def test_few_samples_name_nobody_but_say_what_is_missing(tmp_path: Path) -> None:
