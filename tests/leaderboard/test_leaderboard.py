@@ -110,8 +110,9 @@ def test_few_samples_name_nobody_but_say_what_is_missing(tmp_path: Path) -> None
     assert answers(few, points=10) == []
     assert missing(few, NEEDS[0]).startswith("losses are of 4 samples at most; 6 are")
     assert missing(few, NEEDS[3]) == "nothing scored with the question after the context"
-    # Enough for losses, of two lengths, too few at one length for times; bytes need no interval.
-    some = board(made(tmp_path / "b", samples=4))
+    # Enough for losses, of six lengths, too few at one length for times; bytes need no interval.
+    lengths = tuple(1024 * 2**i for i in range(6))
+    some = board(made(tmp_path / "b", samples=4, lengths=lengths))
     assert missing(some, NEEDS[0]).startswith("TTFT is of 4 pairs at most; 6 are")
     assert {one.need.measure for one in answers(some, points=10)} == {"kv"}
 
