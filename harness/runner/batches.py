@@ -37,15 +37,16 @@ def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str
         InputError: the task's data turns out bad, or a sample has further questions.
     """
     run = bench.run
-    prompts = read_prompts(run.plan.task(cells[0]), run.model, run.spec)
+    prompts = read_prompts(run.plan.task(cells[0]), run.plan, run.model)
     if any(prompt.later for prompt in prompts):
         reason = f"{cells[0].task} asks several questions over one cache, which are not decoded together with others"
         raise WrongOption("batch", reason)
     askers = [Asker(bench, cell) for cell in cells]
     size, jobs = run.spec.batch, list[Job]()
-    for number, start in enumerate(range(0, len(prompts), size)):
-        for place in order(len(askers), number):
-            group = Group(askers[place], prompts[start : start + size])
+    for start in range(0, len(prompts), size):
+        together = prompts[start : start + size]
+        for place in order(len(askers), together[0].number // size):
+            group = Group(askers[place], together)
             jobs += [
                 partial(group.record, place)
                 for place, prompt in enumerate(group.prompts)

@@ -47,7 +47,7 @@ def load_jobs(
         InputError: the task's data turns out bad, or a sample is none that can be asked beside others.
     """
     task = bench.run.plan.task(cells[0])
-    prompts = read_prompts(task, bench.run.model, bench.run.spec)
+    prompts = read_prompts(task, bench.run.plan, bench.run.model)
     if any(prompt.later or prompt.sample.choices for prompt in prompts):
         raise InputError(f"{task.label}: samples with follow-ups or choices cannot arrive at a rate")
     groups = [Group(LoadAsker(bench, cell, load, recordings), prompts) for cell in cells]

@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -193,7 +194,8 @@ def planned(order: Order) -> Plan:
     for file in order.task_files:
         TASKS.load_file(file)
     kind: type[Worker] = order.worker
-    return kind.plan(order.spec)
+    plan, asked = kind.plan(order.spec), order.samples
+    return replace(plan, samples=asked and {task: frozenset(samples) for task, samples in asked.items()})
 
 
 def _meets(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ or another machine, plans the same run and makes the same cell of it. What a cel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,12 +53,14 @@ class Plan:
         shape: of the model.
         methods: each label once, in the order of the run.
         tasks: likewise.
+        samples: task -> ids of the only ones that this process answers; None where it answers all.
     """
 
     spec: RunSpec
     shape: ModelShape
     methods: list[MethodSpec]
     tasks: list[Task]
+    samples: Mapping[str, Set[str]] | None = None
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ from harness.errors import InputError
 from harness.models.load import LoadedModel
 from harness.runner.faults import blamed
 from harness.runner.loglikelihood import encode_choices
+from harness.runner.plan import Plan
 from harness.runner.prompts import encode_further, encode_with_question, longest_bare_prompt
 from harness.runner.spec import RunSpec
 from tasks.base import Sample, Task
@@ -53,6 +54,7 @@ class Prompt:
         cut: tokens that were cut out of its middle.
         turn: None where it is the only question.
         later: what is asked behind it, over the same cache.
+        number: of the sample in its task, from 0.
     """
 
     sample: Sample
@@ -61,6 +63,7 @@ class Prompt:
     cut: int = 0
     turn: Turn | None = None
     later: tuple[Prompt, ...] = ()
+    number: int = 0
 
     def on(self, device: torch.device) -> Prompt:
         """The same with its token ids on a device."""
@@ -72,8 +75,8 @@ def hash_of(ids: Sequence[int]) -> str:
     return hashlib.sha256(str(list(ids)).encode()).hexdigest()
 
 
-def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
-    """All prompts of a task, read and checked before its first request.
+def read_prompts(task: Task, plan: Plan, model: LoadedModel) -> list[Prompt]:
+    """The prompts of a task that this process answers, read and checked before its first request.
 
     Raises:
         InputError: bad data, no sample, two samples with one id, or a prompt beyond the model's context.
@@ -86,7 +89,12 @@ def read_prompts(task: Task, model: LoadedModel, spec: RunSpec) -> list[Prompt]:
     for name, count in Counter(sample.id for sample in asked).items():
         if count > 1:
             raise InputError(f"{task.label}: two samples have the id {name!r}")
-    return [_prompt(sample, task, model, spec) for sample in samples]
+    wanted = None if plan.samples is None else plan.samples[task.label]
+    return [
+        replace(_prompt(sample, task, model, plan.spec), number=number)
+        for number, sample in enumerate(samples)
+        if wanted is None or any(each.id in wanted for each in _asked(sample))
+    ]
 
 
 def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:

@@ -78,7 +78,7 @@ class MethodWorker:
         if load := load_of(run.plan.task(cells[0])):
             return load_jobs(self._bench, cells, done, load, self._recordings)
         bound = [run.bind(cell) for cell in cells]
-        prompts = read_prompts(bound[0].task, run.model, run.spec)
+        prompts = read_prompts(bound[0].task, run.plan, run.model)
         return [job for prompt, cell in _in_turn(prompts, bound) for job in self._jobs(bound, cell, prompt, done)]
 
     def _jobs(self, cells: Sequence[Cell], cell: Cell, prompt: Prompt, done: Set[tuple[str, str]]) -> list[Job]:
@@ -99,8 +99,8 @@ def gpu_monitor(device: torch.device) -> GpuMonitor | None:
 
 
 def _in_turn(prompts: Sequence[Prompt], cells: Sequence[Cell]) -> Iterator[tuple[Prompt, Cell]]:
-    for number, prompt in enumerate(prompts):
-        for place in order(len(cells), number):
+    for prompt in prompts:
+        for place in order(len(cells), prompt.number):
             yield prompt, cells[place]
 
 

@@ -1,9 +1,9 @@
 """Workers that measure nothing, and so begin at once: what executors and who gives out orders do can be watched.
 
-An order's folder says what happens: `samples` holds how many there are and how many seconds a request takes; `die-3`
-kills the process at sample 3 and is gone then, `leave-3` ends it there, `full-3` writes to a disk that is full,
-`late-3` kills it when all is said, `other-HOST` gives one machine another version of a package. Every request that is
-answered leaves a line in `asked`.
+An order's folder says what happens: `samples` holds how many there are, how many seconds a request takes and what its
+record says; `die-3` kills the process at sample 3 and is gone then, `leave-3` ends it there, `full-3` writes to a disk
+that is full, `late-3` kills it when all is said, `other-HOST` gives one machine another version of a package. Every
+request that is answered leaves a line in `asked`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def messages(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     who = {"host": host, "process": os.getpid(), "device": "none", "gpu_uuid": None, "driver": None}
     terms = {"software": software, "facts": FACTS}
     yield {"kind": "hello", "host": host, "worker": who, "environment": {"host": host}, "terms": terms}
-    count, seconds = json.loads((folder / "samples").read_text())
+    count, seconds, fields = json.loads((folder / "samples").read_text())
     if order["samples"] is None:
         keys = [(f"cell {method}", str(sample)) for sample in range(count) for method in METHODS]
         yield {"kind": "listing", "tasks": [(TASK, keys)]}
@@ -51,12 +51,14 @@ def messages(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
             return
         for method in METHODS:
             if (f"cell {method}", sample) not in done:
-                yield from answered(folder, method, sample, who, seconds)
+                yield from answered(folder, method, sample, who, seconds, fields)
     if taken(folder / f"late-{order['samples'][TASK][-1]}"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def answered(folder: Path, method: str, sample: str, who: Any, seconds: float) -> Iterator[dict[str, Any]]:
+def answered(
+    folder: Path, method: str, sample: str, who: Any, seconds: float, fields: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
     time.sleep(seconds)
     if taken(folder / f"die-{sample}"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -68,7 +70,7 @@ def answered(folder: Path, method: str, sample: str, who: Any, seconds: float) -
             raise SystemExit from None
     with (folder / "asked").open("a") as asked:
         asked.write(f"{method} {sample} {who['host']}\n")
-    yield {"kind": "record", "record": record(method, sample, who)}
+    yield {"kind": "record", "record": record(method, sample, who) | fields}
 
 
 def taken(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ def light_plan(folder: Path) -> Plan:
     return make_plan(RunSpec(model=random_model(folder), methods=",".join(METHODS), tasks=TASK, device="cpu"))
 
 
-def settle(folder: Path, samples: int, seconds: float = 0.0) -> None:
-    """What light workers in this folder find."""
+def settle(folder: Path, samples: int, seconds: float = 0.0, fields: Mapping[str, object] | None = None) -> None:
+    """What light workers in this folder find; `fields` are what records say, if not nothing."""
     folder.mkdir(exist_ok=True)
-    (folder / "samples").write_text(json.dumps([samples, seconds]))
+    (folder / "samples").write_text(json.dumps([samples, seconds, fields or {}]))
 
 
 def start_light(folder: Path, fleet: Fleet) -> BaseProcess:

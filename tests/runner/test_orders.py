@@ -13,8 +13,10 @@ from harness.errors import InputError
 from harness.runner.execute import Job, Key
 from harness.runner.orders import Answered, Fault, Hello, Listing, Message, Order, Others, Terms, answer, read_message
 from harness.runner.plan import CellSpec, Plan
+from harness.runner.prompts import encode_with_question
 from harness.runner.spec import RunSpec
 from harness.runner.worker import MethodWorker
+from tasks.base import Sample
 from tests.test_cli import random_model
 
 TASKS = "needle:lengths=192:depths=0.5:repeats=3:new_tokens=2,speed:lengths=256:new_tokens=1:repeats=2"
@@ -50,6 +52,22 @@ def test_a_survey_lists_every_request_in_its_order_and_an_order_answers_its_own(
     # The third sample begins with the other method, as in the whole run.
     assert [record.method for record in records] == ["full", "recent", "full"]
     assert all(record.worker == greeting.worker for record in records)
+
+
+def test_an_order_tokenises_its_own_samples_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+
+    def noted(sample: Sample, *others: Any) -> Any:
+        encoded.append(sample.id)
+        return encode_with_question(sample, *others)
+
+    monkeypatch.setattr("harness.runner.samples.encode_with_question", noted)
+    hello, listing = surveyed(order(tmp_path))
+    assert len(set(encoded)) == 5, "the survey checks them all"
+    first, keys = listing.tasks[0]
+    encoded.clear()
+    said(order(tmp_path, samples={first: [keys[-1][1]]}, done=keys, terms=hello.terms))
+    assert set(encoded) == {keys[-1][1]}
 
 
 def test_a_worker_that_is_not_like_the_first_is_refused_before_it_loads(tmp_path: Path) -> None:
