@@ -29,6 +29,11 @@ def answer(line: bytes) -> Iterator[bytes]:
         yield json.dumps(message).encode()
 
 
+def card(line: bytes) -> Iterator[bytes]:
+    """Which GPU the process may see."""
+    yield os.environ["CUDA_VISIBLE_DEVICES"].encode()
+
+
 def messages(order: dict[str, Any]) -> Iterator[dict[str, Any]]:
     folder, host = Path(order["folder"]), os.environ.get("LIGHT_HOST", platform.node())
     software = SOFTWARE | ({"torch": "2"} if (folder / f"other-{host}").exists() else {})

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,23 @@ def test_ctrl_c_ends_workers_and_leaves_a_valid_folder(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         light_run(tmp_path, Fleet("local", workers=1))
     assert load_manifest(tmp_path / "run").reasons == ["interrupted"]
+
+
+def test_each_process_sees_a_gpu_of_its_own() -> None:
+    seen: dict[int, str] = {}
+    with closing(LocalExecutor("tests.executors.light:card", "cuda", ["GPU-a", "GPU-b"])) as executor:
+        for numbers in ((0, 1), (2, 3)):
+            for number in numbers:
+                executor.start(number, b"{}")
+            ended = 0
+            while ended < 2:
+                event = executor.next()
+                assert not event.death
+                if event.message is None:
+                    ended += 1
+                else:
+                    seen[event.number] = event.message.decode()
+    assert {seen[0], seen[1]} == {seen[2], seen[3]} == {"GPU-a", "GPU-b"}
 
 
 class TestPlaces:
