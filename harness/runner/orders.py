@@ -194,8 +194,10 @@ def planned(order: Order) -> Plan:
     for file in order.task_files:
         TASKS.load_file(file)
     kind: type[Worker] = order.worker
-    plan, asked = kind.plan(order.spec), order.samples
-    return replace(plan, samples=asked and {task: frozenset(samples) for task, samples in asked.items()})
+    plan = kind.plan(order.spec)
+    if order.samples is None:
+        return plan
+    return replace(plan, samples={task: frozenset(samples) for task, samples in order.samples.items()})
 
 
 def _meets(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
