@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 
 class InputError(Exception):
     """Bad input, explained in one line; the command line prints it and exits with code 2."""
+
+
+class MissingPackage(InputError):
+    """A package that is not installed; its arguments are lines that say what needs it and how to install it."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
+@contextmanager
+def missing_together() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Looks at one thing after the other, each under what this gives, and says at the end which packages all lack.
+
+    Raises:
+        MissingPackage: some are missing; each line once.
+    """
+    lines: dict[str, None] = {}
+
+    @contextmanager
+    def noted() -> Iterator[None]:
+        try:
+            yield
+        except MissingPackage as error:
+            lines.update(dict.fromkeys(error.args))
+
+    yield noted
+    if lines:
+        raise MissingPackage(*lines)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -186,6 +186,10 @@ class Task:
         """Most prompt tokens this task will ask for, where it decides that itself; checked against the model early."""
         return None
 
+    def count(self) -> int | None:
+        """How many samples there are without a limit, where no prompt need be made to say so; else None."""
+        return None
+
     def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
         """The samples in a fixed order, at most `context.limit`.
 

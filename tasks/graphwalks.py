@@ -142,6 +142,10 @@ class GraphWalks(Task):
         """The longest of the lengths asked for."""
         return max(self.options.lengths)
 
+    def count(self) -> int:
+        """The repeats of each length."""
+        return len(self.options.lengths) * self.options.repeats
+
     def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
         """Graphs of their own; lengths are those of the prompt without the chat template."""
         grid = product(range(self.options.repeats), self.options.lengths)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from harness.errors import InputError, unknown
+from harness.errors import InputError, MissingPackage, unknown
 from harness.grammar import Item
 from harness.options import OptionSet
 from tasks.base import DataNote, LogLikelihood, Sample, Task, TaskContext, Tokenizer
@@ -211,7 +211,7 @@ def require_lm_eval(module: str = "lm_eval") -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"lm-eval is missing ({error}): pip install 'harness[longbench]'") from None
+        raise MissingPackage(f"lm-eval is missing ({error}): pip install 'harness[longbench]'") from None
 
 
 @contextlib.contextmanager

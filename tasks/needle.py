@@ -48,6 +48,10 @@ class Needle(Task):
         """The longest of the lengths asked for."""
         return max(self.options.lengths)
 
+    def count(self) -> int:
+        """The repeats of each length and depth."""
+        return self.options.repeats * len(self.options.lengths) * len(self.options.depths)
+
     def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
         """All depths and lengths once, then again with other speeches, places and numbers."""
         grid = product(range(self.options.repeats), self.options.lengths, self.options.depths)

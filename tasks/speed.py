@@ -40,6 +40,10 @@ class Speed(UnderLoad):
         """The longest length and its new tokens."""
         return max(self.options.lengths) + self.options.new_tokens
 
+    def count(self) -> int:
+        """The repeats of each length."""
+        return len(self.options.lengths) * self.options.repeats
+
     def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
         """All repeats of the first length, then of the next, so that warm-up at each length is paid once."""
         grid = product(self.options.lengths, range(self.options.repeats))

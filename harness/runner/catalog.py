@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.engine.method import FirstLayers, Method, ModelContext
 from harness.engine.shape import ModelShape
-from harness.errors import InputError
+from harness.errors import InputError, missing_together
 from harness.grammar import Item, parse_items, parse_sums, sum_without_paths, without_paths
 from harness.options import OptionSet
 from harness.registry import Registry
@@ -119,8 +119,13 @@ def build_tasks(text: str, context: TaskContext) -> list[Task]:
 
     Raises:
         InputError: an unknown task, member or option, missing data, or a task that fails.
+        MissingPackage: all that the tasks lack.
     """
-    tasks = [task for item in parse_items(text) for task in _expanded(item, context)]
+    tasks: list[Task] = []
+    with missing_together() as noted:
+        for item in parse_items(text):
+            with noted():
+                tasks += _expanded(item, context)
     for task in tasks:
         task.label = without_paths(task.label)
     return tasks

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.engine.attention import check_attention
 from harness.engine.fused import check_engine
 from harness.engine.shape import ModelShape
-from harness.errors import InputError
+from harness.errors import InputError, missing_together
 from harness.models.load import describe, limit_memory, resolve_device
 from harness.runner.catalog import MethodSpec, build_tasks, parse_methods
 from harness.runner.exclusions import check_exclusions
@@ -109,11 +109,15 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
         _check_device(spec, resolve_device(spec.device))
     context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
-    tasks = _distinct(build_tasks(spec.tasks, context))
-    shape, loaded = describe(spec.model), any(map(load_of, tasks))
+    with missing_together() as noted:
+        with noted():
+            tasks = _distinct(build_tasks(spec.tasks, context))
+        with noted():
+            shape = describe(spec.model)
+            _check_shapes(methods, shape)
+    loaded = any(map(load_of, tasks))
     check_exclusions(spec, loaded=loaded, elsewhere=elsewhere)
     for method in methods:
-        method.check(shape)
         _check_method(spec, method, loaded=loaded)
     _check_shares(spec, shape)
     _check_lengths(spec, tasks, shape)
@@ -152,6 +156,13 @@ def _methods(spec: RunSpec) -> list[MethodSpec]:
     if full is None:
         raise InputError("--noise-floor runs full attention against itself: add full to --methods")
     return [*methods, replace(full, label=TWIN)]
+
+
+def _check_shapes(methods: Sequence[MethodSpec], shape: ModelShape) -> None:
+    with missing_together() as noted:
+        for method in methods:
+            with noted():
+                method.check(shape)
 
 
 def _check_method(spec: RunSpec, method: MethodSpec, *, loaded: bool) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.engine.shape import ModelShape
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 from harness.models.load import describe
 from harness.runner.plan import plan
 from harness.runner.spec import RunSpec, folder_name
@@ -60,14 +60,15 @@ def study_runs(study: StudyFile, data_dir: Path | None = None, only: str = "*") 
         only: patterns of folders, with commas between them.
 
     Raises:
-        InputError: a method, task or option that there is not, with the line; no run that fits a pattern.
+        InputError: a method, task or option that there is not, with the line; a pattern that fits no run.
     """
     patterns = [pattern.strip() for pattern in only.split(",")]
     points = [point for part in study.parts for point in _points(part)]
     points.sort(key=lambda point: study.budgets.index(point.budget.text))
+    for pattern in patterns:
+        if not any(fnmatch(point.folder, pattern) for point in points):
+            raise InputError(f"--only {pattern!r} fits none of the runs: {points[0].folder}, ... {points[-1].folder}")
     chosen = [point for point in points if any(fnmatch(point.folder, pattern) for pattern in patterns)]
-    if not chosen:
-        raise InputError(f"--only {only!r} fits none of the runs: {points[0].folder}, ... {points[-1].folder}")
     return [_run(study, point, data_dir) for point in chosen]
 
 
@@ -76,19 +77,35 @@ def check_runs(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
 
     Raises:
         InputError: none can.
+        MissingPackage: packages that some of them need, all in one line, with the parts that need none of them.
     """
     good: list[StudyRun] = []
     reasons: dict[str, list[str]] = {}
+    lacking: dict[str, dict[str, None]] = {}
     for run in runs:
         try:
             plan(run.spec)
             good.append(run)
+        except MissingPackage as error:
+            for line in error.args:
+                lacking.setdefault(line, {})[run.part] = None
         except InputError as error:
             reasons.setdefault(str(error), []).append(run.folder)
+    if lacking:
+        raise _lacking(lacking, good)
     lines = [f"left out: {', '.join(folders)}: {reason}" for reason, folders in reasons.items()]
     if not good:
         raise InputError(lines[0])
     return good, lines
+
+
+def _lacking(lacking: dict[str, dict[str, None]], good: list[StudyRun]) -> MissingPackage:
+    """The error for packages that are missing: which parts need them, and how to go on without those."""
+    bad = dict.fromkeys(part for parts in lacking.values() for part in parts)
+    rest = dict.fromkeys(f"{run.part}/*" for run in good if run.part not in bad)
+    without = f"--only '{','.join(rest)}' does without" if rest else "no part does without"
+    needed = "; ".join(f"{', '.join(parts)}: {line}" for line, parts in lacking.items())
+    return MissingPackage(f"nothing was run, packages are missing: {needed}; {without}")
 
 
 class _Point(NamedTuple):

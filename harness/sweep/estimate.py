@@ -8,7 +8,7 @@ for each new token. That is a floor: real requests take longer, small models on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -112,16 +112,11 @@ def _floor(shape: ModelShape, tokens: int, new_tokens: int, rates: Ceilings) -> 
 
 
 def _samples(task: Task) -> int | None:
-    """How many samples a task has: what its options multiply to, else what it yields to the simplest tokenizer."""
-    lists = [getattr(task.options, name, None) for name in ("lengths", "depths")]
-    repeats = getattr(task.options, "repeats", None)
-    if repeats is None:
+    """How many samples a task has: what it says itself, else what it yields to the simplest tokenizer."""
+    total, limit = task.count(), task.context.limit
+    if total is None:
         return _yielded(task)
-    # Suites with an option `depths` that they do not use yield one sample a repeat.
-    depths: Callable[[], Sequence[object]] | None = getattr(task, "depths", None)
-    counts = [len(lists[0] or (0,)), len(depths() if depths else lists[1] or (0,)), int(repeats)]
-    total = counts[0] * counts[1] * counts[2]
-    return min(total, task.context.limit) if task.context.limit else total
+    return min(total, limit) if limit else total
 
 
 def _yielded(task: Task) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from harness.errors import InputError
+from harness.errors import MissingPackage
 
 Result = TypeVar("Result")
 
@@ -115,7 +115,7 @@ class KeyIndex:
 def check_faiss(name: str) -> None:
     """Raises `InputError` where faiss is not installed; `name` is what asks for it."""
     if find_spec("faiss") is None:
-        raise InputError(f"{name} needs faiss, which is not installed: pip install faiss-cpu")
+        raise MissingPackage(f"{name} needs faiss, which is not installed: pip install faiss-cpu")
 
 
 def build(layers: Iterable[Tensor], recipe: Recipe) -> list[list[KeyIndex]]:

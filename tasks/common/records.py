@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 
@@ -87,7 +87,7 @@ def require_datasets() -> Any:
     try:
         return importlib.import_module("datasets")
     except ImportError:
-        raise InputError("source=hub needs the package datasets: pip install 'harness[longbench]'") from None
+        raise MissingPackage("source=hub needs the package datasets: pip install 'harness[longbench]'") from None
 
 
 def checked(model: type[M], place: str, row: Mapping[str, Any]) -> M:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 
 
 class Member(NamedTuple):
@@ -150,7 +150,7 @@ def _read_lm_eval(base: str) -> str:
 def _lm_eval_folder() -> Path:
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError("LongBench's prompts come with lm-eval: pip install 'harness[longbench]'")
+        raise MissingPackage("LongBench's prompts come with lm-eval: pip install 'harness[longbench]'")
     return Path(spec.submodule_search_locations[0]) / "tasks" / "longbench"
 
 

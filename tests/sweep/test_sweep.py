@@ -10,11 +10,15 @@ import pytest
 
 import harness
 from harness.errors import InputError
+from harness.models.random import ByteTokenizer
+from harness.runner.catalog import build_tasks
 from harness.runner.plan import plan
 from harness.sweep.cells import check, multiply
+from harness.sweep.estimate import _samples
 from harness.sweep.grid_file import read_grid
 from harness.sweep.pages import write as draw
 from harness.sweep.results import collect
+from tasks.base import Sample, TaskContext
 from tests.command import run
 
 GRIDS = sorted((Path(__file__).resolve().parents[2] / "results/reference").rglob("*.yaml"))
@@ -144,6 +148,26 @@ def test_a_dry_run_prints_cells_and_says_where_its_estimate_is_from(
     capsys.readouterr()
     assert run("sweep", grid, "--dry-run", "--output", folder) == 0
     assert "from recorded requests (20 cells)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["ruler/vt:lengths=1024/2048", "ruler/niah_single_1", "retrieval/multikey", "speed"])
+def test_generated_samples_are_counted_without_a_prompt(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made(*_: object) -> list[Sample]:
+        raise AssertionError("a prompt was made")
+
+    for limit in (None, 3):
+        for task in build_tasks(text, TaskContext(limit=limit)):
+            total = task.count()
+            monkeypatch.setattr(type(task), "samples", made)
+            assert total is not None and _samples(task) == (limit or total)
+
+
+def test_what_a_task_counts_is_what_it_asks() -> None:
+    lengths = "lengths=1500/2048:repeats=2"
+    texts = ["needle:depths=0.5:" + lengths, "speed:" + lengths, "graphwalks/bfs:repeats=2", "turns:turns=2:" + lengths]
+    for text in [*texts, "retrieval/multikey:repeats=1", "retrieval/common-words:repeats=2"]:
+        for task in build_tasks(text, TaskContext()):
+            assert task.count() == len(list(task.samples(ByteTokenizer())))
 
 
 BAD = [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.parallel import ALONE, Ranks
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 from harness.models.gguf.header import TensorInfo, read_header
 from harness.models.gguf.tokenizer import build_tokenizer, end_ids
 from harness.models.limits import ConfigFields, GgufFields, check, check_rope
@@ -196,7 +196,7 @@ def _packages() -> tuple[Any, Any]:
         import gguf
         import numpy
     except ImportError as error:
-        raise InputError(f"GGUF models need the package {error.name}; pip install gguf") from None
+        raise MissingPackage(f"GGUF models need the package {error.name}; pip install gguf") from None
     return numpy, gguf
 
 
