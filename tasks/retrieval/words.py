@@ -97,6 +97,10 @@ class FrequentWords(WordSuite):
 
     options: Options
 
+    def fingerprint(self) -> str:
+        """Nothing: the words are made up."""
+        return ""
+
     def words(self, size: int, rng: random.Random) -> list[str]:
         """The word of rank k occurs size / (k^2 * zeta(2)) times, rounded up, until the list is full."""
         counts = (-(-size * 6 // (10 * rank * rank)) for rank in count(1))

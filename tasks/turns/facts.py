@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from tasks.base import DataNote, Sample, Tokenizer
-from tasks.common.haystack import SPEECHES, Draft, fit, hidden_draft
+from tasks.common.haystack import SPEECHES, Draft, fit, hidden_draft, speeches_version
 from tasks.needle import PLACES
 from tasks.retrieval.needles import TOKENS_PER_NUMBER, around, secret
 from tasks.retrieval.suite import Length, first_number
@@ -44,6 +44,10 @@ class Facts(Conversations):
     def longest_prompt(self) -> int:
         """The longest of the lengths asked for."""
         return max(self.options.lengths)
+
+    def fingerprint(self) -> str:
+        """Of the speeches; raises where their package is missing."""
+        return speeches_version()
 
     def count(self) -> int:
         """The contexts, each of which is one sample with follow-ups."""

