@@ -50,8 +50,8 @@ def study_command(
     study = read_study(file, model)
     runs = study_runs(study, data_dir, only)
     if source is not None:
-        if dry_run or output is not None or minutes is not None:
-            raise InputError("--from draws what is recorded: no --dry-run, no --output, no --minutes")
+        if dry_run or any(given is not None for given in (output, minutes, samples)):
+            raise InputError("--from draws what is recorded: no --dry-run, no --output, no --minutes, no --samples")
         return _draw(study, runs, source)
     runs, left_out = check_runs(runs)
     for line in left_out:

@@ -23,7 +23,7 @@ from harness.runner.catalog import parse_methods
 
 TOLERANCE = 0.02
 """How far from a budget counts as meeting it, as a share of the budget."""
-_HOLE = re.compile(r"\{([0-9.]*)(t?)\}")
+_HOLE = re.compile(r"\{(\d*\.?\d+|)(t?)\}")
 _STEPS = 20
 _EXACT = TOLERANCE / 4
 _LEAST = 1e-4

@@ -14,7 +14,7 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError, MissingPackage
 from harness.models.load import describe
 from harness.runner.plan import plan
-from harness.runner.spec import RunSpec, folder_name
+from harness.runner.spec import RunSpec, WrongOption, folder_name
 from harness.study.matching import Matched, match
 from harness.study.study_file import MethodEntry, Part, StudyFile
 from harness.sweep.cells import SweepRun, multiply
@@ -76,7 +76,7 @@ def check_runs(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
     """The runs that can be run here, and a line for each reason why others cannot, such as data that is not here.
 
     Raises:
-        InputError: none can.
+        InputError: none can, or options of a part do not go together.
         MissingPackage: packages that some of them need, all in one line, with the parts that need none of them.
     """
     good: list[StudyRun] = []
@@ -89,6 +89,8 @@ def check_runs(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
         except MissingPackage as error:
             for line in error.args:
                 lacking.setdefault(line, {})[run.part] = None
+        except WrongOption as error:
+            raise InputError(f"part {run.part!r}: {error}") from None
         except InputError as error:
             reasons.setdefault(str(error), []).append(run.folder)
     if lacking:

@@ -20,6 +20,7 @@ limit: 5                       # samples a task, and other options of `harness r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,8 +140,9 @@ def _part(node: Node, model: Entry | None, budgets: list[Entry]) -> Part:
         if entry.text not in known:
             raise wrong(node.path, entry.line, f"budget {entry.text} is none of the study's ({', '.join(known)})")
     length = _entry(keys.get("length")) or _LENGTH
-    if not length.text.isdecimal():
-        raise wrong(node.path, length.line, f"length {length.text!r}: expected tokens")
+    for entry in (*found.lengths, length):
+        if not entry.text.isdecimal() or int(entry.text) < 1:
+            raise wrong(node.path, entry.line, f"length {entry.text!r}: expected tokens")
     return Part(found, own, length)
 
 
@@ -156,6 +158,8 @@ def _budgets(node: Node) -> list[Entry]:
     for entry in found:
         if not 0 < _share(entry.text) < 1:
             raise wrong(node.path, entry.line, f"budget {entry.text!r}: expected a share between 0 and 1")
+    if len({_share(entry.text) for entry in found}) < len(found):
+        raise wrong(node.path, found[0].line, "two budgets are one number")
     return found
 
 
@@ -174,6 +178,6 @@ def _number(node: Node | None, default: float) -> float:
     if node is None:
         return default
     value = _share(node.text())
-    if not value > 0:
+    if not 0 < value < math.inf:
         raise wrong(node.path, node.line, f"expected a number above 0, not {node.text()!r}")
     return value

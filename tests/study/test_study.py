@@ -156,6 +156,12 @@ def test_a_method_in_a_file_of_its_own_is_matched_by_what_it_says(
         ("0.5: slim", "0.4: slim", 8, "0.4"),
         ("name: speed", "name: first", 18, "two parts"),
         ("limit: 3", "limit: 3\n    seed: [0, 1]", 17, "one seed"),
+        ("lengths: [768]", "lengths: [nan]", 14, "length 'nan': expected tokens"),
+        ("lengths: [768]", "lengths: [0]", 14, "length '0': expected tokens"),
+        ("limit: 3", "length: 0", 16, "length '0': expected tokens"),
+        ("name: tiny", "points: inf", 2, "a number above 0"),
+        ("budgets: [0.25, 0.5]", "budgets: [0.5, .50]", 4, "two budgets are one number"),
+        ("snapkv:budget={{}}", "snapkv:budget={{1.2.3}}", 7, "got '{1.2.3}'"),
     ],
 )
 def test_a_bad_file_is_one_line_with_its_number(tmp_path: Path, old: str, new: str, line: int, said: str) -> None:
@@ -182,6 +188,12 @@ def test_fixed_options_run_at_the_first_budget_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_run_here_is_left_out_and_said(tmp_path: Path) -> None:
     good, lines = check_runs(study_runs(read_study(written(tmp_path, STUDY.replace("[512, 1024]", "[512, 4096]")))))
     assert len(good) == 6 and len(lines) == 1 and "4096" in lines[0] and "2048" in lines[0]
+
+
+def test_options_that_exclude_each_other_end_the_study(tmp_path: Path) -> None:
+    text = STUDY.replace("    limit: 3", "    batch: 2\n    tensor_parallel: 2")
+    with pytest.raises(InputError, match="part 'first': --batch: .* not with --tensor-parallel"):
+        check_runs(study_runs(read_study(written(tmp_path, text))))
 
 
 def test_missing_packages_are_told_before_anything_is_run(
