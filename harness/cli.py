@@ -397,6 +397,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         _complain(" ".join(reason.split()))
         sys.exit(2)
+    except OSError as error:  # what a disk refuses to whoever draws; records are written by what tells it itself
+        if error.strerror is None:
+            raise
+        _complain(f"{error.filename or 'a file cannot be written'}: {error.strerror}")
+        sys.exit(2)
 
 
 if __name__ == "__main__":

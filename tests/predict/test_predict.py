@@ -256,6 +256,13 @@ def test_a_recorded_run_is_predicted_from_the_command_line(tmp_path: Path, capsy
     assert "did you mean 'rtx-4090'" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (file := tmp_path / "file").touch()
+    run = RESULTS / "methods-h200"
+    assert command("predict", run, "--device", "h200", "--output", file / "out") == 2
+    assert capsys.readouterr().err == f"harness: {file / 'out'}: Not a directory\n"
+
+
 def test_a_model_that_several_devices_share_is_not_predicted_from(tmp_path: Path) -> None:
     folder = shutil.copytree(RESULTS / "long-h200", tmp_path / "run")
     manifest = json.loads((folder / "manifest.json").read_text())
