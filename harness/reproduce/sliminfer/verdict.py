@@ -112,7 +112,8 @@ def _slim(readings: Readings) -> str:
     here = options.model_dump()
     apart = [f"{name}={here[name]} (paper: {value})" for name, value in published.items() if here[name] != value]
     asked = readings.slim.label.partition(":")[2] or "defaults"
-    return f"slim: asked for as `{asked}`; otherwise {', '.join(apart) or 'as published'}."
+    # A record tells what was asked for; what an earlier version took for granted, that version knows.
+    return f"slim: asked for as `{asked}`; otherwise, by this version's defaults, {', '.join(apart) or 'as published'}."
 
 
 def _lazyllm(readings: Readings) -> str:
