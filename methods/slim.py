@@ -154,9 +154,7 @@ class Slim(Reselecting):
         """Relevance of each block of the rows that are left, [ceil(n / block)]."""
         options, last = self.options, slice(-self.options.w, None)
         raters = self._raters(heads.positions[last])
-        units = unit_scores(options.score, heads.q[last], heads.k, raters, options.unit)
-        ranks = self.model.ranks
-        units = ranks.max(units) if options.score == "token_peak" else ranks.mean(units)
+        units = unit_scores(options.score, heads.q[last], heads.k, raters, options.unit, self.model.ranks)
         return block_maxima(units, options.block // options.unit)
 
     def _raters(self, positions: Tensor) -> Tensor:

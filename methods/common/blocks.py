@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from harness.engine.parallel import Ranks
 from methods.common.scores import head_attention, head_dots, head_logits, last_attention, token_attention
 
 Relevance = Literal["token_softmax", "token_peak", "query_peak", "softmax", "absdot"]
 
 
-def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit: int) -> Tensor:
+def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit: int, ranks: Ranks) -> Tensor:
     """Relevance of each unit to the last queries.
 
     Args:
@@ -34,14 +35,19 @@ def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit:
         k: [n, kv_heads, d].
         weights: how much each query counts, [w] float32, summing to 1.
         unit: tokens a unit.
+        ranks: who has the other heads.
 
     Returns:
-        [ceil(n / unit)] float32.
+        [ceil(n / unit)] float32, over the heads of all ranks.
     """
+    if reading == "token_peak":
+        return ranks.max(unit_sums(head_attention(q, k, weights).T, unit).amax(1))
+    return ranks.mean(_mean_over_heads(reading, q, k, weights, unit))
+
+
+def _mean_over_heads(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit: int) -> Tensor:
     if reading == "token_softmax":
         return unit_sums(token_attention(q, k, weights), unit)
-    if reading == "token_peak":
-        return unit_sums(head_attention(q, k, weights).T, unit).amax(1)
     if reading == "query_peak":
         return unit_sums((last_attention(q, k) * weights.view(-1, 1)).amax(1).mean(0), unit)
     mean = torch.einsum("w,whd->hd", weights, q.float()).to(q.dtype).unsqueeze(0)
