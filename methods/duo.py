@@ -6,9 +6,9 @@ at original positions. Each head has memory for what it keeps.
 
 Interpretations:
 - gates come from a file as the authors publish it (`full_attention_heads.tsv`), or as `harness calibrate duo` trains it
-  for any model; `heads=smollm2` names the embedded model's. Without one, heads are rated by a training-free score of
-  the prompt at hand (`methods.common.gates.reach`). Then all keys and values are there until the last layer has been
-  rated, and only then those of streaming heads go;
+  for any model; `heads=smollm2` and `heads=qwen2.5-coder-1.5b` name those of these two. Without one, heads are rated by
+  a training-free score of the prompt at hand (`methods.common.gates.reach`). Then all keys and values are there until
+  the last layer has been rated, and only then those of streaming heads go;
 - of equal gates the lower layer's and head's counts as the higher; the authors' code draws lots;
 - the prefill is dense for every head, as in the authors' code where a prompt comes in one piece;
 - tokens that come in together (a question) see all that a head holds and each other, up to themselves.
@@ -58,7 +58,9 @@ class Duo(Method):
         sinks: Annotated[int, Field(ge=0)] = Field(64, description="first tokens of a streaming head; paper: 64")
         recent: Annotated[int, Field(ge=1)] = Field(256, description="last tokens of a streaming head; paper: 256")
         heads: Annotated[GateFile | None, gates_for("duo")] = Field(
-            None, description="trained gates (smollm2 comes along); without them a training-free score of each prompt"
+            None,
+            description="trained gates (smollm2 and qwen2.5-coder-1.5b come along); without them "
+            "a training-free score of each prompt",
         )
 
     options: Options

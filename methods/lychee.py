@@ -64,7 +64,8 @@ class Lychee(Method):
         )
         vote: Literal["mean", "max"] = Field("mean", description="what of its query heads' attention rates a token")
         heads: Annotated[GateFile | None, gates_for("lychee")] = Field(
-            None, description="trained gates (smollm2 comes along); without them layers, evenly spaced"
+            None,
+            description="trained gates (smollm2 and qwen2.5-coder-1.5b come along); without them layers, evenly spaced",
         )
 
     options: Options

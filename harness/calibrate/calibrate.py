@@ -95,7 +95,7 @@ def _provenance(settings: Settings, model: LoadedModel, trainer: Trainer, held: 
         "gates of": f"{settings.method}, a row a layer, a number for each KV head",
         "trained by": f"harness calibrate {settings.method} {options}",
         "weights": model.weights_hash,
-        "versions": ", ".join(f"{name} {packages[name]}" for name in _PACKAGES),
+        "versions": ", ".join(f"{name} {packages[name] or 'from its sources'}" for name in _PACKAGES),
         "loss": f"error {trainer.losses[0].error:.4f} at first, {trainer.losses[-1].error:.4f} in the last step",
         "held-out answers": _in_words(held),
     }

@@ -113,13 +113,14 @@ def test_each_token_of_a_question_goes_by_its_own_sets() -> None:
     torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("model", "layers", "heads"), [("smollm2", 30, 3), ("qwen2.5-coder-1.5b", 28, 2)])
 @pytest.mark.parametrize("name", ["duo", "lychee"])
-def test_the_embedded_models_gates_come_along(name: str) -> None:
-    (spec,) = parse_methods(f"{name}:heads=smollm2")
+def test_gates_of_two_models_come_along(name: str, model: str, layers: int, heads: int) -> None:
+    (spec,) = parse_methods(f"{name}:heads={model}")
     rows = spec.options.heads.rows  # type: ignore[attr-defined]
-    assert spec.label == f"{name}:heads=smollm2" and {len(row) for row in rows} == {3} and len(rows) == 30
-    spec.check(replace(tiny_shape(), layers=30, kv_heads=3, heads=9))
-    file = Path(gates_module.__file__).parents[1] / "data" / f"{name}-smollm2.tsv"
+    assert spec.label == f"{name}:heads={model}" and {len(row) for row in rows} == {heads} and len(rows) == layers
+    spec.check(replace(tiny_shape(), layers=layers, kv_heads=heads, heads=3 * heads))
+    file = Path(gates_module.__file__).parents[1] / "data" / f"{name}-{model}.tsv"
     ahead = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert any(f"harness calibrate {name} " in line for line in ahead)
 
