@@ -76,7 +76,7 @@ def _longer(run: Run) -> Iterator[Error]:
         return
     found = fit(run, [cell for cell in run.cells if cell.length in short])
     how = f"{run.name}: from {short[0]}-{short[-1]} to longer"
-    yield from _errors(how, found, run, [cell for cell in run.cells if cell.length not in short])
+    yield from errors_of(how, found, run, [cell for cell in run.cells if cell.length not in short])
 
 
 def _drawn(run: Run) -> Iterator[Error]:
@@ -91,10 +91,11 @@ def _drawn(run: Run) -> Iterator[Error]:
 
 def _other(known: Run, other: Run) -> Iterator[Error]:
     found = fit(known)
-    yield from _errors(f"from {known.name} to {other.name}", found, other, other.cells)
+    yield from errors_of(f"from {known.name} to {other.name}", found, other, other.cells)
 
 
-def _errors(how: str, found: Fit, run: Run, cells: Sequence[Cell]) -> Iterator[Error]:
+def errors_of(how: str, found: Fit, run: Run, cells: Sequence[Cell]) -> Iterator[Error]:
+    """How far off a fit is on some of a run's cells; `how` says what was fitted."""
     for cell in cells:
         full = None if cell.method == REFERENCE else run.baseline(cell)
         predicted = ratios(predict(found, cell, run.rates), predict(found, full, run.rates) if full else None)

@@ -1,15 +1,17 @@
-"""What is drawn through times: two numbers, neither below 0, by least squares of relative errors."""
+"""What is drawn through times: a few numbers, none below 0, by least squares of relative errors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
 
 EXPLAINED = 0.01
-"""Largest relative error that one of the two alone may leave."""
+"""Relative error a point that one more number has to explain."""
+ALIKE = 0.03
+"""What a bound costs that needs twice the factor of the method that it is compared with, beside squared errors."""
 
 Points = Sequence[tuple[float, float]]
 """(what the device would take at its rate, what was measured), seconds."""
@@ -29,37 +31,55 @@ class Line:
 
 @dataclass(frozen=True)
 class Bound:
-    """seconds = the longer of `least` and factor * floor."""
+    """seconds = the longer of `least` and start + factor * floor."""
 
     least: float
+    start: float
     factor: float
 
     def at(self, floor: float) -> float:
         """Seconds for work that takes `floor` seconds at the device's rate."""
-        return max(self.least, self.factor * floor)
+        return max(self.least, self.start + self.factor * floor)
 
 
-def off(found: Line | Bound, points: Points) -> float:
-    """The largest relative error."""
-    return max(abs(found.at(floor) / seconds - 1) for floor, seconds in points)
+def bound(points: Points, like: Line | None = None) -> Bound:
+    """The bound of least squared errors, of which a `least` has to take `EXPLAINED` squared a point.
 
+    The points at `least` are those of the lowest floors. They may be all, where times hardly differ among floors.
 
-def bound(points: Points) -> Bound:
-    """The bound: the points of the lowest floors lie at `least`, none if that explains no more than 1 % of a point."""
+    Args:
+        points: at least one.
+        like: another method's, that starts as this one does. Its factor is taken where all points are at `least`, and
+            what the others say is the likelier the nearer it is to that.
+    """
     known = sorted(points)
-    found = Bound(0.0, share(known).factor)
+    return min(_bounds(known, like), key=lambda each: _cost(each, known, like))
+
+
+def _bounds(known: Points, like: Line | None) -> Iterator[Bound]:
+    start = like.constant if like else 0.0
+    yield Bound(0.0, start, share(known, start).factor)
     for count in range(1, len(known)):
-        least = 1 / float(np.mean([1 / seconds for _, seconds in known[:count]]))
-        other = Bound(least, share(known[count:]).factor)
-        if spans(known[count - 1 : count + 1]) and off(other, known) < off(found, known) - EXPLAINED:
-            found = other
-    return found
+        if spans(known[count - 1 : count + 1]):
+            yield Bound(_mean(known[:count]), start, share(known[count:], start).factor)
+    if like and spans(known):
+        yield Bound(_mean(known), start, like.factor)
+
+
+def _cost(found: Bound, known: Points, like: Line | None) -> float:
+    errors = sum((found.at(floor) / seconds - 1) ** 2 for floor, seconds in known)
+    apart = found.factor / like.factor - 1 if like and like.factor else 0.0
+    return errors + len(known) * (found.least > 0) * EXPLAINED**2 + ALIKE * apart**2
+
+
+def _mean(known: Points) -> float:
+    return 1 / float(np.mean([1 / seconds for _, seconds in known]))
 
 
 def line(points: Points) -> Line:
     """The line; without a constant where the factor alone explains all points within 1 %, or they lie at one floor."""
     alone = share(points)
-    if not spans(points) or off(alone, points) <= EXPLAINED:
+    if not spans(points) or max(abs(alone.at(floor) / seconds - 1) for floor, seconds in points) <= EXPLAINED:
         return alone
     floors, seconds = (np.array(column) for column in zip(*points, strict=True))
     return least_squares(1 / seconds, floors / seconds, np.ones(len(seconds)))
@@ -71,10 +91,11 @@ def spans(points: Points) -> bool:
     return max(floors) > 1.05 * min(floors)
 
 
-def share(points: Points) -> Line:
-    """Without a constant."""
-    shares = np.array([floor / seconds for floor, seconds in points if seconds > 0])
-    return Line(0.0, float(shares.sum() / (shares**2).sum()) if len(shares) else 0.0)
+def share(points: Points, start: float = 0.0) -> Line:
+    """With no other constant than `start`; where that is longer than what was measured, with none."""
+    known = [(floor / seconds, 1 - start / seconds) for floor, seconds in points if seconds > start]
+    shares, rests = (np.array(column) for column in zip(*known, strict=True)) if known else (np.zeros(0), np.zeros(0))
+    return Line(start, float((shares * rests).sum() / (shares**2).sum()) if len(shares) else 0.0)
 
 
 def least_squares(ones: np.ndarray, floors: np.ndarray, seconds: np.ndarray) -> Line:

@@ -25,6 +25,7 @@ _FEW = 4
 """From so many decode steps on their median is a step's time; the first is longer, it makes what later ones reuse."""
 _OWN_KERNELS = ("fused", "graphed")
 _ELEMENTS = {"float32": 4}
+_CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Cell:
         flops: of the prefill. read_bytes: of a decode step. kv_bytes: those of them that are not weights; all where the
             shape is not known. revived_flops: of prompt tokens that decode computed.
         beside_s: seconds of transfers beside a decode step; 0 where there are none.
-        host_bytes: keys and values in host memory. peak_bytes: of device memory.
+        host_bytes: keys and values in host memory, where that is not the device's. peak_bytes: of device memory.
         ttft_s, tpot_s, decode_s: time to the first token, per token, and of all steps; the last two NaN without any,
             and the time per token below four.
         joules: of the request; NaN where none were counted.
@@ -84,6 +85,7 @@ class Run:
         name: folder. model: label. device: for people. gpu: what is known of it; None for a CPU or an unknown card.
         rates: that its requests met, measured when it was recorded.
         cells: in the order of lengths and methods.
+        host_apart: whether a host launches what a device does; a CPU does what it launches.
     """
 
     name: str
@@ -92,6 +94,7 @@ class Run:
     gpu: Device | None
     rates: Rates
     cells: list[Cell]
+    host_apart: bool = True
 
     def baseline(self, cell: Cell) -> Cell | None:
         """Full attention on the same task and length."""
@@ -113,7 +116,8 @@ def read_run(folder: Path | str) -> Run:
         raise InputError(f"{folder}: {ranks} devices share the model, and predictions are of one")
     device = formats.device(found.manifest)
     gpu = recognised(device)
-    return Run(found.name, found.manifest.model, device, gpu, _rates(records, gpu), list(_cells(found, records)))
+    cells, host_apart = list(_cells(found, records)), found.manifest.device != _CPU
+    return Run(found.name, found.manifest.model, device, gpu, _rates(records, gpu), cells, host_apart)
 
 
 def known_shape(manifest: Manifest) -> ModelShape | None:
@@ -159,7 +163,7 @@ def _cell(manifest: Manifest, shape: ModelShape | None, key: tuple[int, str, str
         kv_bytes=max(0.0, read_bytes - (_weight_bytes(manifest, shape) if shape else 0)),
         revived_flops=_median(_revived_flops(group, shape)),
         beside_s=_median(pd.Series([_beside(extra) for extra in group["extra"]])),
-        host_bytes=_median(group["kv_bytes_host"]),
+        host_bytes=0.0 if manifest.device == _CPU else _median(group["kv_bytes_host"]),
         peak_bytes=_median(group["peak_memory_bytes"]),
         ttft_s=_median(group["ttft_s"]),
         tpot_s=_median(group["tpot_s"]) if steps >= _FEW else math.nan,

@@ -13,7 +13,7 @@ import pytest
 
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
-from harness.predict.checks import check, spread
+from harness.predict.checks import check, errors_of, spread
 from harness.predict.device import Device, Rates, find_device, known_devices, recognised
 from harness.predict.model import fit, predict
 from harness.predict.page import write
@@ -34,13 +34,16 @@ SMALL = ModelShape("qwen2", 28, 1536, 8960, 12, 2, 128, 151936, 131072)
 
 
 def cell(method: str, length: int, rates: Rates, shape: ModelShape | None = None, **changes: float) -> Cell:
-    """Work of a method that reaches 0.8 of both rates, with 20 ms on the host and 3 ms of launches.
+    """Work of a method that reaches 0.8 of both rates, with 10 ms of launches in a prefill and 3 ms in a step.
+
+    Another method than `full` keeps the host busy for 20 ms.
 
     Of a shape: steps of the engine's own kernels, with 2 us a launch, and a chain of 5 us a layer where not `full`.
     """
     kept = 0.5 if method.startswith("slim") else 1.0
     flops, read = kept * (length * 16e9 + length**2 * 0.2e6), 15e9 + kept * length * 131072
-    ttft, step = max(0.02, flops / (0.8 * rates.matrix)), 0.003 + read / (0.8 * rates.memory)
+    ttft, step = 0.01 + flops / (0.8 * rates.matrix), 0.003 + read / (0.8 * rates.memory)
+    ttft = ttft if method == "full" else max(0.02, ttft)
     if shape:
         kernels, read = Kernels(shape), kept * length * shape.layers * shape.kv_bytes_per_token(2)
         step = kernels.seconds(rates.reads) + read / rates.reads + kernels.launches * 2e-6
@@ -130,19 +133,62 @@ def test_joules_are_what_the_board_drew_and_at_most_its_limit_where_nobody_count
     assert not [error for error in check([known]) if error.quantity == "energy"]
 
 
-def test_of_several_options_the_first_ones_speak_for_a_method() -> None:
+def test_of_several_options_the_nearest_or_the_first_ones_speak_for_a_method() -> None:
     known = run_on(FAST, (8192,), shape=LLAMA)
     slow = replace(known.cells[1], method="slim:offload=sync", tpot_s=2 * known.cells[1].tpot_s)
     found = fit(known, [*known.cells, slow])
     asked = replace(known.cells[1], method="slim:budgets=0.25")
     assert predict(found, asked, FAST).tpot_s == pytest.approx(known.cells[1].tpot_s)
+    same = replace(slow, method="slim:budgets=0.25:offload=sync")
+    assert predict(found, same, FAST).tpot_s == pytest.approx(slow.tpot_s)
 
 
 def test_the_host_is_seen_where_it_takes_longer_than_the_work_and_nowhere_else() -> None:
-    short, long = (fit(run_on(FAST, lengths)).prefill["full"] for lengths in ((256, 512, 32768), (32768, 65536)))
+    fits = [fit(run_on(FAST, lengths)).prefill for lengths in ((256, 512, 32768), (65536, 131072))]
+    short, long = (found["slim:budgets=0.5"] for found in fits)
     assert short.least == pytest.approx(0.02 / LAYERS) and long.least == 0
-    assert short.factor == pytest.approx(1 / 0.8) and long.factor == pytest.approx(1 / 0.8)
+    assert short.factor == pytest.approx(1 / 0.8) and long.factor == pytest.approx(1 / 0.8, rel=0.01)
     assert short.at(1e-5) == pytest.approx(0.02 / LAYERS)
+    assert fits[0]["full"].least == 0 and fits[0]["full"].start == short.start == pytest.approx(0.01 / LAYERS)
+
+
+def test_where_a_method_only_shows_the_host_full_attention_tells_what_its_work_takes() -> None:
+    short, long = run_on(FAST, (256, 512)), run_on(FAST, (32768,))
+    for cell in long.cells:
+        assert predict(fit(short), cell, FAST).ttft_s == pytest.approx(cell.ttft_s, rel=1e-6)
+
+
+def test_a_cpu_has_no_host_beside_it_and_reads_weights_and_cache_at_a_rate_each() -> None:
+    weights, known = 10e9, []
+    for each in run_on(FAST, (256, 512, 1024, 16384)).cells:
+        cache, ttft = each.kv_bytes - 15e9, each.flops / (0.8 * FAST.matrix)
+        step = weights / (0.5 * FAST.memory) + cache / (0.2 * FAST.memory)
+        known.append(replace(each, read_bytes=weights + cache, kv_bytes=cache, ttft_s=ttft, tpot_s=step))
+    short = replace(run_on(FAST), cells=known[:-2], host_apart=False)
+    for each in known[-2:]:
+        times = predict(fit(short), each, SLOW)
+        assert times.ttft_s == pytest.approx(each.flops / (0.8 * SLOW.matrix))
+        assert times.tpot_s == pytest.approx(each.tpot_s * FAST.memory / SLOW.memory)
+    assert all(found.least == found.start == 0 for found in fit(short).prefill.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "ratios"), [("lengths-qwen2.5-1.5b-h200", 0.06, 0.04), ("lengths-cpu", 0.04, 0.04)]
+)
+def test_recorded_prompts_of_2k_to_4k_are_predicted_from_512_to_1k(name: str, times: float, ratios: float) -> None:
+    run = read_run(RESULTS / name)
+    run = replace(run, cells=[cell for cell in run.cells if cell.length <= 4096])
+    found = fit(run, [cell for cell in run.cells if cell.length <= 1024])
+    errors = [*errors_of(name, found, run, [cell for cell in run.cells if cell.length > 1024])]
+    for quantity in ("ttft", "tpot", "e2e", "sooner", "faster"):
+        off = np.array([abs(math.expm1(error.log)) for error in errors if error.quantity == quantity])
+        assert len(off) >= 10 and (off <= 0.1).mean() >= 0.9, quantity
+        assert np.median(off) < (times if quantity in ("ttft", "tpot", "e2e") else ratios), quantity
+
+
+def test_memory_of_the_host_is_the_devices_on_a_cpu() -> None:
+    slim = next(cell for cell in read_run(RESULTS / "lengths-cpu").cells if cell.method == "slim")
+    assert not slim.fetches_in_the_open and slim.host_bytes == 0
 
 
 def test_what_decode_computes_again_scales_with_the_matrix_rate() -> None:
@@ -186,10 +232,10 @@ def test_checks_find_nothing_where_the_model_is_right_and_the_error_where_it_is_
 
 
 def test_without_a_check_there_is_no_interval_and_with_one_a_ratios_is_narrow() -> None:
-    known = run_on(FAST, (16384, 32768))
+    known = run_on(FAST, (65536, 131072))
     bare = predict_run(known, fit(known), H200, RTX, [])[1].guesses["sooner"]
     assert math.isnan(bare.low) and math.isnan(bare.high)
-    errors = check([known, run_on(SLOW, (16384, 65536), name="other")])
+    errors = check([known, run_on(SLOW, (32768, 65536), name="other")])
     slim = predict_run(known, fit(known), H200, RTX, errors)[1].guesses
     assert slim["sooner"].low <= slim["sooner"].value <= slim["sooner"].high
     assert slim["sooner"].high / slim["sooner"].low < 1.02
