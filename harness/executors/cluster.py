@@ -1,8 +1,9 @@
 """Processes of a Ray cluster: one that runs already, or one of this machine alone that is started here.
 
-Each order is a task of its own in a fresh process, whose memory and CUDA context end with it. Messages are a stream of
-the task, a few kilobytes each: nothing is put into Ray's object store. Ray itself retries nothing: it would carry out
-the whole order again, while who gave it knows what is missing and gives out an order for that.
+Each order is a task, and Ray's workers live on: a worker has a `Place` of its machine, where each order has a fresh
+process, whose memory and CUDA context end with it. A place ends with its worker. Messages are a stream of the task, a
+few kilobytes each: nothing is put into Ray's object store. Ray itself retries nothing: it would carry out the whole
+order again, while who gave it knows what is missing and gives out an order for that.
 
 An order takes its share of the resource `timing`, of which each machine has 1: all of it where it is to be alone.
 """
@@ -14,10 +15,12 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from harness.errors import InputError
-from harness.executors.executor import Event, answer_of
+from harness.executors.executor import Event
+from harness.executors.place import Place
 
 TIMING = "timing"
 _KIND = "accelerator_type:"
@@ -25,16 +28,19 @@ _NODE_ID = "ray.io/node-id"
 PATIENCE_S = 120.0
 """Seconds that a cluster may be without any machine that could go on."""
 _POLL_S = 5.0
+_OF_THE_TASK = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+"""Variables that Ray sets for each task."""
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_worker_niceness": "0"}
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 
 def ray_module() -> Any:
-    """Ray, which sends no usage statistics.
+    """Ray, which sends no usage statistics; workers of a cluster that it starts compute at the priority of any process.
 
     Raises:
         InputError: it is not installed.
     """
-    for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -98,8 +104,7 @@ class RayExecutor:
             raise InputError("device cuda was asked for, but no machine of the cluster has a GPU")
         self._kind = self._pinned(accelerator) if self.device == "cuda" else None
         self._avoided: set[str] = set()
-        # A process for each task, which ends with it.
-        once = ray.remote(num_returns="streaming", max_calls=1, max_retries=0, retry_exceptions=False)
+        once = ray.remote(num_returns="streaming", max_retries=0, retry_exceptions=False)
         self._task: Any = once(_carry_out)
         self._running: dict[Any, int] = {}
         self._nodes: dict[int, str] = {}
@@ -148,6 +153,8 @@ class RayExecutor:
             message = self._ray.get(next(stream))
         except StopIteration:
             return Event(number, None)
+        except self._ray.exceptions.RayTaskError as error:
+            return Event(number, None, str(error.cause))
         except self._ray.exceptions.RayError as error:
             return Event(number, None, type(error).__name__)
         self._running[stream] = number  # behind the others, so that no task is heard alone
@@ -209,7 +216,14 @@ def _has(node: Mapping[str, Any], resource: str) -> bool:
 
 
 def _carry_out(answer: str, order: bytes) -> Iterator[bytes]:
-    """The task: says which machine it runs on, then what the order's own function says."""
+    """The task: says which machine it runs on, then what the order says."""
     yield ray_module().get_runtime_context().get_node_id().encode()
-    for message in answer_of(answer)(zlib.decompress(order)):
+    place = _place(answer, *map(os.environ.get, _OF_THE_TASK))
+    for message in place.carry_out(zlib.decompress(order)):
         yield zlib.compress(message)
+
+
+@lru_cache(maxsize=1)
+def _place(answer: str, *of_the_task: str | None) -> Place:
+    """This worker's place, as long as Ray gives it tasks with the same variables: they hold when imports begin."""
+    return Place(answer, {})

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
 
 from harness.errors import InputError
 from harness.executors.executor import Event
+from harness.executors.place import Died, Place
 from harness.measuring.provenance import gpus, usable_cpus
-
-_COMMAND = (sys.executable, "-m", "harness.executors.process")
 
 
 class LocalExecutor:
@@ -31,59 +25,45 @@ class LocalExecutor:
         """
         self.device, self.note = device, note
         self.threads = None if device == "cuda" else max(1, (usable_cpus() or 1) // len(places))
-        self._answer, self._places, self._free = answer, len(places), list(places)
-        self._running: dict[int, tuple[subprocess.Popen[bytes], str | None]] = {}
+        self._places = [Place(answer, {} if card is None else {"CUDA_VISIBLE_DEVICES": card}) for card in places]
+        self._free = list(self._places)
+        self._running: dict[int, Place] = {}
         self._events: SimpleQueue[Event] = SimpleQueue()
 
     def slots(self) -> int:
         """See `Executor`."""
-        return self._places
+        return len(self._places)
 
     def start(self, number: int, order: bytes) -> None:
         """See `Executor`."""
-        place = self._free.pop(0)
-        # What can be imported here can be imported there, whatever put it onto the path.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        environment |= {} if place is None else {"CUDA_VISIBLE_DEVICES": place}
-        process = subprocess.Popen(
-            [*_COMMAND, self._answer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-        )
-        self._running[number] = process, place
-        Thread(target=self._listen, args=(number, process, order), daemon=True).start()
+        for place in self._free:  # the other places import what the next orders need while this one is carried out
+            place.start()
+        self._running[number] = place = self._free.pop(0)
+        Thread(target=self._listen, args=(number, place, order), daemon=True).start()
 
     def next(self) -> Event:
         """See `Executor`."""
         event = self._events.get()
         if event.message is None:
-            process, place = self._running.pop(event.number)
-            _close(process)
-            self._free.append(place)
+            self._free.append(self._running.pop(event.number))
         return event
 
     def avoid(self, number: int) -> None:
         """There is only this machine."""
 
-    def processes(self) -> list[int]:
-        """Numbers of the processes that are running."""
-        return [process.pid for process, _ in self._running.values()]
-
     def close(self) -> None:
         """See `Executor`."""
-        running = [process for process, _ in list(self._running.values())]
-        for process in running:
-            process.kill()
-        for process in running:
-            process.wait()
+        for place in self._places:
+            place.close()
 
-    def _listen(self, number: int, process: subprocess.Popen[bytes], order: bytes) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(order + b"\n")
-            process.stdin.flush()
-        for line in process.stdout:
-            if line.endswith(b"\n"):  # a process that is killed may leave half a line
-                self._events.put(Event(number, line[:-1]))
-        self._events.put(Event(number, None, _death(process.wait())))
+    def _listen(self, number: int, place: Place, order: bytes) -> None:
+        death = ""
+        try:
+            for message in place.carry_out(order):
+                self._events.put(Event(number, message))
+        except Died as error:
+            death = str(error)
+        self._events.put(Event(number, None, death))
 
 
 def local_executor(
@@ -118,16 +98,3 @@ def _cards(accelerator: str | None) -> list[str]:
     if not found:
         raise InputError(f"no GPU is visible{f' that is called {accelerator}' if accelerator else ''}")
     return [str(card["uuid"]) for card in found]
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}" if code else ""
-    return f"killed by {signal.Signals(-code).name}"
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(BrokenPipeError):
-                pipe.close()

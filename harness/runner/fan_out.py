@@ -31,7 +31,7 @@ from harness.runner.progress import Progress
 from harness.storage.record import Record
 from harness.storage.store import RunStore
 
-ANSWER = "harness.runner.orders:answer"
+ANSWER = "harness.runner.answering:answer"
 RETRIES = 2
 UNITS_A_SLOT, FEWEST = 4, 8
 """Each unit loads the model, which asks for few of them, with several samples at least; who is done first takes over

@@ -13,4 +13,4 @@ from tests.process import Forked
 @pytest.fixture
 def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes of this machine have imported everything ahead; fresh ones are those of `test_local`, and of Ray."""
-    monkeypatch.setattr("harness.executors.local.subprocess", SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE))
+    monkeypatch.setattr("harness.executors.place.subprocess", SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE))

@@ -1,10 +1,10 @@
 """What giving out a unit costs, and where the time goes: a thousand units of one sample, whose workers answer at once.
 
-Orders, messages and records are real, of the size that runs have; the workers know no model. What a worker that has one
-imports ahead of it is measured apart.
+Orders, messages and records are real, of the size that runs have, and so is what is imported ahead of orders, which is
+forked for each; but they load no model.
 
 python -m tests.executors.overhead local
-python -m tests.executors.overhead ray --units 100
+python -m tests.executors.overhead ray
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
+import harness.runner.answering as ahead
 from harness.executors.cluster import RayExecutor
 from harness.executors.fleet import KINDS, Fleet
 from harness.executors.local import LocalExecutor
@@ -33,18 +35,18 @@ from harness.runner.worker import MethodWorker
 from harness.storage.record import Record
 from harness.storage.samples import Samples
 from harness.storage.store import RunStore
-from tests.executors.runs import LIGHT, keys, light_plan, settle
+from tests.executors.light import answer as answer
+from tests.executors.runs import keys, light_plan, settle
 
 REFERENCE = Path(__file__).parents[2] / "results/reference/cpu-needle"
 IDENTITY = {"cell", "method", "task", "sample", "worker"}
 CLOCKED: dict[str, list[tuple[Any, str]]] = {
-    "begin (a cluster is started)": [(Fleet, "open")],
     "start processes": [(LocalExecutor, "start"), (RayExecutor, "start"), (RayExecutor, "slots")],
     "wait for them": [(LocalExecutor, "next"), (RayExecutor, "next")],
     "read messages": [(module, "read_message")],
     "store records": [(RunStore, "append")],
 }
-IMPORTS = "import harness.runner.orders, harness.runner.worker, transformers.models.llama.modeling_llama"
+ANSWER = "tests.executors.overhead:answer"
 
 
 def main() -> None:
@@ -56,34 +58,45 @@ def main() -> None:
     seconds = measured(asked.executor, asked.units, asked.workers)
     print(f"{asked.executor}, {asked.units} units, {asked.workers} workers, load {os.getloadavg()[0]:.1f}; ms a unit:")
     for part, total in seconds.items():
-        print(f"  {part:32}{total / asked.units * 1e3:9.2f}")
+        print(f"  {part:32}{total * 1e3 / (1 if 'in all' in part else asked.units):9.2f}")
     wall, cpu = (1e3 * median(each) for each in zip(*(imports() for _ in range(3)), strict=True))
-    print(f"a real worker's imports: {wall:.0f} ms, {cpu:.0f} ms of CPU")
+    print(f"what a place imports once: {wall:.0f} ms, {cpu:.0f} ms of CPU")
 
 
 def measured(executor: str, units: int, workers: int) -> dict[str, float]:
-    """Seconds of a whole run, and of its parts."""
-    seconds = dict.fromkeys(CLOCKED, 0.0)
+    """Seconds of what gives the units out and carries them out, of its parts, and until the first can begin."""
+    seconds, began = dict.fromkeys(CLOCKED, 0.0), list[float]()
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
         patch.chdir(folder)
-        for constant, value in {"ANSWER": LIGHT, "UNITS_A_SLOT": units, "FEWEST": 1}.items():
+        for constant, value in {"ANSWER": ANSWER, "UNITS_A_SLOT": units, "FEWEST": 1}.items():
             patch.setattr(module, constant, value)
         for part, places in CLOCKED.items():
             for owner, function in places:
                 patch.setattr(owner, function, clocked(getattr(owner, function), seconds, part))
+
+        def answer_units(run: Any, *given: Any, units: Callable[..., None] = module._Run._answer) -> None:
+            seconds.update(dict.fromkeys(CLOCKED, 0.0))
+            began.extend(clocks())
+            units(run, *given)
+            began.extend(clocks())
+
+        patch.setattr(module._Run, "_answer", answer_units)
         settle(folder, units, fields=record().model_dump(mode="json", exclude=IDENTITY))
         plan, fleet = light_plan(folder), Fleet(executor, workers=workers)
         quiet = Progress(Console(stderr=True, quiet=True))
-        began, busy, others = time.perf_counter(), time.process_time(), of_children()
+        asked = time.perf_counter()
         module.fan_out(plan, folder / "run", quiet, MethodWorker, fleet)
-        whole = {"all": time.perf_counter() - began}
-        cpu = {
-            "CPU time of the driver": time.process_time() - busy,
-            "CPU time of its processes": of_children() - others,
-        }
         assert len(keys(folder / "run")) == 2 * units
-    return whole | seconds | {"the rest": whole["all"] - sum(seconds.values())} | cpu
+    wall, driver, others = (end - start for start, end in zip(began[:3], began[3:], strict=True))
+    cpu = {"CPU time of the driver": driver, "CPU time of its processes": others}
+    start = {"until the first, in all": began[0] - asked}
+    return {"all": wall} | seconds | {"the rest": wall - sum(seconds.values())} | cpu | start
+
+
+def clocks() -> tuple[float, float, float]:
+    """Seconds: of the wall, of the CPU here and in the processes that were started here."""
+    return time.perf_counter(), time.process_time(), of_children()
 
 
 def record() -> Record:
@@ -108,14 +121,15 @@ def clocked(function: Callable[..., Any], seconds: dict[str, float], part: str) 
 def imports() -> tuple[float, float]:
     """Seconds, and those of them on a CPU, until a new process has imported what answers requests."""
     began, busy = time.perf_counter(), of_children()
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True)
+    subprocess.run([sys.executable, "-c", f"import {ahead.__name__}"], check=True)
     return time.perf_counter() - began, of_children() - busy
 
 
 def of_children() -> float:
-    """CPU seconds of the processes that have ended here; a cluster's are not ours."""
+    """CPU seconds of the processes that were started here, a cluster's among them, and of those that they started."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    living = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return used.ru_utime + used.ru_stime + sum(map(sum, ([*each[:4]] for each in living)))
 
 
 if __name__ == "__main__":

@@ -200,10 +200,9 @@ class TestPlaces:
         found = [{"name": name, "uuid": f"GPU-{number}"} for number, name in enumerate(names)]
         monkeypatch.setattr("harness.executors.local.gpus", lambda: found)
 
-    def places(
-        self, *, alone: bool = False, workers: int | None = None, accelerator: str | None = None
-    ) -> list[str | None]:
-        return local_executor("a:b", "cuda", alone=alone, workers=workers, accelerator=accelerator)._free
+    def places(self, *, alone: bool = False, workers: int | None = None, accelerator: str | None = None) -> list[str]:
+        executor = local_executor("a:b", "cuda", alone=alone, workers=workers, accelerator=accelerator)
+        return [place.environment["CUDA_VISIBLE_DEVICES"] for place in executor._free]
 
     def test_every_visible_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cards(monkeypatch, "H200", "H200")

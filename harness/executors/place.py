@@ -1,0 +1,85 @@
+"""A place of this machine where one order after the other is carried out, each in a fresh process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+
+_COMMAND = (sys.executable, "-m", "harness.executors.process")
+
+
+class Died(Exception):
+    """How the process of an order died."""
+
+
+class Place:
+    """Its process imports what carries orders out, and is forked for each (`harness.executors.process`).
+
+    It ends with the process that made the place, and so does the order that it carries out.
+    """
+
+    def __init__(self, answer: str, environment: Mapping[str, str]) -> None:
+        """
+        Args:
+            answer: `package.module:function`.
+            environment: variables that orders find, beside those that are set here.
+        """
+        self.environment, self._answer = environment, answer
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Begins to import, unless that is done."""
+        if self._process is not None:
+            return
+        # What can be imported here can be imported there, whatever put it onto the path. Ctrl-C, which reaches all
+        # processes of a terminal's session, is for the one that gives the orders.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | self.environment
+        self._process = subprocess.Popen(
+            [*_COMMAND, self._answer],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def carry_out(self, order: bytes) -> Iterator[bytes]:
+        """What the order says, message by message.
+
+        Raises:
+            Died: its process died.
+        """
+        self.start()
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(order + b"\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            _, ended, code = line.rpartition(b"\0")  # behind half a message, where it was killed in the middle of one
+            if ended:
+                if death := _death(int(code)):
+                    raise Died(death)
+                return
+            if line.endswith(b"\n"):
+                yield line[:-1]
+        self._process = None
+        raise Died(_death(process.wait()) or "its place was closed")
+
+    def close(self) -> None:
+        """Ends what is running."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}" if code else ""
+    return f"killed by {signal.Signals(-code).name}"
