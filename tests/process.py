@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -56,6 +57,8 @@ class Forked:
         self._messages.close()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        while os.getpgid(self.pid) != self.pid:  # it has a session of its own, as it would have of the real one
+            time.sleep(0.001)
 
     def wait(self) -> int:
         self._process.join()

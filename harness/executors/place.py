@@ -53,33 +53,36 @@ class Place:
             Died: its process died.
         """
         self.start()
-        process = self._process
+        process, code = self._process, None
         assert process is not None and process.stdin is not None and process.stdout is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(order + b"\n")
-            process.stdin.flush()
-        for line in process.stdout:
-            _, ended, code = line.rpartition(b"\0")  # behind half a message, where it was killed in the middle of one
-            if ended:
-                if death := _death(int(code)):
-                    raise Died(death)
-                return
-            if line.endswith(b"\n"):
-                yield line[:-1]
-        self._process = None
-        raise Died(_death(process.wait()) or "its place was closed")
+        try:
+            with suppress(BrokenPipeError):
+                process.stdin.write(order + b"\n")
+                process.stdin.flush()
+            for line in process.stdout:
+                _, ended, last = line.rpartition(
+                    b"\0"
+                )  # behind half a message, where it was killed in the middle of one
+                if ended:
+                    code = int(last)
+                    break
+                if line.endswith(b"\n"):
+                    yield line[:-1]
+        finally:
+            if code is None:  # it has ended itself, or nobody listens any more
+                self._process, code = None, _end(process)
+        if code:
+            raise Died(f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}")
 
     def close(self) -> None:
         """Ends what is running."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if process is not None:
+            _end(process)
 
 
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}" if code else ""
-    return f"killed by {signal.Signals(-code).name}"
+def _end(process: subprocess.Popen[bytes]) -> int:
+    """Ends a process and its orders, unless they have ended; returns its exit code."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()

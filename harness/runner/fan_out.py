@@ -204,7 +204,9 @@ def units_of(listing: Listing, missing: set[Key], slots: int, batch: int = 1) ->
     groups = [group for _, samples in groupby(keys, itemgetter(0)) for group in _batched(list(samples), batch)]
     todo = [group for group in groups if any(not missing.isdisjoint(keys[sample]) for sample in group)]
     slots, samples = max(1, slots), sum(map(len, todo))
-    count = min(len(todo), max(slots, min(slots * UNITS_A_SLOT, samples // FEWEST)))
+    count = min(
+        len(todo), slots * max(1, min(UNITS_A_SLOT, samples // (slots * FEWEST)))
+    )  # none is left over at the end
     ends = [len(todo) * number // count for number in range(count + 1)] if count else []
     blocks = [list(chain(*todo[begin:end])) for begin, end in pairwise(ends)]
     return [Unit(_by_task(block), [key for sample in block for key in keys[sample]]) for block in blocks]

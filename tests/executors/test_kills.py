@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cluster
 KILLS = int(os.environ.get("HARNESS_KILLS", "4"))
 SEED = int(os.environ.get("HARNESS_KILL_SEED", "0"))
 EACH = 20
-_WORKERS = {"local": "harness.executors.process", "ray": "ray::_carry_out"}
+_WORKERS = {"local": ["harness.executors.process"], "ray": ["harness.executors.process", "ray::_carry_out"]}
 _PAUSE = {"local": (0.05, 1.5), "ray": (0.5, 6.0)}
 """Seconds between two kills; Ray's workers take longer to begin."""
 
@@ -68,7 +68,11 @@ def test_a_run_whose_workers_and_drivers_are_killed_ends_like_one_that_was_left_
 
 
 def victims(driver: BaseProcess, kind: str, moments: random.Random, *, driver_too: bool) -> list[str]:
-    """Kills one of the workers, or while one is at work the driver; says which it was, if there was one."""
+    """Kills a worker's process, or what it was forked from, or Ray's worker above; or while there is one the driver.
+
+    Returns:
+        Which it was, if there was one.
+    """
     assert driver.pid is not None
     try:
         workers = [one for one in psutil.Process(driver.pid).children(recursive=True) if is_worker(one, kind)]
@@ -86,7 +90,8 @@ def victims(driver: BaseProcess, kind: str, moments: random.Random, *, driver_to
 
 def is_worker(process: psutil.Process, kind: str) -> bool:
     try:
-        return _WORKERS[kind] in " ".join(process.cmdline())
+        command = " ".join(process.cmdline())
+        return any(name in command for name in _WORKERS[kind])
     except psutil.NoSuchProcess:
         return False
 
