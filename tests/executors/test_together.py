@@ -52,3 +52,12 @@ def test_units_hold_whole_batches_of_one_task() -> None:
     (unit,) = units_of(listing, {("y", "4")}, 99, 2)
     assert unit.samples == {"a": ["3", "4"]} and len(unit.keys) == 4
     assert len(units_of(listing, everything, 2, 2)) == 2 and units_of(listing, set(), 2, 2) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "slots", "sizes"), [(40, 2, [10] * 4), (64, 2, [8] * 8), (9, 2, [4, 5]), (3, 4, [1] * 3)]
+)
+def test_each_place_gets_as_many_units_as_the_others(samples: int, slots: int, sizes: list[int]) -> None:
+    keys = [("x", str(number)) for number in range(samples)]
+    units = units_of(Listing(tasks=[("a", keys)]), set(keys), slots)
+    assert [len(unit.keys) for unit in units] == sizes
