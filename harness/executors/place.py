@@ -37,7 +37,7 @@ class Place:
             return
         # What can be imported here can be imported there, whatever put it onto the path. Ctrl-C, which reaches all
         # processes of a terminal's session, is for the one that gives the orders.
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | self.environment
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **self.environment}
         self._process = subprocess.Popen(
             [*_COMMAND, self._answer],
             stdin=subprocess.PIPE,

@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -74,7 +74,8 @@ def main() -> None:
     for workers in asked.pop("workers"):
         totals[workers] = measured(workers, asked)
         less = [now / before for now, before in zip(totals[workers], next(iter(totals.values())), strict=True)]
-        print("  of the first: " + ", ".join(f"{ratio:.3f}" for ratio in less), flush=True)
+        parts = zip(("wall", "CPU", "requests on the wall", "their CPU"), less, strict=True)
+        print("  of the first: " + ", ".join(f"{name} {ratio:.3f}" for name, ratio in parts), flush=True)
 
 
 def measured(workers: int, options: dict[str, str]) -> list[float]:
@@ -83,7 +84,7 @@ def measured(workers: int, options: dict[str, str]) -> list[float]:
         log = Path(name) / "log"
         patch.setenv(LOG, str(log))
         patch.setattr("harness.executors.local.usable_cpus", lambda: workers)  # a thread each, also where one is alone
-        patch.setattr(module, "ANSWER", f"{__name__ if __name__ != '__main__' else 'tests.executors.shards'}:answer")
+        patch.setattr(module, "ANSWER", "tests.executors.shards:answer")
         asked = [text for option, value in options.items() for text in (f"--{option}", value)]
         asked += ["--output", f"{name}/run", "--no-timing", "--executor", "local", "--workers", str(workers)]
         began, busy = time.perf_counter(), time.process_time()
@@ -93,8 +94,9 @@ def measured(workers: int, options: dict[str, str]) -> list[float]:
         survey, *units = [Unit(*json.loads(line)) for line in log.read_text().splitlines()]
     assert not survey.records
     imports, starts = survey.ahead, median(started(unit, 1) for unit in units)
-    cpu = driver + imports + survey.ended[1] + longest(units, lambda unit: unit.ended[1])
-    requests = [longest(units, lambda unit, clock=clock: unit.ended[clock] - started(unit, clock)) for clock in (0, 1)]
+    cpu = driver + imports + survey.ended[1] + longest(units, [unit.ended[1] for unit in units])
+    alone = [[seconds - started(unit, clock) for clock, seconds in enumerate(unit.ended)] for unit in units]
+    requests = [longest(units, [each[clock] for each in alone]) for clock in (0, 1)]
     print(
         f"{workers} workers, {len(units)} units, load {os.getloadavg()[0]:.1f}: {wall:.1f} s; of CPU {cpu:.1f} s: "
         f"the driver {driver:.1f}, imports {imports:.1f}, the list of requests {survey.ended[1]:.1f}, a unit until its "
@@ -109,11 +111,11 @@ def started(unit: Unit, clock: int) -> float:
     return max(0.0, ends[0] - median(end - before for before, end in zip(ends, ends[1:], strict=False)))
 
 
-def longest(units: list[Unit], seconds: Callable[[Unit], float]) -> float:
-    """Of the place that has most to do."""
+def longest(units: Sequence[Unit], seconds: Sequence[float]) -> float:
+    """The most that the units of a place take together."""
     places: defaultdict[int, float] = defaultdict(float)
-    for unit in units:
-        places[unit.place] += seconds(unit)
+    for unit, took in zip(units, seconds, strict=True):
+        places[unit.place] += took
     return max(places.values())
 
 
