@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from queue import SimpleQueue
 from threading import Thread
@@ -24,7 +25,8 @@ class LocalExecutor:
             note: see `Executor`.
         """
         self.device, self.note = device, note
-        self.threads = None if device == "cuda" else max(1, (usable_cpus() or 1) // len(places))
+        told = device == "cuda" or "OMP_NUM_THREADS" in os.environ
+        self.threads = None if told else max(1, (usable_cpus() or 1) // len(places))
         self._places = [Place(answer, {} if card is None else {"CUDA_VISIBLE_DEVICES": card}) for card in places]
         self._free = list(self._places)
         self._running: dict[int, Place] = {}

@@ -83,7 +83,7 @@ def measured(workers: int, options: dict[str, str]) -> list[float]:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         log = Path(name) / "log"
         patch.setenv(LOG, str(log))
-        patch.setattr("harness.executors.local.usable_cpus", lambda: workers)  # a thread each, also where one is alone
+        patch.setenv("OMP_NUM_THREADS", "1")  # each, also where one worker is alone
         patch.setattr(module, "ANSWER", "tests.executors.shards:answer")
         asked = [text for option, value in options.items() for text in (f"--{option}", value)]
         asked += ["--output", f"{name}/run", "--no-timing", "--executor", "local", "--workers", str(workers)]

@@ -227,6 +227,16 @@ class TestPlaces:
             self.places(accelerator="h200", workers=3)
 
 
+def test_workers_share_the_threads_unless_somebody_said_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.executors.local.usable_cpus", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert (
+        LocalExecutor("a:b", "cpu", [None] * 2).threads == 4 and LocalExecutor("a:b", "cuda", ["GPU-a"]).threads is None
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert LocalExecutor("a:b", "cpu", [None] * 2).threads is None
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
