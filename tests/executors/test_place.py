@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from harness.executors.place import Died, Place
+from harness.runner.fan_out import ANSWER
 from tests.executors.echo import ECHO, LONG
 
 DRIVER = f"""
@@ -102,3 +103,18 @@ def on_cuda(order: bytes) -> Iterator[bytes]:
 def test_orders_that_are_forked_have_cuda() -> None:
     with closing(Place(f"{__name__}:on_cuda", {})) as made:
         assert [list(made.carry_out(order)) for order in (b"3", b"4")] == [[b"3"], [b"4"]]
+
+
+WATCHED = f"""
+import torch
+for name in ("is_available", "device_count", "current_device", "init", "_lazy_init"):
+    setattr(torch.cuda, name, lambda *_, name=name: exit(f"{{name}} was called"))
+from harness.executors.executor import answer_of
+answer_of({ANSWER!r})
+"""
+
+
+@pytest.mark.cluster
+def test_what_orders_are_forked_from_asks_nothing_of_a_device() -> None:
+    # A context that is there before a fork is of no use behind it.
+    assert subprocess.run([sys.executable, "-c", WATCHED], check=False).returncode == 0
