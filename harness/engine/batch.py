@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from harness.engine.promises import BrokenPromise
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.replay import Replay
-from harness.engine.replay.together import OneByOne, shared_kind, together
+from harness.engine.replay.seating import Seated, Seatings
+from harness.engine.replay.together import OneByOne
 from harness.engine.request import Request
 from harness.engine.step import Heads, Rows, Step
 
@@ -76,11 +78,12 @@ class Batch:
         slots: the requests of the current batch.
     """
 
-    def __init__(self, engine: Engine, methods: Sequence[Method]) -> None:
+    def __init__(self, engine: Engine, methods: Sequence[Method], seatings: Seatings | None = None) -> None:
         """
         Args:
             engine: around the model.
             methods: an instance for each request, so as many as requests can be there at once.
+            seatings: of the engine; of the batch alone where there are none.
 
         Raises:
             ValueError: one instance is to serve two requests at once.
@@ -88,6 +91,7 @@ class Batch:
         if len({id(method) for method in methods}) < len(methods):
             raise ValueError("requests that are there at once need a method instance each")
         self._engine, self._methods = engine, methods
+        self._seatings = Seatings(engine) if seatings is None else seatings
         self._recordings: dict[Hashable, tuple[Replay, RecordedDecode]] = {}
         self.slots: list[Slot] = []
 
@@ -143,6 +147,27 @@ class Batch:
             self._step(live)
             yield live
 
+    @torch.inference_mode()
+    def rehearse(self, requests: Sequence[Request]) -> None:
+        """Prefills and a step as such a batch has them, unasked, so that nothing is recorded when it is asked.
+
+        Where there are seats, a request of each length stands for all, and memory is taken and given back for the rest.
+
+        Raises:
+            InputError, BrokenPromise: as `read`.
+        """
+        list(self.read(list({len(request.prompt): request for request in requests}.values())))
+        replays = self._replays()
+        seating = None if replays is None else self._seatings.of(replays, len(requests))
+        if seating is not None:
+            seating.steps(len(requests))
+            each = max(slot.method.kv_bytes() for slot in self.slots)
+            torch.empty(each * (len(requests) - len(self.slots)), dtype=torch.uint8, device=requests[0].prompt.device)
+        else:
+            list(self.read(requests))
+            with closing(self.steps()) as steps:
+                next(steps, None)
+
     def end(self) -> None:
         """Frees the batch's keys and values."""
         for slot in self.slots:
@@ -190,17 +215,9 @@ class Batch:
         return max(slot.left for slot in self.slots if not slot.done)
 
     def _replayed(self, replays: Sequence[Replay]) -> Iterator[list[Slot]]:
-        shared, recorded = self._recorded(replays)
-        caches = [slot.method.cache[layer] for layer in range(len(self._engine.layers)) for slot in self.slots]
-        token = torch.tensor([slot.tokens[-1] for slot in self.slots])
-        positions = [slot.position for slot in self.slots]
-
-        def give_back(count: int) -> None:
-            for slot, replay, position in zip(self.slots, replays, positions, strict=True):
-                replay.give_back(slot.method.cache, count, position)
-                slot.position = position + count
-
-        with closing(recorded.steps(shared, caches, token, positions, self._count(), give_back)) as steps:
+        pairs = zip(self.slots, replays, strict=True)
+        each = [Seated(replay, slot.method.cache, slot.position) for slot, replay in pairs]
+        with closing(self._from_seats(each) or self._side_by_side(each)) as steps:
             for tokens in steps:
                 live = [(slot, token) for slot, token in zip(self.slots, tokens, strict=True) if not slot.done]
                 for slot, new in live:
@@ -209,15 +226,44 @@ class Batch:
                 if all(slot.done for slot in self.slots):
                     return
 
+    def _from_seats(self, each: Sequence[Seated]) -> Generator[list[int]] | None:
+        """Tokens of steps in which every request has a seat; None where there are no seats for all of them."""
+        seating = self._seatings.of([one.replay for one in each], len(each))
+        if seating is None:
+            return None
+        steps = seating.steps(len(each))
+        for seat, one in enumerate(each):
+            seating.sit(seat, one)
+        steps.place([slot.tokens[-1] for slot in self.slots], [one.position for one in each])
+
+        def give_back(count: int) -> None:
+            for seat, one in enumerate(each):
+                seating.rise(seat, one)
+            self._give_back(each, count)
+
+        return steps.run(self._count(), give_back)
+
+    def _side_by_side(self, each: Sequence[Seated]) -> Generator[list[int]]:
+        """Tokens of steps that are recorded for these very methods."""
+        replays = [one.replay for one in each]
+        shared, recorded = self._recorded(replays)
+        caches = [cache for one in each for cache in one.caches]
+        token = torch.tensor([slot.tokens[-1] for slot in self.slots])
+        positions = [one.position for one in each]
+        return recorded.steps(shared, caches, token, positions, self._count(), partial(self._give_back, each))
+
+    def _give_back(self, each: Sequence[Seated], count: int) -> None:
+        for slot, one in zip(self.slots, each, strict=True):
+            slot.position = one.position + count
+            one.give_back(slot.position)
+
     def _recorded(self, replays: Sequence[Replay]) -> tuple[Replay, RecordedDecode]:
-        """Recorded once for each number of requests that share launches; else for these very methods."""
-        kind = shared_kind(replays)
-        key = (kind, len(replays)) if kind is not OneByOne else tuple(map(id, replays))
+        key = tuple(map(id, replays))
         if key not in self._recordings:
             engine = self._engine
             table = DecodeTable(engine.context.shape, engine.embed.weight.device, len(replays))
             recorded = RecordedDecode(engine.embed, engine.verbs, table, ())
-            self._recordings[key] = (together(replays), recorded)
+            self._recordings[key] = (OneByOne(replays), recorded)
         return self._recordings[key]
 
 

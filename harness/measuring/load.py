@@ -19,6 +19,7 @@ from harness.engine.batch import Ended, Slot
 from harness.engine.continuous import Continuous
 from harness.engine.request import Request
 from harness.measuring.clock import Measured, PeakMemory
+from harness.measuring.energy import UNCOUNTED, EnergyMeter
 from harness.storage.spans import survivors
 
 
@@ -119,7 +120,9 @@ Leaves = Callable[[Visit, Measured], None]
 """Is told of each request that is done, while its method still has its caches."""
 
 
-def serve(batch: Continuous, coming: Sequence[Arriving], clock: Clock, leaves: Leaves) -> None:
+def serve(
+    batch: Continuous, coming: Sequence[Arriving], clock: Clock, leaves: Leaves, meter: EnergyMeter = UNCOUNTED
+) -> float | None:
     """Serves requests until the last one is done.
 
     Args:
@@ -127,8 +130,12 @@ def serve(batch: Continuous, coming: Sequence[Arriving], clock: Clock, leaves: L
         coming: ascending, at least one.
         clock: at 0.
         leaves: notes what was measured, with the clock stopped.
+        meter: of the device's energy.
+
+    Returns:
+        Joules of the whole load, the device's rest between requests included; None where it cannot tell.
     """
-    waiting, here = deque(enumerate(coming)), dict[Slot, Visit]()
+    reading, waiting, here = meter.read(), deque(enumerate(coming)), dict[Slot, Visit]()
     peak = PeakMemory(coming[0].request.prompt.device)
     while waiting or here:
         if waiting and batch.places and waiting[0][1].second <= clock.now():
@@ -143,6 +150,7 @@ def serve(batch: Continuous, coming: Sequence[Arriving], clock: Clock, leaves: L
             with clock.stopped():
                 leaves(visit, visit.measured(peak.read(slot.work)))
             batch.leave(slot)
+    return meter.spent(reading, clock.now())
 
 
 def _received(batch: Continuous, number: int, one: Arriving, clock: Clock) -> Visit:

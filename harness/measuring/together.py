@@ -3,7 +3,7 @@
 TTFT of a request is that of its own prefill, with nothing queued ahead of it: from its prompt's token ids on the device
 to its first new token on the host. The time between tokens is that of the steps that all requests share. E2E is both
 and nothing else: the prefills of other requests, which a server would interleave in one way or another, are left out.
-Peak memory is the whole batch's, weights included.
+Peak memory is the whole batch's, weights included. Its joules, all prefills and steps, are shared out equally.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from harness.engine.batch import Batch, Ended, Slot
 from harness.engine.request import Request
 from harness.engine.stopwatch import Stopwatch
 from harness.measuring.clock import Measured, PeakMemory, synchronize
+from harness.measuring.energy import UNCOUNTED, EnergyMeter
 from harness.storage.spans import survivors
 
 
@@ -26,7 +27,7 @@ class MeasuredBatch:
 
     Attributes:
         each: of each request what `harness.measuring.clock.measure` says of one alone; peak memory and the bytes that a
-            decode step reads are the batch's.
+            decode step reads are the batch's, and joules an equal share of the batch's.
         step_s: seconds of each decode step.
         decoded: new tokens that the steps brought, those of complete answers not counted.
     """
@@ -53,7 +54,11 @@ class _Prefill(NamedTuple):
 
 
 def measure_batch(
-    batch: Batch, requests: Sequence[Request], ended: Sequence[Ended | None], stopwatch: Stopwatch | None = None
+    batch: Batch,
+    requests: Sequence[Request],
+    ended: Sequence[Ended | None],
+    stopwatch: Stopwatch | None = None,
+    meter: EnergyMeter = UNCOUNTED,
 ) -> MeasuredBatch:
     """Runs requests together and times them; keys and values stay until the batch ends.
 
@@ -62,10 +67,11 @@ def measure_batch(
         requests: what is asked, on the model's device.
         ended: of each request, see `Slot`.
         stopwatch: of the engine, where the parts of each TTFT are to be timed, which costs a little.
+        meter: of the device's energy; read before the first prefill and behind the last step.
     """
     device = requests[0].prompt.device
     batch.end()
-    peak = PeakMemory(device)
+    peak, reading = PeakMemory(device), meter.read()
     found = _prefills(batch, requests, ended, stopwatch)
     gaps: dict[Slot, list[float]] = {one.slot: [] for one in found}
     step_s = []
@@ -76,12 +82,14 @@ def measure_batch(
         for slot in slots:
             gaps[slot].append(step_s[-1])
         before = now
+    joules = meter.spent(reading, sum(one.ttft_s for one in found) + sum(step_s))
+    share = None if joules is None else joules / len(found)
     read, highest = sum(one.decode_bytes for one in found), peak.read()
-    each = [_measured(one, gaps[one.slot], read, highest) for one in found]
+    each = [_measured(one, gaps[one.slot], read, highest, share) for one in found]
     return MeasuredBatch(each, step_s, sum(map(len, gaps.values())))
 
 
-def _measured(one: _Prefill, gaps: list[float], decode_bytes: int, peak: int | None) -> Measured:
+def _measured(one: _Prefill, gaps: list[float], decode_bytes: int, peak: int | None, joules: float | None) -> Measured:
     return Measured(
         tokens=one.slot.tokens,
         ttft_s=one.ttft_s,
@@ -94,6 +102,7 @@ def _measured(one: _Prefill, gaps: list[float], decode_bytes: int, peak: int | N
         decode_bytes=decode_bytes,
         parts_s=one.parts_s,
         overlap=None,
+        energy_j=joules,
     )
 
 

@@ -26,7 +26,8 @@ _NOTE = (
     "from a request's arrival, its time in the queue included; service TTFT: from the start of its prefill. TPOT: "
     "vLLM's, (last token - first token) / (new tokens - 1), with others' prefills in between. A percentile needs "
     f"{fewest(90)} requests for p90, {fewest(99)} for p99. Batch: mean number of requests in a decode step. Steps: "
-    "replayed as CUDA graphs, or launched anew, which takes longer. A load is one measurement, so nothing is tested."
+    "replayed as CUDA graphs, or launched anew, which takes longer. Energy/token: joules of the GPU over the whole "
+    "load, its rest between requests included, over all new tokens. A load is one measurement, so nothing is tested."
 )
 
 
@@ -38,7 +39,7 @@ def loads(records: pd.DataFrame, methods: Sequence[str] = ()) -> Table:
         methods: labels in the order to list them in; others follow as they appear.
     """
     columns = [f"{name} p{percent}" for name in _SERIES for percent in PERCENTS]
-    head = ["task", "method", "rate", "n", "requests/s", "tokens/s", *columns, "batch", "steps"]
+    head = ["task", "method", "rate", "n", "requests/s", "tokens/s", *columns, "batch", "steps", "energy/token"]
     rows = [_row(task, method, group) for task, method, group in _groups(records, methods)]
     return Table("load", "Requests arriving at a rate", _NOTE, head, rows, labels=2)
 
@@ -58,7 +59,7 @@ def _row(task: str, method: str, group: pd.DataFrame) -> list[Cell]:
     seconds, rate = duration(group), float(group["rate"].iloc[0])
     rates = (len(group) / seconds, float(group["new_tokens"].sum()) / seconds)
     series = [(group[column], percent) for column in _SERIES.values() for percent in PERCENTS]
-    together = _together(group)
+    together, joules = _together(group), float(group["energy_j"].sum(min_count=1) / group["new_tokens"].sum())
     return [
         label(task),
         label(method),
@@ -68,6 +69,7 @@ def _row(task: str, method: str, group: pd.DataFrame) -> list[Cell]:
         *(_percentile(values, percent) for values, percent in series),
         number(together, formats.rate(together)),
         Cell(_steps(group)),
+        number(joules, formats.joules(joules)),
     ]
 
 

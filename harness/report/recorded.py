@@ -35,7 +35,7 @@ class Recorded:
         name: the folder's name.
         manifest: what the run is.
         records: `harness.storage.store.load` with a column `length` (`lengths`); times are those that compare
-            (`comparable`), `own_ttft_s` is of every turn of a conversation.
+            (`comparable`), `own_ttft_s` and `own_energy_j` are what each record says.
     """
 
     name: str
@@ -154,7 +154,8 @@ def read(folder: Path | str) -> Recorded:
 def recorded(name: str, manifest: Manifest, loaded: pd.DataFrame) -> Recorded:
     """What was read already: a folder's name, its manifest and what `harness.storage.store.load` made of it."""
     numbers = {column: pd.to_numeric(loaded[column], errors="coerce").astype(float) for column in _NUMBERS}
-    records = comparable(loaded).assign(**numbers, length=lengths(loaded), own_ttft_s=loaded["ttft_s"])
+    records = comparable(loaded).assign(**numbers, length=lengths(loaded))
+    records[["own_ttft_s", "own_energy_j"]] = loaded[["ttft_s", "energy_j"]]
     records["prefill_roofline"] = records["prefill_floor_s"] / records["ttft_s"]
     records["prefill_lasting"] = records["prefill_lasting_floor_s"] / records["ttft_s"]
     records["decode_roofline"] = records["decode_floor_s"] / records["tpot_s"]

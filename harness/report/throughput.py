@@ -19,9 +19,10 @@ _NOTE = (
     "New tokens a second of the decode steps, over all requests of a batch; beside it the rate of "
     f"{BASELINE} in batches of the same size and length. TTFT: of a request's own prefill, with nothing queued. TPOT: "
     "time of a step that all requests share; its floor reads the weights once and every cache of the batch. Peak "
-    "memory: the whole batch's. Medians over requests."
+    "memory: the whole batch's. Energy/token: joules of the GPU in prefills and steps of the batch over its new "
+    "tokens, where the device counts them. Medians over requests."
 )
-_MEDIANS = ("ttft_s", "tpot_s", "decode_floor_s", "rate", "peak_memory_bytes")
+_MEDIANS = ("ttft_s", "tpot_s", "decode_floor_s", "rate", "peak_memory_bytes", "joules")
 
 
 def throughput(runs: Sequence[Recorded]) -> Table:
@@ -29,6 +30,7 @@ def throughput(runs: Sequence[Recorded]) -> Table:
     rates = batch_rates(runs)
     rows = [_row(rates, key, row) for key, row in rates.iterrows()] if together(rates) else []
     head = ["method", "tokens", "batch", "tokens/s", f"times {BASELINE}", "TTFT", "TPOT", "of the floor", "peak memory"]
+    head.append("energy/token")
     return Table("throughput", "Decode throughput by batch", _NOTE, head, rows)
 
 
@@ -77,10 +79,12 @@ def throughput_figure(runs: Sequence[Recorded]) -> Figure | None:
 
 
 def _with_rate(records: pd.DataFrame) -> pd.DataFrame:
-    """With the batch's size and tokens a second: of one alone its own."""
+    """With the batch's size, tokens a second and joules a token: of one alone its own."""
     gaps = [sum(gaps) if isinstance(gaps, list) else math.nan for gaps in records["token_s"]]
     alone = (records["new_tokens"] - 1) / pd.Series(gaps, index=records.index).where(lambda total: total > 0)
-    return records.assign(size=records["batch"].fillna(1).astype(int), rate=records["batch_tokens_per_s"].fillna(alone))
+    joules = pd.to_numeric(records["own_energy_j"], errors="coerce") / records["new_tokens"]
+    rates = records["batch_tokens_per_s"].fillna(alone)
+    return records.assign(size=records["batch"].fillna(1).astype(int), rate=rates, joules=joules.astype(float))
 
 
 def _row(rates: pd.DataFrame, key: Any, row: pd.Series[float]) -> list[Cell]:
@@ -97,4 +101,5 @@ def _row(rates: pd.DataFrame, key: Any, row: pd.Series[float]) -> list[Cell]:
         number(row["tpot_s"], formats.seconds(row["tpot_s"])),
         number(reached, formats.percent(reached)),
         number(row["peak_memory_bytes"], formats.size(row["peak_memory_bytes"])),
+        number(row["joules"], formats.joules(row["joules"])),
     ]

@@ -8,7 +8,7 @@ later turn are many rows of one request.
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -114,22 +114,20 @@ class Asker:
                 release(cell.method)
 
     def _warm_up(self, prompts: Sequence[Prompt]) -> None:
-        """A step of this very batch, unrecorded, where its size or its lengths are new: the step is recorded, too."""
+        """A rehearsal of this batch where its size or its lengths are new."""
         key = len(prompts), max(len(prompt.request.prompt) for prompt in prompts).bit_length()
         if key in self._warm:
             return
         self._warm.add(key)
         # Out of memory, or a fault of the method: the batch itself will find that out.
         with suppress(Exception):
-            list(self._batch.read([prompt.request for prompt in prompts]))
-            with closing(self._batch.steps()) as steps:
-                next(steps, None)
+            self._batch.rehearse([prompt.request for prompt in prompts])
 
     def _measured(self, prompts: Sequence[Prompt]) -> list[Record]:
         run = self._bench.run
         ended = [stop_texts(run, prompt) for prompt in prompts]
         stopwatch = run.engine.context.stopwatch if run.spec.parts else None
-        found = measure_batch(self._batch, [prompt.request for prompt in prompts], ended, stopwatch)
+        found = measure_batch(self._batch, [prompt.request for prompt in prompts], ended, stopwatch, self._bench.meter)
         each = zip(self._cells, prompts, found.each, strict=False)
         return [
             Record(**answer(self._bench, cell, prompt, measured) | _facts(cell, found))

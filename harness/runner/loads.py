@@ -12,7 +12,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from harness.engine.continuous import Continuous, Recordings
+from harness.engine.continuous import Continuous
+from harness.engine.replay.seating import Seatings
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.measuring.clock import Measured
@@ -32,7 +33,7 @@ _NEVER_MEASURED = {"decode_read_bytes": None, "decode_floor_s": None}
 
 
 def load_jobs(
-    bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str]], load: Load, recordings: Recordings
+    bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str]], load: Load, seatings: Seatings
 ) -> list[Job]:
     """A job for each record that is missing; the first one of a method serves all of its requests.
 
@@ -41,7 +42,7 @@ def load_jobs(
         cells: of one task.
         done: (hash of the cell, sample) of every record that there is.
         load: of the task.
-        recordings: of the run's engine.
+        seatings: of the run's engine.
 
     Raises:
         InputError: the task's data turns out bad, or a sample is none that can be asked beside others.
@@ -50,7 +51,7 @@ def load_jobs(
     prompts = read_prompts(task, bench.run.plan, bench.run.model)
     if any(prompt.later or prompt.sample.choices for prompt in prompts):
         raise InputError(f"{task.label}: samples with follow-ups or choices cannot arrive at a rate")
-    groups = [Group(LoadAsker(bench, cell, load, recordings), prompts) for cell in cells]
+    groups = [Group(LoadAsker(bench, cell, load, seatings), prompts) for cell in cells]
     return [
         partial(group.record, place)
         for group in groups
@@ -66,18 +67,18 @@ class LoadAsker:
         hash: of the cell.
     """
 
-    def __init__(self, bench: Bench, cell: CellSpec, load: Load, recordings: Recordings) -> None:
+    def __init__(self, bench: Bench, cell: CellSpec, load: Load, seatings: Seatings) -> None:
         """
         Args:
             bench: of the run.
             cell: whose method gets an instance for each place.
             load: of its task.
-            recordings: of the run's engine.
+            seatings: of the run's engine.
         """
         run = bench.run
         self._bench, self._load = bench, load
         self._cells = [run.bind(cell, place) for place in range(load.most)]
-        self._batch = Continuous(run.engine, [one.method for one in self._cells], recordings)
+        self._batch = Continuous(run.engine, [one.method for one in self._cells], seatings)
         self.hash = self._cells[0].hash
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Record]:
@@ -98,7 +99,9 @@ class LoadAsker:
         with suppress(Exception):
             for request in {len(request.prompt): request for request in requests}.values():
                 self._batch.leave(self._batch.join(request))
-            for request in requests[: min(REHEARSALS, self._load.most)]:
+            # The longest first: seats for them serve all.
+            longest = sorted(requests, key=lambda request: len(request.prompt), reverse=True)
+            for request in longest[: min(REHEARSALS, self._load.most)]:
                 if not self._batch.join(request).done:
                     self._batch.rehearse()
                     self._batch.step()
@@ -116,8 +119,9 @@ class LoadAsker:
         def leaves(visit: Visit, measured: Measured) -> None:
             found[visit.number] = self._record(prompts[visit.number], visit, measured)
 
-        serve(self._batch, coming, WallClock(), leaves)
-        return [found[number] for number in range(len(prompts))]
+        joules = serve(self._batch, coming, WallClock(), leaves, self._bench.meter)
+        share = {"energy_j": None if joules is None else joules / len(prompts)}
+        return [found[number].model_copy(update=share) for number in range(len(prompts))]
 
     def _record(self, prompt: Prompt, visit: Visit, measured: Measured) -> Record:
         (cell,) = (cell for cell in self._cells if cell.method is visit.slot.method)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from harness.engine.continuous import Recordings
 from harness.engine.engine import Engine
 from harness.engine.parallel import ALONE, Ranks
+from harness.engine.replay.seating import Seatings
 from harness.engine.request import Request
 from harness.engine.session import Session
 from harness.measuring.clock import synchronize
@@ -58,7 +58,7 @@ class MethodWorker:
         synchronize(run.device)
         meter = EnergyMeter(monitor.energy_j if monitor is not None else lambda: None)
         self._bench, self._warm_up = Bench(run, limits, monitor, meter), WarmUp(run.engine, run.device)
-        self._recordings = Recordings(run.engine)
+        self._seatings = Seatings(run.engine)
 
     def under(self, plan: Plan) -> MethodWorker:
         """The worker of another plan of the same model and engine: nothing is loaded, recorded or warmed up again."""
@@ -76,7 +76,7 @@ class MethodWorker:
         if run.spec.batch > 1:
             return batch_jobs(self._bench, cells, done)
         if load := load_of(run.plan.task(cells[0])):
-            return load_jobs(self._bench, cells, done, load, self._recordings)
+            return load_jobs(self._bench, cells, done, load, self._seatings)
         bound = [run.bind(cell) for cell in cells]
         prompts = read_prompts(bound[0].task, run.plan, run.model)
         return [job for prompt, cell in _in_turn(prompts, bound) for job in self._jobs(bound, cell, prompt, done)]

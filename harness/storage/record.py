@@ -126,9 +126,10 @@ class Record(BaseModel):
     )
     energy_j: Joules | None = Field(
         default=None,
-        description="joules of the whole device during the request, by its counter (measuring.energy); null on a CPU, "
-        "where the device does not count or others computed on it, where the request was too short for the counter's "
-        "steps, and in older records",
+        description="joules of the whole device during the request, by its counter (measuring.energy); of requests "
+        "that were decoded together, or came at a rate, an equal share of the joules of all of them; null on a CPU, "
+        "where the device does not count or others computed on it, where that was too short for the counter's steps, "
+        "and in older records",
     )
     peak_memory_bytes: Count | None = Field(
         description="highest memory during the request, weights included: the allocator's peak on CUDA, the process's "

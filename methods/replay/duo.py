@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from harness.engine.cache import HeadTokens, LayerCache
 from harness.engine.ragged import RaggedCache
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.ragged import RaggedReplay
+from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads
 
 
@@ -21,56 +23,91 @@ class SinksAndRecent(RaggedReplay):
     is behind it, moves to the slot of the oldest when the next one comes. Afterwards they ascend again.
     """
 
-    def __init__(self, sinks: int, recent: int) -> None:
+    def __init__(self, sinks: int, recent: int, seats: int = 1) -> None:
         """
         Args:
             sinks, recent: first and last tokens that a streaming head keeps.
+            seats: requests at once.
         """
-        super().__init__()
+        super().__init__(seats)
         self._sinks, self._recent = sinks, recent
-        self._positions = torch.empty((0, 0), dtype=torch.int64)
+        self._positions = torch.empty((0, 0, 0), dtype=torch.int64)
 
     def prepare(self, caches: Sequence[LayerCache], full: Sequence[Sequence[bool]]) -> None:
         """Is told of the request whose steps are to be replayed: its caches, and which of their heads keep all."""
         self._full = full
+        self._make_room(sum(map(len, full)), caches[0].heads()[0].keys.device)
+
+    def _make_room(self, heads: int, device: torch.device) -> None:
+        """Has memory for so many heads a seat, those of all layers."""
         if not len(self._positions):
-            device, rows = caches[0].heads()[0].keys.device, sum(map(len, full))
             room = self._sinks + self._recent + 1
-            self._positions = torch.empty((rows, room), dtype=torch.int64, device=device)
-            self._streams = torch.empty(rows, dtype=torch.bool, device=device)
-            self._chosen = torch.empty(rows, dtype=torch.int64, device=device)
-            self._oldest = torch.empty((), dtype=torch.int64, device=device)
+            numbers = partial(torch.zeros, dtype=torch.int64, device=device)
+            self._positions = numbers((self._seats, heads, room))
+            self._chosen, self._oldest = numbers((self._seats, heads)), numbers(self._seats)
+            self._streams = torch.zeros((self._seats, heads), dtype=torch.bool, device=device)
 
     def take(self, caches: Sequence[LayerCache], *, rehearsal: bool) -> None:
         """No head holds too many tokens yet, so a rehearsal takes nothing away."""
-        self._streams.copy_(~torch.tensor(self._full).flatten())
-        self._oldest.fill_(self._sinks)
-        self._positions.fill_(-1)
-        for row, (head, full) in zip(self._positions, _heads(caches, self._full), strict=True):
-            if not full:
+        self._place(0, caches, self._full)
+
+    def _place(self, seat: int, caches: Sequence[LayerCache], full: Sequence[Sequence[bool]]) -> None:
+        self._streams[seat].copy_(~torch.tensor(full).flatten())
+        self._oldest[seat] = self._sinks
+        self._positions[seat].fill_(-1)
+        for row, (head, whole) in zip(self._positions[seat], _heads(caches, full), strict=True):
+            if not whole:
                 row[: len(head.positions)] = head.positions
+
+    def seats(self, count: int) -> Replay:
+        """For the same number of heads."""
+        other = SinksAndRecent(self._sinks, self._recent, count)
+        other._make_room(self._positions.shape[1], self._positions.device)
+        return other
+
+    def serves(self, other: Replay) -> bool:
+        """What keeps as many tokens, of whichever heads."""
+        kept = self._sinks, self._recent
+        return isinstance(other, SinksAndRecent) and (other._sinks, other._recent) == kept
+
+    def sit(self, seat: int, other: Replay | None, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """As in the base; of nobody's heads none streams."""
+        super().sit(seat, other, caches, table)
+        nobody = [[True] * len(cache.heads()) for cache in caches]
+        self._place(seat, caches, other._full if isinstance(other, SinksAndRecent) else nobody)
+
+    def seated(self, table: DecodeTable) -> Sequence[Tensor]:
+        """As in the base, and what streaming heads hold."""
+        return [*super().seated(table), self._positions, self._streams, self._oldest]
+
+    def rise(self, seat: int, other: Replay, table: DecodeTable) -> None:
+        """Where tokens lie."""
+        assert isinstance(other, SinksAndRecent)
+        other._positions[0].copy_(self._positions[seat])
 
     def attend(self, layer: int, heads: Heads, table: DecodeTable) -> Tensor:
         """Makes room in all streaming heads ahead of the first layer."""
         if layer == 0:
-            self._make_room(heads)
+            self._drop_oldest(heads)
         return super().attend(layer, heads, table)
 
-    def _make_room(self, heads: Heads) -> None:
+    def _drop_oldest(self, heads: Heads) -> None:
         from harness.engine.kernels.eviction import drop_chosen
 
-        rows = self._rows.view(-1, 3)
-        over = self._streams & (rows[:, 2] > self._sinks + self._recent)
-        self._chosen.copy_(torch.where(over, self._oldest, -1))
-        drop_chosen(self._chosen, self._positions, heads.k[0, 0], rows, 0, len(rows))
-        self._oldest.sub_(self._sinks).add_(over.any()).remainder_(self._recent).add_(self._sinks)
-        slots = rows[:, 2:].clamp(max=self._sinks + self._recent)
-        self._positions.scatter_(1, slots, heads.positions.expand_as(slots))
+        each = (x[: len(heads)] for x in (self._rows, self._streams, self._chosen, self._oldest, self._positions))
+        rows, streams, chosen, oldest, positions = each
+        rows = rows.view(*streams.shape, 3)
+        over = streams & (rows[..., 2] > self._sinks + self._recent)
+        chosen.copy_(torch.where(over, oldest.unsqueeze(1), -1))
+        drop_chosen(chosen.flatten(), positions.flatten(0, 1), heads.k[0, 0], rows.flatten(0, 1), 0, chosen.numel())
+        oldest.sub_(self._sinks).add_(over.any(1)).remainder_(self._recent).add_(self._sinks)
+        slots = rows[..., 2:].clamp(max=self._sinks + self._recent)
+        positions.scatter_(2, slots, heads.positions.view(-1, 1, 1).expand_as(slots))
 
     def give_back(self, caches: Sequence[LayerCache], count: int, position: int) -> None:
         """Caches hold what the steps left there, by position, without a token of a step that nobody asked for."""
         super().give_back(caches, count, position)
-        rows = self._positions.view(len(caches), -1, self._positions.shape[1])
+        rows = self._positions.view(len(caches), -1, self._positions.shape[2])
         for cache, full, positions in zip(caches, self._full, rows, strict=True):
             assert isinstance(cache, RaggedCache)
             each, end = zip(cache.heads(), full, positions, strict=True), position + count

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from harness.engine.cache import LayerCache
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.pages import MOST_PAGES, PagedAttention
 from harness.engine.replay.replay import Replay
@@ -23,18 +24,21 @@ class QuestReplay(Replay):
         room: pages that a step can choose from.
     """
 
-    def __init__(self, dense_layers: int, page: int, per: Literal["query_head", "kv_head"]) -> None:
+    def __init__(self, dense_layers: int, page: int, per: Literal["query_head", "kv_head"], seats: int = 1) -> None:
         """
         Args:
             dense_layers: first layers that read everything.
             page: tokens a page.
             per: who chooses pages.
+            seats: requests at once.
         """
+        self._asked, self._seats = (dense_layers, page, per), seats
         self._dense_layers, self._page, self._per = dense_layers, page, per
         self._attention: PagedAttention | None = None
         self._memory, self._tokens, self.room, self._count = object(), 0, 0, 0
-        # Recorded steps find the bounds of the request by their addresses.
+        # Recorded steps find the bounds of a request by their addresses, [seats, layers, 2].
         self._addresses = torch.zeros(0, dtype=torch.int64)
+        self._nobody: PageBounds | None = None
 
     @property
     def nbytes(self) -> int:
@@ -57,11 +61,45 @@ class QuestReplay(Replay):
             pages: bounds, a layer each.
             count: pages that a step attends to.
         """
+        self._lay(0, pages, pages[-1].low.device)
+        self._pages, self._count = pages, count
+
+    def _lay(self, seat: int, pages: Sequence[PageBounds], device: torch.device) -> None:
         addresses = torch.tensor([[layer.low.data_ptr(), layer.high.data_ptr()] for layer in pages])
         if not len(self._addresses):
-            self._addresses = addresses.to(pages[-1].low.device)
-        self._addresses.copy_(addresses)
-        self._count = count
+            self._addresses = torch.zeros((self._seats, *addresses.shape), dtype=torch.int64, device=device)
+        self._addresses[seat].copy_(addresses)
+
+    def seats(self, count: int) -> Replay:
+        """With room for as many pages as this one's request has."""
+        other = QuestReplay(*self._asked, count)
+        other.room, other._count = self.room, self._count
+        return other
+
+    def serves(self, other: Replay) -> bool:
+        """What chooses as many pages, of no more."""
+        return (
+            isinstance(other, QuestReplay)
+            and (other._asked, other._count) == (self._asked, self._count)
+            and other.room <= self.room
+        )
+
+    def sit(self, seat: int, other: Replay | None, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """Steps find the bounds of the request's pages."""
+        super().sit(seat, other, caches, table)
+        pages = other._pages if isinstance(other, QuestReplay) else [self._of_nobody(caches[0])] * len(caches)
+        self._lay(seat, pages, table.device)
+
+    def _of_nobody(self, cache: LayerCache) -> PageBounds:
+        """Bounds that are never read for anybody."""
+        if self._nobody is None:
+            self._nobody = PageBounds(self._page, self.room)
+            self._nobody.update(cache.keys)
+        return self._nobody
+
+    def seated(self, table: DecodeTable) -> Sequence[Tensor]:
+        """As in the base, and where bounds lie."""
+        return [*super().seated(table), self._addresses]
 
     def key(self) -> Hashable:
         """Changes with the memory to choose in and the number of chosen pages.
@@ -75,5 +113,6 @@ class QuestReplay(Replay):
         """All in the dense layers, else the best pages."""
         if layer < self._dense_layers:
             return table.attend(layer, heads)
-        self._attention = self._attention or PagedAttention(table, self.room, self._page, self._per)
-        return self._attention.attend(layer, heads, self._addresses, self._count, table)
+        self._attention = self._attention or PagedAttention(table, self.room, self._page, self._per, self._seats)
+        bounds = self._addresses[: len(heads)].flatten(0, 1)
+        return self._attention.attend(layer, heads, bounds, self._count, table)

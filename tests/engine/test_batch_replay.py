@@ -10,10 +10,9 @@ import torch
 
 from harness.engine.batch import Batch
 from harness.engine.engine import Engine
-from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.replay import Replay
-from harness.engine.replay.together import OneByOne, shared_kind
+from harness.engine.replay.seating import Seatings
 from harness.engine.request import Request
 from harness.runner.catalog import parse_methods
 from tests.engine.test_decode_kernels import Case, Step
@@ -27,9 +26,11 @@ REQUESTS = [Request(PROMPT[:64], 4), Request(PROMPT[10:41], 3), Request(PROMPT[5
 DENSE = ("full", "snapkv:budget=24:window=4:kernel=3", f"slim:{SCHEDULE}:reselect=A")
 RAGGED = ("adakv:budget=24:window=4:kernel=3",)
 OTHERS = (
-    "duo:sinks=3:recent=2", "streaming:window=16", f"slim:{SCHEDULE}", "tova:budget=12",
+    "duo:sinks=3:recent=2", "streaming:window=16", "streaming:mode=slide:window=20", "tova:budget=12",
     "h2o:mode=drop:budget=12:window=3", "quest:budget=32:page=8",
 )  # fmt: skip
+ALONE = (f"slim:{SCHEDULE}",)
+"""Requests of which each has steps of its own."""
 
 
 def recorded_or_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,16 +62,15 @@ def same(batch: Batch, stock: Engine, text: str, requests: Sequence[Request]) ->
                 assert torch.allclose(one.values[order].cpu(), other.values[expected_order].cpu(), atol=1e-4)
 
 
-@pytest.mark.parametrize("text", DENSE + RAGGED + OTHERS)
+@pytest.mark.parametrize("text", DENSE + RAGGED + OTHERS + ALONE)
 def test_replayed_steps_give_the_same_answers_and_caches(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded_or_rehearsed(monkeypatch)
     stock, fused = attention_alone()
     batch = batches(text, fused)
     same(batch, stock, text, REQUESTS)
-    kind = Replay if text in DENSE else RaggedReplay if text in RAGGED else OneByOne
-    assert [type(shared) for shared, _ in batch._recordings.values()] == [kind]
+    assert (len(batch._seatings._made), len(batch._recordings)) == ((0, 1) if text in ALONE else (1, 0))
     same(batch, stock, text, REQUESTS[::-1])
-    assert len(batch._recordings) == 1
+    assert len(batch._seatings._made) + len(batch._recordings) == 1
 
 
 def test_a_number_of_requests_is_recorded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,13 +105,17 @@ def test_an_answer_that_ends_early_does_not_disturb_the_others(monkeypatch: pyte
     same(batches("full", fused), stock, "full", requests)
 
 
-def test_a_launch_is_shared_by_what_does_the_same_alone() -> None:
+def test_seats_are_for_those_who_do_the_same_alone() -> None:
     class Other(Replay):
         pass
 
-    assert shared_kind([Replay(), Replay()]) is Replay
-    assert shared_kind([RaggedReplay()]) is RaggedReplay
-    assert shared_kind([Replay(), RaggedReplay()]) is shared_kind([Other(), Other()]) is OneByOne
+    _, fused = attention_alone()
+    seatings = Seatings(fused)
+    plain = seatings.of([Replay(), Replay()], 2)
+    assert plain is not None and seatings.of([Replay()], 2) is plain is not seatings.of([Replay()], 1)
+    assert (
+        seatings.of([Replay(), Other()], 2) is None is seatings.of([Other(), Other()], 2) and len(seatings._made) == 2
+    )
 
 
 LENGTHS = [[0, 70, 33], [16, 15, 200], [1, 1, 1]]
@@ -123,7 +127,7 @@ class Requests:
 
     def __init__(self, case: Case) -> None:
         self.each = [Step(case, [lengths[number] for lengths in LENGTHS], number) for number in range(3)]
-        rows = [step.table[layer] for layer in range(len(LENGTHS)) for step in self.each]
+        rows = [step.table[layer] for step in self.each for layer in range(len(LENGTHS))]
         self.table = torch.stack(rows)
         self.kernel = module.DecodeAttention(
             case.kv_heads * case.group, case.kv_heads, case.d, DEVICE, case.splits, batch=3
@@ -152,7 +156,9 @@ def test_heads_of_different_lengths_of_several_requests() -> None:
     kv_heads, group, d = 2, 2, 16
     lengths = [[[5, 60], [0, 33]], [[1, 1], [100, 16]]]  # [layer][request][head]
     single = [[[Step(Case(1, group, d), [n]) for n in heads] for heads in layer] for layer in lengths]
-    table = torch.stack([torch.cat([step.table for step in heads]) for layer in single for heads in layer])
+    table = torch.stack(
+        [torch.cat([step.table for step in layer[request]]) for request in range(2) for layer in single]
+    )
     q, k, v = torch.randn(2, 8, d).to(DEVICE).tensor_split([4, 6], 1)
     kernel = module.DecodeAttention(kv_heads * group, kv_heads, d, DEVICE, 2, batch=2)
     for layer, requests in enumerate(single):
@@ -195,3 +201,21 @@ def test_a_long_cache_is_more_shares_than_a_short_one() -> None:
     left = ~several.kernel._tops[: 3 * 6 * case.group].isnan()
     shares = left.view(3, 6, case.group).any(2).sum(1).tolist()
     assert shares[0] == 1 < shares[2] < shares[1]
+
+
+@pytest.mark.parametrize("text", ["full", "quest:budget=16:page=8", f"slim:{SCHEDULE}"])
+def test_nothing_is_recorded_behind_a_rehearsal(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[RecordedDecode] = []
+
+    def captured(self: RecordedDecode, body: Callable[[], None], pool: object) -> Callable[[], None]:
+        recorded.append(self)
+        body()
+        return body
+
+    monkeypatch.setattr(RecordedDecode, "_captured", captured)
+    stock, fused = attention_alone()
+    batch = batches(text, fused)
+    batch.rehearse(REQUESTS)
+    assert len(recorded) == 1
+    same(batch, stock, text, REQUESTS)
+    assert len(recorded) == 1

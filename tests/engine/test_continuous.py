@@ -6,27 +6,36 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
-import torch
 
 from harness.conformance.tiny import tiny_engine
-from harness.engine.continuous import Continuous, Recordings, sizes
+from harness.engine.continuous import Continuous, sizes
 from harness.engine.engine import Engine
 from harness.engine.replay.recorded import RecordedDecode
+from harness.engine.replay.replay import Replay
+from harness.engine.replay.seating import Seating, Seatings
 from harness.engine.request import Request
 from harness.runner.catalog import METHODS, parse_methods
 from tests.engine.test_batch import REQUESTS, alone, spec
-from tests.engine.test_replay import PROMPT, attention_alone
+from tests.engine.test_replay import PROMPT, SCHEDULE, attention_alone
 from tests.reference.interpreter import DEVICE, kernels
 
-kernels("decode_attention")
+for name in ("decode_attention", "eviction", "fetch", "page_select"):
+    kernels(name)
 EVERY = [name for name in METHODS.names() if name != "lazyllm"] + ["lazyllm:revive=false"]
 SHORT = [Request(PROMPT[:64], 3), Request(PROMPT[10:41], 2), Request(PROMPT[5:], 4), Request(PROMPT[:34], 3)]
+MANY = [replace(request, max_new_tokens=new) for request, new in zip(SHORT, (7, 3, 6, 5), strict=True)]
+"""The second one leaves from between two others, whose answers go on."""
+OWN = (
+    "quest:budget=16:page=8:dense_layers=1", "streaming:window=16", "streaming:mode=slide:window=20", "tova:budget=12",
+    "h2o:mode=drop:budget=12:window=3", "duo:sinks=3:recent=2",
+)  # fmt: skip
+"""Methods whose steps do more than attend."""
 DENSE, RAGGED = "snapkv:budget=24:window=4:kernel=3", "adakv:budget=24:window=4:kernel=3"
 
 
 def continuous(engine: Engine, text: str, places: int) -> Continuous:
     (method,) = parse_methods(text)
-    return Continuous(engine, [method.build(engine.context) for _ in range(places)], Recordings(engine))
+    return Continuous(engine, [method.build(engine.context) for _ in range(places)], Seatings(engine))
 
 
 def answers(batch: Continuous, requests: Sequence[Request]) -> list[list[int]]:
@@ -85,12 +94,14 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedDecode]:
     return found
 
 
-@pytest.mark.parametrize("text", [DENSE, RAGGED])
+@pytest.mark.parametrize("text", [DENSE, RAGGED, *OWN])
 def test_replayed_steps_give_the_same_answers(text: str, recorded: list[RecordedDecode]) -> None:
     stock, fused = attention_alone(2)
-    batch = continuous(fused, text, 2)
-    assert answers(batch, SHORT) == alone(stock, spec(text), SHORT)
-    assert len(recorded) == 2
+    batch = continuous(fused, text, 3)
+    assert answers(batch, MANY) == alone(stock, spec(text), MANY)
+    assert {one._table.batch for one in recorded} == {1, 2, 3}
+    known = len(recorded)
+    assert answers(batch, MANY) == alone(stock, spec(text), MANY) and len(recorded) == known
 
 
 def test_at_most_a_fifth_of_the_rows_is_padding() -> None:
@@ -124,11 +135,11 @@ def test_a_rehearsal_changes_no_answer(recorded: list[RecordedDecode]) -> None:
 
 def test_methods_share_what_is_recorded(recorded: list[RecordedDecode]) -> None:
     _, fused = attention_alone(2)
-    recordings = Recordings(fused)
-    for text in ("full", DENSE, RAGGED):
-        batch = Continuous(fused, [spec(text).build(fused.context)], recordings)
+    seatings = Seatings(fused)
+    for text in ("full", DENSE, RAGGED, OWN[0], OWN[0]):
+        batch = Continuous(fused, [spec(text).build(fused.context)], seatings)
         answers(batch, SHORT[1:2])
-    assert len(recorded) == 2
+    assert len(recorded) == 3
 
 
 def test_steps_that_were_replayed_are_there_when_one_is_launched_anew() -> None:
@@ -151,17 +162,16 @@ def test_steps_that_were_replayed_are_there_when_one_is_launched_anew() -> None:
     assert [first.tokens, second.tokens] == alone(stock, spec(RAGGED), [SHORT[0], late])
 
 
-@pytest.mark.parametrize("text", ["streaming:window=16", "quest:budget=32:page=8"])
-def test_steps_that_share_no_launch_are_launched_anew(text: str) -> None:
-    stock, fused = attention_alone(2)
+@pytest.mark.parametrize("text", [f"slim:{SCHEDULE}", "quest:budget=0.5:page=8"])
+def test_steps_of_which_no_other_request_takes_part_are_launched_anew(text: str) -> None:
+    stock, fused = attention_alone()
     batch = continuous(fused, text, 2)
     assert answers(batch, SHORT[:2]) == alone(stock, spec(text), SHORT[:2]) and not batch.replayed
 
 
 def test_a_cache_that_stands_for_nobody_is_long_enough() -> None:
     _, fused = attention_alone(2)
-    recordings = Recordings(fused)
-    replay = spec("full").build(fused.context).dense_replay
+    seating = Seating(fused, Replay(), 2)
     for steps in (3, 9, 4):
-        recordings.nobody(replay, steps)
-        assert recordings._nobody.room >= steps and torch.equal(recordings._nobody.keys, torch.zeros(1, 2, 16))
+        seating.leave_empty(range(2), steps)
+        assert seating._nobody.room >= steps and not seating._nobody.keys.any() and seating._nobody.length == 1

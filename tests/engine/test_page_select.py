@@ -71,7 +71,7 @@ class Layer:
 @pytest.mark.parametrize("per", ["kv_head", "query_head"])
 def test_scores_and_bounds(shape: tuple[int, int, int, int, int], per: str) -> None:
     layer = Layer(*shape)
-    scores = layer.select(per).page_scores(layer.q, layer.k, layer.bounds, layer.table, 1)
+    scores = layer.select(per).page_scores(layer.q[None], layer.k[None], layer.bounds, layer.table, 1)[0]
     expected = decode.scores(layer.q.cpu(), layer.keys.cpu(), layer.page, per)
     pages = expected.shape[1]
     assert scores.shape == (expected.shape[0], layer.room) and scores.dtype == torch.float32
@@ -82,7 +82,7 @@ def test_scores_and_bounds(shape: tuple[int, int, int, int, int], per: str) -> N
 
 def test_half_precision_scores_are_those_of_its_values() -> None:
     layer = Layer(2, 4, 64, 16, 200, dtype=torch.float16)
-    scores = layer.select().page_scores(layer.q, layer.k, layer.bounds, layer.table, 1)
+    scores = layer.select().page_scores(layer.q[None], layer.k[None], layer.bounds, layer.table, 1)[0]
     expected = decode.scores(layer.q.cpu(), layer.keys.cpu(), 16, "kv_head")
     torch.testing.assert_close(scores[:, : expected.shape[1]].cpu().double(), expected, atol=1e-4, rtol=1e-5)
     layer.check_bounds()
@@ -95,7 +95,7 @@ def test_room_for_a_longer_cache_changes_no_choice(length: int, per: str) -> Non
     for spare in (0, 3 * pages):
         layer = Layer(2, 4, 16, 16, length, spare=spare)
         select = layer.select(per)
-        scores = select.page_scores(layer.q, layer.k, layer.bounds, layer.table, 1)
+        scores = select.page_scores(layer.q[None], layer.k[None], layer.bounds, layer.table, 1)[0]
         chosen.append([select.best_pages(scores, count).tolist() for count in {1, (pages + 1) // 2, pages}])
     assert chosen[0] == chosen[1]
     # More than there are: every one, and some that hold nothing.
@@ -146,7 +146,7 @@ def test_a_decode_that_grows_page_by_page() -> None:
     table = torch.zeros(2, 3, dtype=torch.int64, device=DEVICE)
     for length in range(room * page):
         table[1, 2] = length
-        scores = select.page_scores(q, keys[length], addresses(low, high), table, 1)
+        scores = select.page_scores(q[None], keys[length][None], addresses(low, high), table, 1)[0]
         expected = decode.scores(q.cpu(), keys[: length + 1].cpu(), page, per)
         torch.testing.assert_close(scores[:, : expected.shape[1]].cpu().double(), expected, atol=1e-4, rtol=1e-5)
         chosen = select.best_pages(scores, 2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from harness.api import run
 from harness.measuring import energy
 from harness.measuring.energy import STEPS, EnergyMeter, Rest, watch_rest
 from harness.measuring.gpu import GpuMonitor
+from harness.report.load import loads
+from harness.report.recorded import read
+from harness.report.throughput import throughput
 from harness.runner import worker
+from harness.statistics.paired import compare
 from tests.test_cli import random_model
 
 STEP, IDLE, BUSY = 0.05, 100.0, 700.0
@@ -121,3 +126,26 @@ def test_a_run_records_joules_beside_its_times(tmp_path: Path, monkeypatch: pyte
     assert (records["energy_j"] >= 300 * records["e2e_s"]).all()
     assert (records["energy_per_token_j"] == records["energy_j"] / 3).all()
     assert {state["idle_power_w"] for state in records["device_state"]} == {50.0}
+
+
+def test_requests_together_share_the_joules_of_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "gpu_monitor", lambda device: Counted())
+    monkeypatch.setattr(energy, "watch_rest", lambda counter: Rest(50.0, 1e-6))
+    speed, model = "speed:lengths=64:new_tokens=3:repeats=4", random_model(tmp_path)
+    ask = partial(run, "full,recent", model=model, device="cpu", progress=False)
+    batch = ask(speed, output=tmp_path / "batch", batch=2)
+    arriving = ask(f"{speed}:rate=inf:most=2", output=tmp_path / "load")
+    for records, each in ((batch, 2), (arriving, 4)):
+        shares = records["energy_j"].to_numpy().reshape(-1, each)
+        assert (shares == shares[:, :1]).all() and (records["energy_per_token_j"] == records["energy_j"] / 3).all()
+    for _, group in arriving.groupby("method"):
+        seconds = max(arrival["last_token_s"] for arrival in group["arrival"])
+        # The load took 300 W for so long, and what it stood still for took 250 W more than rest.
+        assert group["energy_j"].sum() >= 299 * seconds
+    # No pair is made of them, yet the tables of what is together have them.
+    assert not compare(batch)["energy_n"].any() and not compare(arriving)["energy_n"].any()
+    whole, queue = read(tmp_path / "batch"), read(tmp_path / "load")
+    for table in (throughput([whole]), loads(queue.records)):
+        cells = [row[table.head.index("energy/token")].value for row in table.rows]
+        assert len(cells) == 2 and all(isinstance(value, float) and value > 0 for value in cells)
+    assert not whole.counted

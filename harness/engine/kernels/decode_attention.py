@@ -99,12 +99,12 @@ class DecodeAttention:
             q: the new tokens' queries, [batch, heads, head_dim], or of a single one [heads, head_dim], rotated; heads
                 may lie apart, channels may not.
             k, v: their keys, rotated, and values, [batch, kv_heads, head_dim] or [kv_heads, head_dim], likewise.
-            table: [layers * batch, 3] int64 contiguous, layer by layer: addresses of a request's keys and values of the
+            table: [batch * layers, 3] int64 contiguous, request by request: addresses of its keys and values of a
                 layer ([capacity, kv_heads, head_dim] contiguous, at multiples of 16 bytes) and the tokens there, the
                 new one not counted. Slot `length` must be within capacity; the kernel does not change the table.
-            layer: whose rows of the table.
+            layer: whose row of the table, of each request.
             out: where the result goes, [batch, heads * head_dim] contiguous; allocated if not given.
-            logits: what else is to be left, [layers, batch * heads, room] and [layers, batch * heads] float32
+            logits: what else is to be left, [batch, layers, heads, room] and [batch, layers, heads] float32
                 contiguous: q k / sqrt(d) of the token in each slot, the new one included, and `norms`, of which it uses
                 this layer's part; both base 2. So a token's weight is 2 ** (logit - norm).
 
@@ -121,7 +121,7 @@ class DecodeAttention:
 
         Args:
             q, k, v, layer, out: as in `dense`.
-            table: [layers * batch, kv_heads, 3] int64 contiguous: for each KV head addresses of its keys and values
+            table: [batch * layers, kv_heads, 3] int64 contiguous: for each KV head addresses of its keys and values
                 ([capacity, head_dim] contiguous, at multiples of 16 bytes) and the tokens there.
         """
         launch = {"RAGGED": True, "PDL": False, **_DENSE}
@@ -179,7 +179,8 @@ class DecodeAttention:
         apart = (stride for x in (q, k, v) for stride in (x.stride(0), x.stride(-2)))
         _attend[(lists, self.batch, splits)](
             q, k, v, table, table if pages is None else pages, self._sums, self._tops, self._totals, self._counters,
-            out, norms, into, into.shape[-1], layer, 0 if pages is None else pages.shape[-1], *apart,
+            out, norms, into, into.shape[-1], layer, len(table) // self.batch,
+            0 if pages is None else pages.shape[-1], *apart,
             GROUP=group, PADDED=triton.next_power_of_2(group), KV_HEADS=self.kv_heads, SHARING=lists // self.kv_heads,
             DIM=self.head_dim, PAGE=page_size, SPLITS=splits, WIDTH=triton.next_power_of_2(splits),
             SCALE=self.head_dim**-0.5 * math.log2(math.e), LOGITS=logits is not None, BATCH=self.batch,
@@ -214,9 +215,9 @@ def multiprocessors(device: torch.device | str) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@triton.jit(do_not_specialize=["room", "layer", "listed"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["room", "layer", "layers", "listed"])  # type: ignore[untyped-decorator]
 def _attend(
-    q, k, v, table, pages, sums, tops, totals, counters, out, norms, logits, room, layer, listed,
+    q, k, v, table, pages, sums, tops, totals, counters, out, norms, logits, room, layer, layers, listed,
     q_apart, q_stride, k_apart, k_stride, v_apart, v_stride,
     GROUP: tl.constexpr, PADDED: tl.constexpr, KV_HEADS: tl.constexpr, SHARING: tl.constexpr, DIM: tl.constexpr,
     PAGE: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, SCALE: tl.constexpr,
@@ -230,9 +231,9 @@ def _attend(
     row, at = tl.arange(0, ROWS), tl.arange(0, DIM)
     mine = row < GROUP
     # Heads lie side by side in a token, or each in memory of its own.
-    entry, begins, apart = layer * BATCH + request, kv_head * DIM, KV_HEADS * DIM
+    entry, begins, apart = request * layers + layer, kv_head * DIM, KV_HEADS * DIM
     if RAGGED:
-        entry, begins, apart = (layer * BATCH + request) * KV_HEADS + kv_head, 0, DIM
+        entry, begins, apart = entry * KV_HEADS + kv_head, 0, DIM
     # Nothing that may still run writes the table; all that does not depend on it is asked for together with it.
     length = tl.load(table + entry * 3 + 2).to(tl.int32)
     keys, values = tl.load(table + entry * 3), tl.load(table + entry * 3 + 1)
@@ -247,7 +248,7 @@ def _attend(
     if PAGE:
         slots = listed * PAGE
     elif BATCH > 1:
-        least = tl.cdiv(_mean_length(table, layer, BATCH * KV_HEADS if RAGGED else BATCH, ALL), MEAN)
+        least = tl.cdiv(_mean_length(table, layer, layers, BATCH, KV_HEADS if RAGGED else 1, ALL), MEAN)
     share, used = share_of(slots, SPLITS, least)
     if split >= used:
         return
@@ -256,7 +257,7 @@ def _attend(
     values = tl.multiple_of(values.to(pointer), 16) + begins
 
     if LOGITS:
-        lists = layer * BATCH * tl.num_programs(0)
+        lists = (request * (layers - 1) + layer) * tl.num_programs(0)
         norms += lists * GROUP
         logits += ((lists + this) * GROUP + row).to(tl.int64)[:, None] * room
 
@@ -294,8 +295,9 @@ def _attend(
 
 
 @triton.jit
-def _mean_length(table, layer, LISTS: tl.constexpr, ALL: tl.constexpr) -> Any:
-    """Tokens of a layer's lists, in the mean, rounded up."""
+def _mean_length(table, layer, layers, BATCH: tl.constexpr, EACH: tl.constexpr, ALL: tl.constexpr) -> Any:
+    """Tokens of a layer's lists, of which each request has so many, in the mean, rounded up."""
     at = tl.arange(0, ALL)
-    lengths = tl.load(table + (layer * LISTS + at) * 3 + 2, mask=at < LISTS, other=0)
-    return tl.cdiv(tl.sum(lengths).to(tl.int32), LISTS)
+    place = (at // EACH * layers + layer) * EACH + at % EACH
+    lengths = tl.load(table + place * 3 + 2, mask=at < BATCH * EACH, other=0)
+    return tl.cdiv(tl.sum(lengths).to(tl.int32), BATCH * EACH)

@@ -47,25 +47,26 @@ def settle(
     goes. The token that comes next is noted in the slot that it will have, behind those that are left.
 
     Args:
-        logits: [layers, heads, room] float32 contiguous, and norms: [layers, heads], as the last step's
-            `DecodeAttention.dense` left them; norms of infinity where there was none.
-        sums: [layers, lists, room] float32 contiguous, of the token in each slot; None for the last step's alone.
-        positions: [layers, lists, room] int64 contiguous.
-        limits: [layers] int64, tokens that each layer may hold.
-        recents: [layers] int64, how many tokens before the next one stay.
-        position: [1] int64, of the token that comes next.
+        logits: [requests, layers, heads, room] float32 contiguous, and norms: [requests, layers, heads], as the last
+            step's `DecodeAttention.dense` left them; norms of infinity where there was none.
+        sums: [requests, layers, lists, room] float32 contiguous, of the token in each slot; None for the last step's
+            alone.
+        positions: [requests, layers, lists, room] int64 contiguous.
+        limits: [requests, layers] int64, tokens that each layer may hold.
+        recents: [requests, layers] int64, how many tokens before the next one stay.
+        position: [requests] int64, of the token that comes next.
         like: [kv_heads, head_dim], of the dtype of keys and values.
-        counters: [layers] int32, zeros, and is left so.
-        table: [layers, 3] int64, see `harness.engine.kernels.decode_attention`, advanced; lengths are brought down to
-            the limits.
+        counters: [requests, layers] int32, zeros, and is left so.
+        table: [requests * layers, 3] int64, see `harness.engine.kernels.decode_attention`, advanced; lengths are
+            brought down to the limits.
     """
-    (layers, lists, room), heads, size = positions.shape, logits.shape[1], like.numel()
+    (requests, layers, lists, room), heads, size = positions.shape, logits.shape[2], like.numel()
     group = heads // lists
     padded = triton.next_power_of_2(group)
-    _settle[(layers, lists)](
+    _settle[(requests * layers, lists)](
         logits, norms, norms if sums is None else sums, positions, limits, recents, position, like, counters, table,
-        room, LISTS=lists, GROUP=group, PADDED=padded, SIZE=size // lists, WIDTH=triton.next_power_of_2(size // lists),
-        SUMS=sums is not None, BLOCK=min(_BLOCK, _LOGITS // padded), num_warps=8,
+        room, layers, LISTS=lists, GROUP=group, PADDED=padded, SIZE=size // lists,
+        WIDTH=triton.next_power_of_2(size // lists), SUMS=sums is not None, BLOCK=min(_BLOCK, _LOGITS // padded), num_warps=8,
     )  # fmt: skip
 
 
@@ -106,15 +107,15 @@ def _move(row, like, source, into, SIZE: tl.constexpr, WIDTH: tl.constexpr) -> A
         tl.store(store + into * SIZE + at, tl.load(store + source * SIZE + at, mask=at < SIZE), mask=at < SIZE)
 
 
-@triton.jit(do_not_specialize=["room"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["room", "layers"])  # type: ignore[untyped-decorator]
 def _settle(
-    logits, norms, sums, positions, limits, recents, position, like, counters, table, room,
+    logits, norms, sums, positions, limits, recents, position, like, counters, table, room, layers,
     LISTS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, SIZE: tl.constexpr, WIDTH: tl.constexpr,
     SUMS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """One list of one layer."""
+    """One list of one layer of one request."""
     layer, this = tl.program_id(0), tl.program_id(0) * LISTS + tl.program_id(1)
-    count, coming = tl.load(table + layer * 3 + 2), tl.load(position)
+    count, coming = tl.load(table + layer * 3 + 2), tl.load(position + layer // layers)
     recent, full = coming - tl.load(recents + layer), count > tl.load(limits + layer)
     head, mine = tl.arange(0, PADDED), this.to(tl.int64) * room
     norm = tl.load(norms + this * GROUP + head, mask=head < GROUP, other=float("inf"))

@@ -17,18 +17,22 @@ from torch import Tensor
 _PROGRAMS, _CHUNK = 16, 2048
 
 
-def fetch_blocks(source: Tensor, addresses: Tensor, like: Tensor, table: Tensor, layer: int, block: int) -> None:
+def fetch_blocks(
+    source: Tensor, addresses: Tensor, like: Tensor, table: Tensor, layer: int, block: int, count: int = 1
+) -> None:
     """Copies whole blocks into the first slots of a cache.
 
     Args:
-        source: [slots] int64, the block that comes into each slot; negative where nothing comes.
-        addresses: [2] int64, of all keys and of all values, each [tokens, kv_heads, head_dim] contiguous.
+        source: [slots] int64, or [count, slots], the block that comes into each slot; negative where nothing comes.
+        addresses: [2] int64, or [count, 2], of all keys and of all values, each [tokens, kv_heads, head_dim]
+            contiguous.
         like: a tensor of their dtype with [kv_heads, head_dim] as its last dimensions.
         table, layer: the cache, see `harness.engine.kernels.decode_attention`.
         block: tokens a block, and a slot.
+        count: caches that this is done for, from the one in row `layer` of the table on.
     """
     size = block * like.shape[-2] * like.shape[-1]
-    _fetch[(_PROGRAMS,)](source, addresses, like, table, layer, source.shape[0], size, _PROGRAMS, _CHUNK)
+    _fetch[(_PROGRAMS, count)](source, addresses, like, table, layer, source.shape[-1], size, _PROGRAMS, _CHUNK)
 
 
 @triton.jit(do_not_specialize=["layer", "slots"])
@@ -36,11 +40,15 @@ def _fetch(
     source, addresses, like, table, layer, slots,
     size: tl.constexpr, PROGRAMS: tl.constexpr, CHUNK: tl.constexpr,
 ) -> Any:  # fmt: skip
+    row = tl.program_id(1)
+    source += row * slots
+    addresses += row * 2
+    table += (layer + row) * 3
     pointer = tl.pointer_type(like.dtype.element_ty)
     all_keys = tl.multiple_of(tl.load(addresses).to(pointer), 16)
     all_values = tl.multiple_of(tl.load(addresses + 1).to(pointer), 16)
-    keys = tl.multiple_of(tl.load(table + layer * 3).to(pointer), 16)
-    values = tl.multiple_of(tl.load(table + layer * 3 + 1).to(pointer), 16)
+    keys = tl.multiple_of(tl.load(table).to(pointer), 16)
+    values = tl.multiple_of(tl.load(table + 1).to(pointer), 16)
     chunks: tl.constexpr = (size + CHUNK - 1) // CHUNK
     for item in range(0, (slots * chunks + PROGRAMS - 1) // PROGRAMS):
         this = item * PROGRAMS + tl.program_id(0)

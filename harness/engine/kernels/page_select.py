@@ -11,6 +11,7 @@ captured CUDA graph serves every request.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -38,6 +39,7 @@ class PageSelect:
         per: Literal["kv_head", "query_head"],
         device: torch.device | str,
         *,
+        batch: int = 1,
         pdl: bool = False,
         block: int = 64,
         warps: int = 8,
@@ -50,6 +52,7 @@ class PageSelect:
             room: pages that the bounds have room for; at most 32768.
             page_size: tokens a page.
             per: who chooses: with kv_head the query heads of a KV head share pages, rated by the best of them.
+            batch: requests at once, at most.
             pdl: launch with programmatic dependent launch (CUDA only).
             block: pages a program rates. warps: of the rating; best_warps: of the picking, by default by the room.
         """
@@ -63,8 +66,8 @@ class PageSelect:
         self._best_warps = best_warps or min(16, max(4, triton.next_power_of_2(room) // 256))
         # `launch_pdl` is an option of the CUDA back end alone.
         self._pdl = {"launch_pdl": True} if pdl else {}
-        self._scores = torch.empty((self.lists, room), dtype=torch.float32, device=device)
-        self._pages = torch.empty(self.lists * room, dtype=torch.int32, device=device)
+        self._scores = torch.empty((batch * self.lists, room), dtype=torch.float32, device=device)
+        self._pages = torch.empty(batch * self.lists * room, dtype=torch.int32, device=device)
 
     @property
     def nbytes(self) -> int:
@@ -72,48 +75,54 @@ class PageSelect:
         return self._scores.nbytes + self._pages.nbytes
 
     def page_scores(self, q: Tensor, k: Tensor, bounds: Tensor, table: Tensor, layer: int) -> Tensor:
-        """Takes the new token's key into its page's bounds, which its first token begins, and rates all pages.
+        """Takes each new token's key into its page's bounds, which its first token begins, and rates all pages.
 
         Sums are float32, in which products of half precision are exact.
 
         Args:
-            q: the new token's queries, [heads, head_dim], rotated; heads may lie apart, channels may not.
-            k: its key, [kv_heads, head_dim], likewise.
-            bounds: [layers, 2] int64 contiguous: addresses of the minima and the maxima of a layer's pages, each
-                [pages, kv_heads, head_dim] contiguous, of the dtype of k, with the new token's page; pages within room.
-            table: [layers, 3] int64; its third column says how many tokens a layer has, the new one not counted. It
-                and `bounds` are read before the kernel waits for the one ahead, which must not change them.
-            layer: row of both.
+            q: the queries of each request's new token, [requests, heads, head_dim], rotated; heads may lie apart,
+                channels may not.
+            k: their keys, [requests, kv_heads, head_dim], likewise.
+            bounds: [requests * layers, 2] int64 contiguous, request by request: addresses of the minima and the maxima
+                of a layer's pages, each [pages, kv_heads, head_dim] contiguous, of the dtype of k, with the new token's
+                page; pages within room.
+            table: [requests * layers, 3] int64, likewise; its third column says how many tokens a layer has, the new
+                one not counted. It and `bounds` are read before the kernel waits for the one ahead, which must not
+                change them.
+            layer: row of both, of each request.
 
         Returns:
-            [lists, room] float32, lists being kv_heads or heads: inf for the new token's page, -inf for those behind.
+            [requests, lists, room] float32, lists being kv_heads or heads: inf for the new token's page, -inf for those
+            behind.
         """
         assert q.stride(-1) == k.stride(-1) == 1, "channels of a head must be contiguous"
-        grid = (self.kv_heads, triton.cdiv(self.room, self._rating["BLOCK"]))
+        requests = len(q)
+        grid = (self.kv_heads, triton.cdiv(self.room, self._rating["BLOCK"]), requests)
+        # How far requests are apart counts for the second one on.
         _rate[grid](
-            q, k, bounds, table, self._scores, layer, q.stride(0), k.stride(0), self.room,
-            **self._sizes, **self._rating, **self._pdl,
+            q, k, bounds, table, self._scores, layer, len(table) // requests, q.stride(0), q.stride(1), k.stride(0),
+            k.stride(1), self.room, **self._sizes, **self._rating, **self._pdl,
         )  # fmt: skip
-        return self._scores
+        return self._scores[: requests * self.lists].view(requests, self.lists, self.room)
 
     def best_pages(self, scores: Tensor, count: int) -> Tensor:
         """The `count` best pages of every list, of equal ones the first.
 
         Args:
-            scores: [lists, room] float32 contiguous, without NaN.
+            scores: [..., room] float32 contiguous, without NaN.
             count: 1 to room.
 
         Returns:
-            [lists, count] int32, ascending.
+            [..., count] int32, ascending.
         """
-        lists, room = scores.shape
+        *lists, room = scores.shape
         assert 1 <= count <= room and scores.is_contiguous()
-        pages = self._pages[: lists * count].view(lists, count)
+        pages = self._pages[: math.prod(lists) * count].view(*lists, count)
         # Tensors have powers of two elements, and a cache mostly some pages more than that: a main part and the rest.
         threads = 32 * self._best_warps
         main = max(threads, triton.next_power_of_2(room // 2 + 1))
         rest = max(threads, triton.next_power_of_2(max(1, room - main)))
-        _best[(lists,)](
+        _best[(math.prod(lists),)](
             scores, pages, room, count,
             MAIN=main, REST=rest, PDL=self._sizes["PDL"], num_warps=self._best_warps, **self._pdl,
         )  # fmt: skip
@@ -134,21 +143,25 @@ def _take_in(
     tl.store(high + place, tl.maximum(highest, key.to(tl.float32)))
 
 
-@triton.jit(do_not_specialize=["layer"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["layer", "layers"])  # type: ignore[untyped-decorator]
 def _rate(
-    q, k, bounds, table, scores, layer, q_stride, k_stride, room,
+    q, k, bounds, table, scores, layer, layers, q_apart, q_stride, k_apart, k_stride, room,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, JOINT: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ) -> Any:  # fmt: skip
     """Scores of a block of pages for the query heads of one KV head."""
-    kv_head, block = tl.program_id(0), tl.program_id(1)
+    kv_head, block, request = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    entry = request * layers + layer
+    q += request * q_apart
+    k += request * k_apart
+    scores += request * (KV_HEADS if JOINT else KV_HEADS * GROUP) * room
     at, page = tl.arange(0, DIM), block * BLOCK + tl.arange(0, BLOCK)
     # What earlier steps left is on its way while the product that makes the query still runs. They have ended: between
     # two steps there are launches that wait for all before them.
-    length = tl.load(table + layer * 3 + 2).to(tl.int32)
+    length = tl.load(table + entry * 3 + 2).to(tl.int32)
     pointer = tl.pointer_type(k.dtype.element_ty)
-    low = tl.multiple_of(tl.load(bounds + layer * 2).to(pointer), 16)
-    high = tl.multiple_of(tl.load(bounds + layer * 2 + 1).to(pointer), 16)
+    low = tl.multiple_of(tl.load(bounds + entry * 2).to(pointer), 16)
+    high = tl.multiple_of(tl.load(bounds + entry * 2 + 1).to(pointer), 16)
     last = length // PAGE
     # The last page's score is infinite, so its bounds may change while others are read.
     whole = page < last

@@ -25,30 +25,44 @@ class DecodeTable:
 
     Attributes:
         batch: requests at once.
-        rows: [layers * batch, 3] int64, layer by layer, a row a request: address of its keys, of its values, tokens it
-            holds before this step.
+        rows: [batch * layers, 3] int64, request by request, a row a layer: address of its keys, of its values, tokens
+            it holds before this step.
         attention: the kernel, and the buffers that its launches share.
     """
 
-    def __init__(self, shape: ModelShape, device: torch.device, batch: int = 1) -> None:
+    def __init__(self, shape: ModelShape, device: torch.device, batch: int = 1, rows: Tensor | None = None) -> None:
         """
         Args:
             shape: the model's.
             device: of its keys and values.
             batch: requests at once.
+            rows: see above; new ones where there are none.
         """
         from harness.engine.kernels.decode_attention import DecodeAttention
 
         self.shape, self.device, self.batch = shape, device, batch
-        self.rows = torch.zeros((shape.layers * batch, 3), dtype=torch.int64, device=device)
+        zeros = torch.zeros((batch * shape.layers if rows is None else 0, 3), dtype=torch.int64, device=device)
+        self.rows = zeros if rows is None else rows
         self.attention = DecodeAttention(
             shape.heads, shape.kv_heads, shape.head_dim, device, batch=batch, pdl=dependent_launch(device)
         )
 
     def load(self, caches: Sequence[LayerCache]) -> None:
         """From now on the kernels work on these caches, in the order of rows, which have room for tokens to come."""
-        rows = [[cache.keys.data_ptr(), cache.values.data_ptr(), cache.length] for cache in caches]
-        self.rows.copy_(torch.tensor(rows), non_blocking=True)
+        self.rows.copy_(_rows(caches), non_blocking=True)
+
+    @property
+    def seated(self) -> Tensor:
+        """The rows of each request, [batch, layers, 3], a view."""
+        return self.rows.view(self.batch, self.shape.layers, 3)
+
+    def first(self, count: int) -> DecodeTable:
+        """A table of the first so many requests alone, whose rows are these very ones."""
+        return DecodeTable(self.shape, self.device, count, self.rows[: count * self.shape.layers])
+
+    def sit(self, seat: int, caches: Sequence[LayerCache]) -> None:
+        """From now on these are the caches of one of the requests."""
+        self.seated[seat].copy_(_rows(caches), non_blocking=True)
 
     def move(self, layers: range, caches: Sequence[LayerCache]) -> None:
         """The keys and values of these layers lie elsewhere from now on."""
@@ -77,3 +91,7 @@ class DecodeTable:
     def advance(self) -> None:
         """The step is through: every layer holds one token more."""
         self.rows[:, _LENGTH] += 1
+
+
+def _rows(caches: Sequence[LayerCache]) -> Tensor:
+    return torch.tensor([[cache.keys.data_ptr(), cache.values.data_ptr(), cache.length] for cache in caches])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, MutableMapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from harness.engine.cache import LayerCache
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads
+
+_NEVER = torch.iinfo(torch.int64).max
+"""A limit that no layer reaches."""
 
 
 class LowestOut(Replay):
@@ -23,8 +27,13 @@ class LowestOut(Replay):
     one begins, so a step that nobody asked for takes nothing away.
     """
 
-    def __init__(self) -> None:
-        self._logits, self._norms, self._sums = torch.empty((0, 0, 0)), torch.empty((0, 0)), torch.empty(0)
+    def __init__(self, seats: int = 1) -> None:
+        """
+        Args:
+            seats: requests at once.
+        """
+        self._seats, self._form = seats, (0, 0, 0, False)
+        self._logits, self._norms, self._sums = torch.empty((0, 0, 0, 0)), torch.empty(0), torch.empty(0)
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +48,7 @@ class LowestOut(Replay):
         recents: Sequence[int] | None = None,
         sums: MutableMapping[int, Tensor] | None = None,
     ) -> None:
-        """Has memory for a request.
+        """Is told of a request.
 
         Args:
             caches: a layer each.
@@ -49,22 +58,61 @@ class LowestOut(Replay):
             sums: by layer, [kv_heads, n] float32, each KV head's own; is brought up to date when the steps are over.
                 None for the last step's scores, and one choice for all heads.
         """
-        device, layers = caches[0].keys.device, len(caches)
         # A slot more: the last token that is asked for makes room for one that does not come.
-        room = max(cache.length + cache.room for cache in caches) + 1
-        if self._logits.shape[2] < room:
-            lists = 1 if sums is None else caches[0].keys.shape[1]
-            self._logits = torch.empty((layers, heads, room), device=device)
-            self._norms = torch.empty((layers, heads), device=device)
-            self._positions = torch.empty((layers, lists, room), dtype=torch.int64, device=device)
-            self._sums = self._logits.new_empty((layers, lists, room) if sums is not None else 0)
-            self._limits, self._recents = self._positions.new_empty((2, layers))
-            self._counters = torch.zeros(layers, dtype=torch.int32, device=device)
-        self._most, self._recent, self._theirs = list(limits), list(recents or [0] * layers), sums
+        self._needed = max(cache.length + cache.room for cache in caches) + 1
+        self._form = len(caches), heads, 1 if sums is None else caches[0].keys.shape[1], sums is not None
+        self._most, self._recent, self._theirs = list(limits), list(recents or [0] * len(caches)), sums
+        self._device = caches[0].keys.device
 
     def key(self) -> Hashable:
         """Changes with the memory that slots are managed in."""
+        self._make_room()
         return self._logits.data_ptr()
+
+    def _make_room(self) -> None:
+        """Has memory for a request; only where the steps are this object's own to do."""
+        if self._logits.shape[3] >= self._needed:
+            return
+        layers, heads, lists, summing = self._form
+        empty = partial(torch.empty, device=self._device)
+        self._logits, self._norms = (empty((self._seats, layers, heads, *room)) for room in ([self._needed], []))
+        self._positions = torch.zeros_like(empty((self._seats, layers, lists, self._needed)), dtype=torch.int64)
+        self._sums = empty(self._positions.shape if summing else 0)
+        self._limits, self._recents = torch.empty((2, self._seats, layers), dtype=torch.int64, device=self._device)
+        self._counters = torch.zeros((self._seats, layers), dtype=torch.int32, device=self._device)
+
+    def seats(self, count: int) -> Replay:
+        """With as many slots as this one's request needs."""
+        other = LowestOut(count)
+        other._form, other._needed, other._device = self._form, self._needed, self._device
+        other._make_room()
+        return other
+
+    def serves(self, other: Replay) -> bool:
+        """What rates tokens alike, in no more slots."""
+        return isinstance(other, LowestOut) and other._form == self._form and other._needed <= self._logits.shape[3]
+
+    def sit(self, seat: int, other: Replay | None, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """As in the base; nobody's layers are never full."""
+        super().sit(seat, other, caches, table)
+        self._place(seat, other if isinstance(other, LowestOut) else None, caches)
+
+    def seated(self, table: DecodeTable) -> Sequence[Tensor]:
+        """As in the base, and what tokens are rated by."""
+        return [*super().seated(table), *self._state()]
+
+    def rise(self, seat: int, other: Replay, table: DecodeTable) -> None:
+        """What the last step saw, which is still to count, and where tokens lie."""
+        assert isinstance(other, LowestOut)
+        other._make_room()
+        room = other._logits.shape[3]
+        for theirs, own in zip(other._state(), self._state(), strict=True):
+            theirs[0].copy_(own[seat, ..., :room] if own.dim() == 4 else own[seat])
+        other._rows = table.seated[seat]
+
+    def _state(self) -> list[Tensor]:
+        sums = [self._sums] if len(self._sums) else []
+        return [self._logits, self._norms, self._positions, self._limits, self._recents, *sums]
 
     def load(self, caches: Sequence[LayerCache], table: DecodeTable) -> None:
         """As in the base, and keeps the table's rows at hand."""
@@ -73,43 +121,47 @@ class LowestOut(Replay):
 
     def take(self, caches: Sequence[LayerCache], *, rehearsal: bool) -> None:
         """Nothing is to go yet, and nothing was seen, so a rehearsal does no harm."""
-        self._logits.zero_()
-        self._norms.fill_(torch.inf)
-        self._limits.copy_(torch.tensor(self._most))
-        self._recents.copy_(torch.tensor(self._recent))
-        for held, cache in zip(self._positions, caches, strict=True):
+        self._place(0, self, caches)
+
+    def _place(self, seat: int, other: LowestOut | None, caches: Sequence[LayerCache]) -> None:
+        """Nothing was seen of the request yet."""
+        self._logits[seat].zero_()
+        self._norms[seat].fill_(torch.inf)
+        self._limits[seat] = _NEVER if other is None else torch.tensor(other._most, device=self._limits.device)
+        self._recents[seat] = 0 if other is None else torch.tensor(other._recent, device=self._limits.device)
+        for held, cache in zip(self._positions[seat], caches, strict=True):
             held[:, : cache.length] = cache.positions.T[: len(held)]
-        self._sums.zero_()
-        if self._theirs is not None:
-            for layer, cache in enumerate(caches):
-                self._sums[layer, :, : cache.length] = self._theirs[layer]
+        if len(self._sums):
+            self._sums[seat].zero_()
+        for layer, sums in ((other and other._theirs) or {}).items():
+            self._sums[seat, layer, :, : caches[layer].length] = sums
 
     def attend(self, layer: int, heads: Heads, table: DecodeTable) -> Tensor:
         """Lets tokens go ahead of the first layer, by what the last step saw, and notes what this one sees."""
         if layer == 0:
-            self._settle(heads.positions, heads.k[0])
+            self._settle(heads.positions, heads.k[0], table.rows)
         return table.attend(layer, heads, (self._logits, self._norms))
 
     def give_back(self, caches: Sequence[LayerCache], count: int, position: int) -> None:
         """Caches hold what the steps left there, by position, and sums are theirs."""
         coming = torch.tensor([position + count], device=self._rows.device)
-        last = self._positions[0, 0].gather(0, self._rows[0, 2:] - 1)
+        last = self._positions[0, 0, 0].gather(0, self._rows[0, 2:] - 1)
         # Has no step been begun that nobody asked for, the last one still has to be counted.
         if not torch.equal(last, coming):
-            self._settle(coming, caches[0].keys[0])
+            self._settle(coming, caches[0].keys[0], self._rows)
         for layer, (cache, most) in enumerate(zip(caches, self._most, strict=True)):
             cache.claim(min(cache.length + count, most) - cache.length)
-            positions = self._positions[layer, :, : cache.length]
+            positions = self._positions[0, layer, :, : cache.length]
             order = positions.argsort(1)
             cache.place(positions.T)
             cache.keep(order.T.squeeze(1))
             if self._theirs is not None:
-                self._theirs[layer] = self._sums[layer, :, : cache.length].gather(1, order)
+                self._theirs[layer] = self._sums[0, layer, :, : cache.length].gather(1, order)
 
-    def _settle(self, position: Tensor, like: Tensor) -> None:
+    def _settle(self, positions: Tensor, like: Tensor, rows: Tensor) -> None:
         from harness.engine.kernels.eviction import settle
 
-        settle(
-            self._logits, self._norms, None if self._theirs is None else self._sums, self._positions, self._limits,
-            self._recents, position, like, self._counters, self._rows,
-        )  # fmt: skip
+        n = len(positions)
+        sums = self._sums[:n] if len(self._sums) else None
+        own = (x[:n] for x in (self._positions, self._limits, self._recents))
+        settle(self._logits[:n], self._norms[:n], sums, *own, positions, like, self._counters[:n], rows)

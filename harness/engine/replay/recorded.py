@@ -117,6 +117,11 @@ class RecordedDecode:
             give_back: is told how many steps were handed out, when they end or are closed.
         """
         self._prepare(replay, caches, token, positions)
+        yield from self._steps(replay, caches, count, give_back)
+
+    def _steps(
+        self, replay: Replay, caches: Sequence[LayerCache], count: int, give_back: Callable[[int], None]
+    ) -> Generator[list[int]]:
         given = 0
         try:
             self._pieces[0].replay(1)
@@ -146,6 +151,9 @@ class RecordedDecode:
 
     def _load(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, positions: Sequence[int]) -> None:
         replay.load(caches, self._table)
+        self._place(token, positions)
+
+    def _place(self, token: Tensor, positions: Sequence[int]) -> None:
         self._token.copy_(token)
         self._position.copy_(torch.tensor(positions))
 

@@ -7,6 +7,10 @@ decisions of the host, that depend on what is in a tensor. All that changes from
 A method hands its object out after each prefill (`Method.replay`), prepared for the request. The object stays the same
 over all requests, since a recorded step holds the addresses of what is in it; it knows the method's tensors, and not
 the method.
+
+Requests that are decoded together share an object with a seat for each (`Replay.seats`), in whose hooks every request
+has a row: what the object has on the device has one axis more. So who comes or goes changes what lies in memory, and
+nothing of what is recorded.
 """
 
 from __future__ import annotations
@@ -63,6 +67,39 @@ class Replay:
         """
         for cache in caches:
             cache.extended(count, position)
+
+    # Several requests at once.
+
+    def seats(self, count: int) -> Replay | None:
+        """An object that does what this one does for so many requests, each at a seat.
+
+        None where there is no such object: then requests' steps stand side by side in one recording, which is for them
+        alone. Asked behind the prefill. Not inherited by what overrides a hook.
+        """
+        return Replay() if type(self) is Replay else None
+
+    def serves(self, other: Replay) -> bool:
+        """Whether a request may sit here whose own object is `other`."""
+        return type(other) is type(self)
+
+    def sit(self, seat: int, other: Replay | None, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """A request takes a seat.
+
+        Args:
+            seat: which.
+            other: its own object, as the prefill or the last step left it. None for nobody: whatever steps do to the
+                caches then harms no one, and they hold as many steps as there may be until somebody else sits there.
+            caches: a layer each.
+            table: with a row for each seat and layer.
+        """
+        table.sit(seat, caches)
+
+    def seated(self, table: DecodeTable) -> Sequence[Tensor]:
+        """All that steps change of a request apart from its caches, [seats, ...] each; moves along with it."""
+        return [table.seated]
+
+    def rise(self, seat: int, other: Replay, table: DecodeTable) -> None:
+        """The request's own object learns what steps have done, ahead of its `give_back`."""
 
     # In a step that is being recorded.
 

@@ -1,8 +1,6 @@
-"""What several requests' attention does in one recorded step: one launch for all where that can be, else one each.
+"""One recorded step of several requests for whose methods there are no seats (`Replay.seats`).
 
-Requests whose methods attend to all that their caches hold share a launch, with the layer's keys in one piece or KV
-heads of different lengths. Methods whose steps do more than that act one after the other, each on a table of its own;
-projections and feed forward are shared all the same.
+They act one after the other, each on a table of its own; projections and feed forward are shared all the same.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from torch import Tensor
 from harness.engine.cache import LayerCache
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.overlap import Overlap
-from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Rows
 
@@ -45,7 +42,7 @@ class OneByOne(Replay):
     def take(self, caches: Sequence[LayerCache], *, rehearsal: bool) -> None:
         """As each member's."""
         for number, member in enumerate(self._members):
-            member.take(caches[number :: len(self._members)], rehearsal=rehearsal)
+            member.take(self._own(caches, number), rehearsal=rehearsal)
 
     def undo(self, table: DecodeTable) -> None:
         """As each member's."""
@@ -76,16 +73,9 @@ class OneByOne(Replay):
 
     def _each(self, caches: Sequence[LayerCache]) -> Iterator[tuple[Replay, DecodeTable, Sequence[LayerCache]]]:
         for number, (member, own) in enumerate(zip(self._members, self._tables, strict=True)):
-            yield member, own, caches[number :: len(self._members)]
+            yield member, own, self._own(caches, number)
 
-
-def shared_kind(members: Sequence[Replay]) -> type[Replay]:
-    """`Replay` or `RaggedReplay` where one launch can do what all members do, else `OneByOne`."""
-    shared = (kind for kind in (Replay, RaggedReplay) if all(type(member) is kind for member in members))
-    return next(shared, OneByOne)
-
-
-def together(members: Sequence[Replay]) -> Replay:
-    """What does the members' steps as one; its caches lie in the order of a `DecodeTable`'s rows."""
-    kind = shared_kind(members)
-    return OneByOne(members) if kind is OneByOne else kind()
+    def _own(self, caches: Sequence[LayerCache], number: int) -> Sequence[LayerCache]:
+        """Of one of the requests, whose caches lie one request behind the other."""
+        layers = len(caches) // len(self._members)
+        return caches[number * layers : (number + 1) * layers]
