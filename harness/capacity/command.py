@@ -27,11 +27,17 @@ def capacity_command(
     output: Annotated[Path | None, typer.Option(*OUTPUT, help="folder of what is found; the same command goes on")] = (
         None
     ),
+    accuracy: Annotated[
+        Path | None, typer.Option(help="folder of a run whose scores stand, and are drawn, beside throughput")
+    ] = None,
+    redraw: Annotated[bool, typer.Option("--redraw", help="measure nothing, draw what --output holds")] = False,
     method_file: MethodFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what is found as JSON, and nothing else")] = False,
 ) -> None:
     """Find the largest batch that each method lets the device hold, and how fast it is decoded."""
+    from harness.capacity.accuracy import judged
     from harness.capacity.found import find
+    from harness.capacity.held import stored
     from harness.capacity.page import write
     from harness.runner.catalog import METHODS
     from harness.runner.spec import RunSpec
@@ -45,8 +51,13 @@ def capacity_command(
     }  # fmt: skip
     spec = RunSpec.read(given)
     folder = output or spec.default_folder(f"capacity-{Path(model).name}-{length}")
-    found, labels = find(spec, length, new_tokens, most, folder)
-    text, paths = write(found, labels, folder)
+    scores = None if accuracy is None else judged(accuracy)
+    if redraw:
+        found = stored(folder)
+        labels = [held.method for held in found.methods]
+    else:
+        found, labels = find(spec, length, new_tokens, most, folder)
+    text, paths = write(found, labels, folder, scores)
     print(found.model_dump_json(indent=2) if as_json else text)
     if not as_json:
         print("\n".join(f"wrote {path}" for path in paths))

@@ -102,13 +102,24 @@ def resumed(folder: Path, begun: Capacity) -> Capacity:
     Raises:
         InputError: the file is of something else, or corrupt.
     """
-    path = folder / FILE
-    if not path.is_file():
+    if not (folder / FILE).is_file():
         return begun
-    try:
-        found = Capacity.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path} is corrupt: {error.errors()[0]['msg']}") from None
+    found = stored(folder)
     if (found.asked, found.memory_bytes) != (begun.asked, begun.memory_bytes):
         raise InputError(f"{folder} holds the capacity of something else; choose another --output")
     return found.model_copy(update={"environment": begun.environment})
+
+
+def stored(folder: Path) -> Capacity:
+    """What the folder holds.
+
+    Raises:
+        InputError: nothing, or the file is corrupt.
+    """
+    path = folder / FILE
+    try:
+        return Capacity.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        raise InputError(f"{path} is corrupt: {error.errors()[0]['msg']}") from None

@@ -8,21 +8,28 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from harness.capacity.accuracy import Accuracy, Judged
 from harness.capacity.held import Capacity, Held
 from harness.errors import InputError
 from harness.report import formats
 from harness.report.figures import canvas, colour_of, marker_of, names_of, save, tidy
+from harness.report.plots import pareto
 from harness.report.summary import BASELINE
 from harness.report.table import Cell, Table, label, number, to_csv, to_markdown
 
 
-def write(found: Capacity, methods: Sequence[str], folder: Path) -> tuple[str, list[Path]]:
+def write(
+    found: Capacity, methods: Sequence[str], folder: Path, scores: Judged | None = None
+) -> tuple[str, list[Path]]:
     """Writes `capacity.md`, `capacity.csv` and, where something was decoded, `capacity.png` and `.svg`.
+
+    Where a run has scores of such methods, also `capacity-accuracy.png` and `.svg`.
 
     Args:
         found: what is known.
         methods: labels, in the order of rows.
         folder: where the files go.
+        scores: of a run.
 
     Returns:
         The page and the files.
@@ -32,19 +39,23 @@ def write(found: Capacity, methods: Sequence[str], folder: Path) -> tuple[str, l
     """
     by_label = {held.method: held for held in found.methods}
     held = [by_label[method] for method in methods if method in by_label]
-    table = capacity_table(found, held)
-    text, figure = to_markdown(table), capacity_figure(found, held)
+    table = capacity_table(found, held, scores)
+    text = to_markdown(table)
+    figures = {
+        "capacity": capacity_figure(found, held),
+        "capacity-accuracy": None if scores is None else accuracy_figure(found, held, scores),
+    }
     try:
         for name, content in (("capacity.md", text), ("capacity.csv", to_csv(table))):
             (folder / name).write_text(content, encoding="utf-8")
-        plots = save(figure, folder, "capacity") if figure is not None else []
+        plots = [path for name, one in figures.items() if one is not None for path in save(one, folder, name)]
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}") from None
     return text, [folder / "capacity.md", folder / "capacity.csv", *plots]
 
 
-def capacity_table(found: Capacity, held: Sequence[Held]) -> Table:
-    """One row a method."""
+def capacity_table(found: Capacity, held: Sequence[Held], scores: Judged | None = None) -> Table:
+    """One row a method; what it scores comes last, where there is a run that says so."""
     full = next((one for one in held if one.method == BASELINE), None)
     head = [
         "method", "kept", "KV a request", "on the host", "largest batch", f"times {BASELINE}", "predicted", "tokens/s",
@@ -58,7 +69,22 @@ def capacity_table(found: Capacity, held: Sequence[Held]) -> Table:
         f"compare with {BASELINE} at its own largest batch."
     )
     title = f"Capacity: `{found.model}` on {device(found)}"
-    return Table("capacity", title, note, head, [_row(one, full) for one in held])
+    rows = [_row(one, full) for one in held]
+    if scores is not None:
+        note += f" Accuracy: mean over the tasks of {scores.words}; beside it the paired difference from {BASELINE}."
+        head += ["accuracy", f"against {BASELINE}, points"]
+        rows = [row + _scores(scores.methods.get(one.method)) for row, one in zip(rows, held, strict=True)]
+    return Table("capacity", title, note, head, rows)
+
+
+def _scores(one: Accuracy | None) -> list[Cell]:
+    if one is None:
+        return _nothing(2)
+    difference = one.difference, one.low, one.high
+    return [
+        number(one.score, f"{one.score:.1f} %"),
+        number(one.difference, formats.points(*difference), *difference[1:]),
+    ]
 
 
 def device(found: Capacity) -> str:
@@ -115,6 +141,40 @@ def capacity_figure(found: Capacity, held: Sequence[Held]) -> Figure | None:
         axis.set_minor_formatter("{x:g}")
     axes.tick_params(which="both", labelsize=8)
     axes.set_title(f"{found.model} on {device(found)}, {found.length} tokens a request", fontsize=11)
+    tidy(axes)
+    figure.legend(loc="outside lower center", ncols=min(4, len(known)), frameon=False, fontsize=8)
+    return figure
+
+
+def accuracy_figure(found: Capacity, held: Sequence[Held], scores: Judged) -> Figure | None:
+    """Accuracy over decode throughput, each method at its largest batch; None where no method has both.
+
+    Bars are paired 95 % intervals; the line joins whom nobody beats in both.
+    """
+    names = names_of([one.method for one in held])
+    known = [
+        (index, one.method, one.tokens_per_s, scores.methods[one.method])
+        for index, one in enumerate(held)
+        if one.tokens_per_s and one.method in scores.methods
+    ]
+    if not known:
+        return None
+    figure = canvas(6.4, 4.8)
+    axes = figure.subplots()
+    for index, method, rate, accuracy in known:
+        axes.plot((rate, rate), accuracy.ends, color=colour_of(index), linewidth=1.2)
+        axes.scatter(rate, accuracy.score, s=55, color=colour_of(index), marker=marker_of(index), label=names[method])
+    points = [(rate, accuracy.score) for _, _, rate, accuracy in known]
+    front = [points[index] for index in pareto([(-rate, score) for rate, score in points])]
+    # Steps, not slopes: between two methods there is nothing that anyone could choose.
+    style = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 1}
+    axes.plot([x for x, _ in front], [y for _, y in front], drawstyle="steps-post", **style)
+    axes.set(xscale="log", xlabel="new tokens a second, all requests (log)", ylabel="accuracy in %")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.tick_params(which="both", labelsize=8)
+    axes.set_title(f"{found.model} on {device(found)}, {found.length} tokens a request", fontsize=11)
+    figure.supxlabel(f"accuracy of {scores.words.replace('`', '')}; bars: 95 %, paired with {BASELINE}", fontsize=8)
     tidy(axes)
     figure.legend(loc="outside lower center", ncols=min(4, len(known)), frameon=False, fontsize=8)
     return figure

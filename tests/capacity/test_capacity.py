@@ -12,9 +12,14 @@ import torch
 from torch import Tensor
 
 from harness.capacity import fill, found
+from harness.capacity.accuracy import Accuracy, Judged
+from harness.capacity.held import Capacity, Held
+from harness.capacity.page import accuracy_figure
 from harness.engine.batch import Batch
 from harness.engine.cache import LayerCache
 from tests.command import run
+from tests.report.test_report import record
+from tests.report.test_report import write as write_run
 from tests.test_cli import random_model
 
 TOKEN = 6 * 2 * 2 * 16 * 4
@@ -222,3 +227,42 @@ def test_bad_input_is_one_line_before_a_model_loads(
     assert capacity(tmp_path, methods=methods) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_throughput_stands_beside_what_a_run_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Scarce(int(3.5 * FULL), monkeypatch)
+    assert capacity(tmp_path, methods="full,snapkv:budget=64:window=8") == 0
+    scores = {"full": 1.0, "snapkv:budget=64:window=8": 0.0, "knorm": 1.0}
+    records = [
+        record(method, "needle", number, score=score if number % 2 else 1.0)
+        for method, score in scores.items()
+        for number in range(12)
+    ]
+    write_run(tmp_path / "run", records, tasks=["needle"])
+    capsys.readouterr()
+    asked = ("capacity", "--redraw", "--output", tmp_path / "out", "--accuracy")
+    assert run(*asked, tmp_path / "run") == 0
+    page = capsys.readouterr().out
+    assert "paired difference from full" in page and "`run`" in page and "knorm" not in page
+    full, snapkv = (line for line in page.splitlines() if line.startswith("| `"))
+    assert full.endswith("| 100.0 % | - |") and "| 50.0 % | -50.0 [-" in snapkv
+    assert (tmp_path / "out" / "capacity-accuracy.svg").is_file()
+    assert run(*asked, tmp_path / "out") == 2 and "out" in capsys.readouterr().err
+    assert run("capacity", "--redraw", "--output", tmp_path) == 2 and "capacity.json" in capsys.readouterr().err
+
+
+def test_the_line_joins_whom_nobody_beats_in_both() -> None:
+    rates = {"full": 10.0, "a": 20.0, "b": 40.0, "c": 30.0, "unknown": 50.0}
+    held = [Held(key=name, method=name, batch=1, bound="memory", tokens_per_s=rate) for name, rate in rates.items()]
+    found = Capacity(model="m", length=8, new_tokens=3, asked={}, memory_bytes=1, environment={}, methods=held)
+    scores = {"full": 90.0, "a": 95.0, "b": 60.0, "c": 50.0}
+    methods = {name: Accuracy(score, score - 90, score - 92, score - 88) for name, score in scores.items()}
+    figure = accuracy_figure(found, held, Judged("a run", methods))
+    assert figure is not None
+    (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert line.get_xydata().tolist() == [[40, 60], [20, 95]]
+    bars = [line.get_ydata() for line in figure.axes[0].lines if line.get_linestyle() == "-"]
+    assert [list(bar) for bar in bars] == [[score - 2, score + 2] for score in scores.values()]
+    assert accuracy_figure(found, held, Judged("a run", {})) is None

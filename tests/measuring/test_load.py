@@ -9,7 +9,8 @@ import pytest
 
 from harness.conformance.tiny import random_ids, tiny_engine
 from harness.engine.batch import Ended, Slot
-from harness.engine.continuous import Continuous, Recordings
+from harness.engine.continuous import Continuous
+from harness.engine.replay.seating import Seatings
 from harness.engine.request import Request
 from harness.measuring.clock import Measured
 from harness.measuring.load import Arriving, Visit, WallClock, serve
@@ -62,7 +63,7 @@ def served(arrivals: Sequence[float], tokens: Sequence[int], places: int) -> tup
     """What was noted of requests of so many new tokens, in the order in which they left."""
     engine, clock = tiny_engine(layers=1), FakeClock()
     (full,) = parse_methods("full")
-    batch = Paced(engine, [full.build(engine.context) for _ in range(places)], Recordings(engine))
+    batch = Paced(engine, [full.build(engine.context) for _ in range(places)], Seatings(engine))
     batch.clock = clock
     coming = [
         Arriving(second, Request(random_ids(20, number), count))

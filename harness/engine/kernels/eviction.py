@@ -66,7 +66,8 @@ def settle(
     _settle[(requests * layers, lists)](
         logits, norms, norms if sums is None else sums, positions, limits, recents, position, like, counters, table,
         room, layers, LISTS=lists, GROUP=group, PADDED=padded, SIZE=size // lists,
-        WIDTH=triton.next_power_of_2(size // lists), SUMS=sums is not None, BLOCK=min(_BLOCK, _LOGITS // padded), num_warps=8,
+        WIDTH=triton.next_power_of_2(size // lists), SUMS=sums is not None,
+        BLOCK=min(_BLOCK, _LOGITS // padded), num_warps=8,
     )  # fmt: skip
 
 
