@@ -79,6 +79,14 @@ class Continuous(Batch):
         self._stepped, self._seatable = None, True
 
     @torch.inference_mode()
+    def settle(self, slot: Slot) -> None:
+        """Lets a request's method know what was replayed; nothing may be replayed of it then."""
+        for seat, (who, one) in enumerate(self._seated):
+            if who is slot and self._seating is not None and slot.position > one.position:
+                self._seating.rise(seat, one)
+                one.give_back(slot.position)
+
+    @torch.inference_mode()
     def leave(self, slot: Slot) -> None:
         """Frees a request's keys and values, and its place."""
         self._change()
@@ -179,8 +187,6 @@ class Continuous(Batch):
 
     def _all_rise(self) -> None:
         """Notes in the caches what was replayed: the next step is launched anew, or from other seats."""
-        for seat, (slot, one) in enumerate(self._seated):
-            if self._seating is not None and slot.position > one.position:
-                self._seating.rise(seat, one)
-                one.give_back(slot.position)
+        for slot, _ in self._seated:
+            self.settle(slot)
         self._seated = []

@@ -148,6 +148,7 @@ def serve(
         for slot in [slot for slot in here if slot.done]:
             visit = here.pop(slot)
             with clock.stopped():
+                batch.settle(slot)
                 leaves(visit, visit.measured(peak.read(slot.work)))
             batch.leave(slot)
     return meter.spent(reading, clock.now())

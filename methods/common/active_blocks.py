@@ -8,6 +8,8 @@ another one is wanted there, so a swap moves what is missing and nothing else.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -162,6 +164,53 @@ class ActiveBlocks:
         now = self.active.clone()
         self._state.copy_(self._before)
         return torch.where(now == self.active, -1, self.active)
+
+    def seats(self, count: int) -> tuple[list[ActiveBlocks], list[Tensor]]:
+        """The active sets of so many requests, none of which is there yet, with room for one like this one's.
+
+        Returns:
+            A set each, and all that steps know and change of them, [count, ...] each.
+        """
+        stacked = [own.new_zeros((count, *own.shape)) for own in self._parts()]
+        each = [copy(self) for _ in range(count)]
+        for seat, one in enumerate(each):
+            one._store = HostStore("none")
+            one._lift, one._unit_lift, one.units, one._state, one._before, one._store.addresses = (
+                x[seat] for x in stacked
+            )
+        return each, stacked
+
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self._lift, self._unit_lift, self.units, self._state, self._before, self.addresses
+
+    def holds(self, other: ActiveBlocks) -> bool:
+        """Whether there is room for another's request."""
+        alike = (self.block, self._unit) == (other.block, other._unit)
+        return alike and len(self._lift) >= len(other._lift) and len(self.active) >= len(other.active)
+
+    def take_over(self, other: ActiveBlocks) -> None:
+        """From now on steps choose for another's request."""
+        self.take_nobody()
+        for ours, theirs in zip(self._parts(), other._parts(), strict=True):
+            ours[: len(theirs)] = theirs
+        for ours, theirs in ((self._state, other._state), (self._before, other._before)):
+            ours[len(theirs) - 2 :] = NONE
+            ours[-2:] = theirs[-2:]
+
+    def take_nobody(self) -> None:
+        """From now on nothing is ever chosen."""
+        self._lift.fill_(-torch.inf)
+        self._unit_lift.fill_(-torch.inf)
+        self.units.zero_()
+        for state in (self._state, self._before):
+            state.fill_(NONE)
+            state[-2:] = 0
+
+    def tell(self, other: ActiveBlocks) -> None:
+        """Lets another know what has become of its request."""
+        for ours, theirs in ((self._state, other._state), (self._before, other._before)):
+            theirs[:-2] = ours[: len(theirs) - 2]
+            theirs[-2:] = ours[-2:]
 
     @property
     def addresses(self) -> Tensor:

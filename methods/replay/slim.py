@@ -26,6 +26,7 @@ class SlimReplay(Replay):
             beside: choose and fetch beside the rest of the step, not ahead of it.
         """
         self._active, self._gamma = active, gamma
+        self._sets, self._stacked = [active], list[Tensor]()
         self._side = SideStream() if beside else None
 
     def key(self) -> Hashable:
@@ -41,10 +42,48 @@ class SlimReplay(Replay):
         """Attends to the active blocks, and chooses those for the steps that follow."""
         out = table.attend(layer, heads)
         if layer in self._active:
-            active = self._active[layer]
             with nullcontext() if self._side is None else self._side.beside(heads.q):
-                self._fetch(layer, active.reselect(active.wanted(heads.q), self._gamma), table)
+                for seat, q in enumerate(heads.q.split(1)):
+                    active = self._sets[seat][layer]
+                    self._fetch(layer, active.reselect(active.wanted(q), self._gamma), table, seat)
         return out
+
+    def seats(self, count: int) -> Replay:
+        """With room for active sets of the size of this one's."""
+        other = SlimReplay({}, self._gamma, beside=self._side is not None)
+        made = {layer: active.seats(count) for layer, active in self._active.items()}
+        other._sets = [{layer: each[seat] for layer, (each, _) in made.items()} for seat in range(count)]
+        other._active, other._stacked = other._sets[0], [x for _, stacked in made.values() for x in stacked]
+        return other
+
+    def serves(self, other: Replay) -> bool:
+        """What chooses in the same layers, among no more blocks."""
+        return (
+            isinstance(other, SlimReplay)
+            and self._asked == other._asked
+            and all(active.holds(other._active[layer]) for layer, active in self._active.items())
+        )
+
+    @property
+    def _asked(self) -> tuple[float, bool, set[int]]:
+        return self._gamma, self._side is None, set(self._active)
+
+    def sit(self, seat: int, other: Replay | None, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """With the request's active sets."""
+        super().sit(seat, other, caches, table)
+        for layer, active in self._sets[seat].items():
+            active.take_over(other._active[layer]) if isinstance(other, SlimReplay) else active.take_nobody()
+
+    def seated(self, table: DecodeTable) -> Sequence[Tensor]:
+        """As in the base, and the active sets."""
+        return [*super().seated(table), *self._stacked]
+
+    def rise(self, seat: int, other: Replay, table: DecodeTable) -> None:
+        """Which blocks are active, and which were before the last step."""
+        assert isinstance(other, SlimReplay)
+        other._table = table.of(seat)
+        for layer, active in self._sets[seat].items():
+            active.tell(other._active[layer])
 
     def end_step(self) -> Overlap | None:
         """Blocks have come in."""
@@ -63,8 +102,8 @@ class SlimReplay(Replay):
         for active in self._active.values():
             active.settle()
 
-    def _fetch(self, layer: int, source: Tensor, table: DecodeTable) -> None:
+    def _fetch(self, layer: int, source: Tensor, table: DecodeTable, seat: int = 0) -> None:
         from harness.engine.kernels.fetch import fetch_blocks
 
-        active = self._active[layer]
-        fetch_blocks(source, active.addresses, active.units, table.rows, layer, active.block)
+        active, row = self._sets[seat][layer], seat * table.shape.layers + layer
+        fetch_blocks(source, active.addresses, active.units, table.rows, row, active.block)

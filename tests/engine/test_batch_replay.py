@@ -22,15 +22,18 @@ from tests.reference.interpreter import DEVICE, kernels
 pytestmark = pytest.mark.slow
 
 module = kernels("decode_attention")
+for name in ("listed_attention", "page_select", "eviction", "fetch"):
+    kernels(name)
 REQUESTS = [Request(PROMPT[:64], 4), Request(PROMPT[10:41], 3), Request(PROMPT[5:], 5)]
 DENSE = ("full", "snapkv:budget=24:window=4:kernel=3", f"slim:{SCHEDULE}:reselect=A")
 RAGGED = ("adakv:budget=24:window=4:kernel=3",)
 OTHERS = (
     "duo:sinks=3:recent=2", "streaming:window=16", "streaming:mode=slide:window=20", "tova:budget=12",
     "h2o:mode=drop:budget=12:window=3", "quest:budget=32:page=8",
+    "slim:layers=1/2:budgets=24/16:block=8", "slim:layers=1/2:budgets=24/16:block=8:gamma=1",
 )  # fmt: skip
-ALONE = (f"slim:{SCHEDULE}",)
-"""Requests of which each has steps of its own."""
+ALONE = ("lychee:budget=24", f"slim:{SCHEDULE}")
+"""Requests of which each has steps of its own: here `slim` prunes two of three."""
 
 
 def recorded_or_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +206,7 @@ def test_a_long_cache_is_more_shares_than_a_short_one() -> None:
     assert shares[0] == 1 < shares[2] < shares[1]
 
 
-@pytest.mark.parametrize("text", ["full", "quest:budget=16:page=8", f"slim:{SCHEDULE}"])
+@pytest.mark.parametrize("text", ["full", "quest:budget=16:page=8", *ALONE])
 def test_nothing_is_recorded_behind_a_rehearsal(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded: list[RecordedDecode] = []
 

@@ -19,15 +19,16 @@ from tests.engine.test_batch import REQUESTS, alone, spec
 from tests.engine.test_replay import PROMPT, SCHEDULE, attention_alone
 from tests.reference.interpreter import DEVICE, kernels
 
-for name in ("decode_attention", "eviction", "fetch", "page_select"):
+for name in ("decode_attention", "eviction", "fetch", "page_select", "listed_attention"):
     kernels(name)
 EVERY = [name for name in METHODS.names() if name != "lazyllm"] + ["lazyllm:revive=false"]
 SHORT = [Request(PROMPT[:64], 3), Request(PROMPT[10:41], 2), Request(PROMPT[5:], 4), Request(PROMPT[:34], 3)]
-MANY = [replace(request, max_new_tokens=new) for request, new in zip(SHORT, (7, 3, 6, 5), strict=True)]
+MIXED = [replace(request, max_new_tokens=new) for request, new in zip(SHORT, (7, 3, 6, 5), strict=True)]
+MANY = [replace(request, prompt=PROMPT[at : at + 49 + 7 * at]) for at, request in enumerate(MIXED)]
 """The second one leaves from between two others, whose answers go on."""
 OWN = (
     "quest:budget=16:page=8:dense_layers=1", "streaming:window=16", "streaming:mode=slide:window=20", "tova:budget=12",
-    "h2o:mode=drop:budget=12:window=3", "duo:sinks=3:recent=2",
+    "h2o:mode=drop:budget=12:window=3", "duo:sinks=3:recent=2", f"slim:{SCHEDULE}",
 )  # fmt: skip
 """Methods whose steps do more than attend."""
 DENSE, RAGGED = "snapkv:budget=24:window=4:kernel=3", "adakv:budget=24:window=4:kernel=3"
@@ -96,12 +97,19 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedDecode]:
 
 @pytest.mark.parametrize("text", [DENSE, RAGGED, *OWN])
 def test_replayed_steps_give_the_same_answers(text: str, recorded: list[RecordedDecode]) -> None:
-    stock, fused = attention_alone(2)
+    stock, fused = attention_alone()
     batch = continuous(fused, text, 3)
     assert answers(batch, MANY) == alone(stock, spec(text), MANY)
     assert {one._table.batch for one in recorded} == {1, 2, 3}
     known = len(recorded)
     assert answers(batch, MANY) == alone(stock, spec(text), MANY) and len(recorded) == known
+
+
+@pytest.mark.parametrize("text", [f"slim:{SCHEDULE}", "quest:budget=32:page=8"])
+def test_requests_that_are_not_pruned_have_seats_of_their_own(text: str, recorded: list[RecordedDecode]) -> None:
+    stock, fused = attention_alone()
+    batch = continuous(fused, text, 3)
+    assert answers(batch, MIXED) == alone(stock, spec(text), MIXED) and len(batch._seatings._made) > 1
 
 
 def test_at_most_a_fifth_of_the_rows_is_padding() -> None:
@@ -162,7 +170,7 @@ def test_steps_that_were_replayed_are_there_when_one_is_launched_anew() -> None:
     assert [first.tokens, second.tokens] == alone(stock, spec(RAGGED), [SHORT[0], late])
 
 
-@pytest.mark.parametrize("text", [f"slim:{SCHEDULE}", "quest:budget=0.5:page=8"])
+@pytest.mark.parametrize("text", ["lychee:budget=24", "quest:budget=0.5:page=8"])
 def test_steps_of_which_no_other_request_takes_part_are_launched_anew(text: str) -> None:
     stock, fused = attention_alone()
     batch = continuous(fused, text, 2)

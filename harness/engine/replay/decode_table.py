@@ -60,6 +60,10 @@ class DecodeTable:
         """A table of the first so many requests alone, whose rows are these very ones."""
         return DecodeTable(self.shape, self.device, count, self.rows[: count * self.shape.layers])
 
+    def of(self, seat: int) -> DecodeTable:
+        """A table of one of the requests alone, whose rows are these very ones."""
+        return DecodeTable(self.shape, self.device, 1, self.seated[seat])
+
     def sit(self, seat: int, caches: Sequence[LayerCache]) -> None:
         """From now on these are the caches of one of the requests."""
         self.seated[seat].copy_(_rows(caches), non_blocking=True)
