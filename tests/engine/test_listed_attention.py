@@ -33,12 +33,13 @@ def test_heads_attend_to_all_or_to_their_list_and_choose_what_they_paid_most(
     attention = ListedAttention(kv_heads * group, kv_heads, d, room, count, DEVICE, splits)
     listed = min(count, length)
     for head in range(kv_heads):
-        attention.tokens[head, :listed] = torch.randperm(length, generator=draw)[:listed].sort().values.to(DEVICE)
-    before = attention.tokens.clone()
-    out = attention.attend(q, k, v, torch.tensor(WHOLE, device=DEVICE), table, 1).view(-1, d)
+        attention.tokens[0, head, :listed] = torch.randperm(length, generator=draw)[:listed].sort().values.to(DEVICE)
+    before = attention.tokens[0].clone()
+    news = (x.unsqueeze(0) for x in (q, k, v))
+    out = attention.attend(*news, torch.tensor(WHOLE, device=DEVICE), table, 1).view(-1, d)
     assert torch.equal(keys[length], k) and torch.equal(values[length], v)
     attention.choose(torch.tensor([0, 2], device=DEVICE), table, 1, vote)
-    assert torch.equal(attention.tokens[1], before[1])
+    assert torch.equal(attention.tokens[0, 1], before[1])
     for head in range(kv_heads):
         seen = torch.arange(length, device=DEVICE) if WHOLE[head] else before[head, :listed]
         seen = torch.cat((seen, seen.new_tensor([length])))
@@ -47,7 +48,7 @@ def test_heads_attend_to_all_or_to_their_list_and_choose_what_they_paid_most(
         torch.testing.assert_close(out[rows], paid @ values[seen, head], atol=1e-5, rtol=1e-4)
         if WHOLE[head]:
             rated = paid[:, :-1].mean(0) if vote == "mean" else paid[:, :-1].amax(0)
-            assert attention.tokens[head, :listed].tolist() == rated.topk(listed).indices.sort().values.tolist()
+            assert attention.tokens[0, head, :listed].tolist() == rated.topk(listed).indices.sort().values.tolist()
 
 
 @pytest.mark.parametrize("vote", ["mean", "max"])
