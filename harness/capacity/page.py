@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -167,7 +168,7 @@ def accuracy_figure(found: Capacity, held: Sequence[Held], scores: Judged) -> Fi
     points = [(rate, accuracy.score) for _, _, rate, accuracy in known]
     front = [points[index] for index in pareto([(-rate, score) for rate, score in points])]
     # Steps, not slopes: between two methods there is nothing that anyone could choose.
-    style = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 1}
+    style: dict[str, Any] = {"color": "#888888", "linestyle": "--", "linewidth": 1, "zorder": 1}
     axes.plot([x for x, _ in front], [y for _, y in front], drawstyle="steps-post", **style)
     axes.set(xscale="log", xlabel="new tokens a second, all requests (log)", ylabel="accuracy in %")
     axes.xaxis.set_major_formatter("{x:g}")

@@ -121,7 +121,7 @@ class Continuous(Batch):
         return live
 
     @torch.inference_mode()
-    def rehearse(self) -> None:
+    def record(self) -> None:
         """Records the steps of every size that those who are there would take part in, beside others of their kind."""
         if self._all_sit() and self._seating is not None:
             for size in sizes(len(self._methods)):

@@ -103,7 +103,7 @@ class LoadAsker:
             longest = sorted(requests, key=lambda request: len(request.prompt), reverse=True)
             for request in longest[: min(REHEARSALS, self._load.most)]:
                 if not self._batch.join(request).done:
-                    self._batch.rehearse()
+                    self._batch.record()
                     self._batch.step()
         with suppress(Exception):
             self._batch.end()

@@ -43,9 +43,9 @@ class SlimReplay(Replay):
         out = table.attend(layer, heads)
         if layer in self._active:
             with nullcontext() if self._side is None else self._side.beside(heads.q):
-                for seat, q in enumerate(heads.q.split(1)):
+                for seat, own in enumerate(heads.single()):
                     active = self._sets[seat][layer]
-                    self._fetch(layer, active.reselect(active.wanted(q), self._gamma), table, seat)
+                    self._fetch(layer, active.reselect(active.wanted(own.q), self._gamma), table, seat)
         return out
 
     def seats(self, count: int) -> Replay:

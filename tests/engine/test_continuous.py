@@ -125,7 +125,7 @@ def test_between_two_recorded_numbers_the_greater_one_is_replayed(
     stock, fused = attention_alone(2)
     batch = continuous(fused, DENSE, 4)
     batch.join(SHORT[0])
-    batch.rehearse()
+    batch.record()
     assert [one._table.batch for one in recorded] == [1, 4]
     batch.end()
     assert answers(batch, SHORT) == alone(stock, spec(DENSE), SHORT)
@@ -136,7 +136,7 @@ def test_a_rehearsal_changes_no_answer(recorded: list[RecordedDecode]) -> None:
     stock, fused = attention_alone(2)
     batch = continuous(fused, "full", 2)
     slot = batch.join(SHORT[0])
-    batch.rehearse()
+    batch.record()
     while not slot.done:
         batch.step()
     assert [slot.tokens] == alone(stock, spec("full"), SHORT[:1]) and len(recorded) == 2

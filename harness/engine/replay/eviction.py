@@ -163,5 +163,7 @@ class LowestOut(Replay):
 
         n = len(positions)
         sums = self._sums[:n] if len(self._sums) else None
-        own = (x[:n] for x in (self._positions, self._limits, self._recents))
-        settle(self._logits[:n], self._norms[:n], sums, *own, positions, like, self._counters[:n], rows)
+        settle(
+            self._logits[:n], self._norms[:n], sums, self._positions[:n], self._limits[:n], self._recents[:n],
+            positions, like, self._counters[:n], rows,
+        )  # fmt: skip
