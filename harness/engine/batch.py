@@ -151,7 +151,8 @@ class Batch:
     def rehearse(self, requests: Sequence[Request]) -> None:
         """Prefills and a step as such a batch has them, unasked, so that nothing is recorded when it is asked.
 
-        Where there are seats, a request of each length stands for all, and memory is taken and given back for the rest.
+        Where there are seats, a request of each length stands for all, and memory is taken and given back for the
+        rest. Not where methods keep memory of the host, which takes long to get: that is of each instance.
 
         Raises:
             InputError, BrokenPromise: as `read`.
@@ -159,10 +160,11 @@ class Batch:
         list(self.read(list({len(request.prompt): request for request in requests}.values())))
         replays = self._replays()
         seating = None if replays is None else self._seatings.of(replays, len(requests))
-        if seating is not None:
+        methods = [slot.method for slot in self.slots]
+        if seating is not None and not any(method.kv_bytes_host() for method in methods):
             seating.steps(len(requests))
-            each = max(slot.method.kv_bytes() for slot in self.slots)
-            torch.empty(each * (len(requests) - len(self.slots)), dtype=torch.uint8, device=requests[0].prompt.device)
+            each = max(method.kv_bytes() + method.extra_bytes() for method in methods)
+            torch.empty(each * (len(requests) - len(methods)), dtype=torch.uint8, device=requests[0].prompt.device)
         else:
             list(self.read(requests))
             with closing(self.steps()) as steps:

@@ -175,6 +175,7 @@ class ActiveBlocks:
         each = [copy(self) for _ in range(count)]
         for seat, one in enumerate(each):
             one._store = HostStore("none")
+            one.forget()
             one._lift, one._unit_lift, one.units, one._state, one._before, one._store.addresses = (
                 x[seat] for x in stacked
             )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -262,7 +263,7 @@ def test_the_line_joins_whom_nobody_beats_in_both() -> None:
     figure = accuracy_figure(found, held, Judged("a run", methods))
     assert figure is not None
     (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
-    assert line.get_xydata().tolist() == [[40, 60], [20, 95]]
-    bars = [line.get_ydata() for line in figure.axes[0].lines if line.get_linestyle() == "-"]
-    assert [list(bar) for bar in bars] == [[score - 2, score + 2] for score in scores.values()]
+    assert np.asarray(line.get_xydata()).tolist() == [[40, 60], [20, 95]]
+    bars = [np.asarray(line.get_ydata()).tolist() for line in figure.axes[0].lines if line.get_linestyle() == "-"]
+    assert bars == [[score - 2, score + 2] for score in scores.values()]
     assert accuracy_figure(found, held, Judged("a run", {})) is None
