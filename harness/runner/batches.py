@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 from harness.engine.batch import Batch
+from harness.engine.replay.seating import Seatings
 from harness.measuring.together import MeasuredBatch, measure_batch
 from harness.runner.execute import Job
 from harness.runner.loaded import Cell
@@ -25,13 +26,14 @@ from harness.runner.spec import WrongOption
 from harness.storage.record import Record
 
 
-def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str]]) -> list[Job]:
+def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str]], seatings: Seatings) -> list[Job]:
     """A job for each record that is missing; the first one of a batch asks all of it.
 
     Args:
         bench: of the run.
         cells: of one task, which take turns in changing order.
         done: (hash of the cell, sample) of every record that there is.
+        seatings: of the run's engine.
 
     Raises:
         InputError: the task's data turns out bad, or a sample has further questions.
@@ -41,7 +43,7 @@ def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str
     if any(prompt.later for prompt in prompts):
         reason = f"{cells[0].task} asks several questions over one cache, which are not decoded together with others"
         raise WrongOption("batch", reason)
-    askers = [Asker(bench, cell) for cell in cells]
+    askers = [Asker(bench, cell, seatings) for cell in cells]
     size, jobs = run.spec.batch, list[Job]()
     for start in range(0, len(prompts), size):
         together = prompts[start : start + size]
@@ -91,15 +93,16 @@ class Asker:
         hash: of the cell.
     """
 
-    def __init__(self, bench: Bench, cell: CellSpec) -> None:
+    def __init__(self, bench: Bench, cell: CellSpec, seatings: Seatings) -> None:
         """
         Args:
             bench: of the run.
             cell: whose method gets an instance for each request.
+            seatings: of the run's engine.
         """
         run = bench.run
         self._bench, self._cells = bench, [run.bind(cell, slot) for slot in range(run.spec.batch)]
-        self._batch = Batch(run.engine, [one.method for one in self._cells])
+        self._batch = Batch(run.engine, [one.method for one in self._cells], seatings)
         self._warm: set[tuple[int, int]] = set()
         self.hash = self._cells[0].hash
 

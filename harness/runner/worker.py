@@ -74,7 +74,7 @@ class MethodWorker:
         """Sample by sample, the methods in changing order."""
         run = self._bench.run
         if run.spec.batch > 1:
-            return batch_jobs(self._bench, cells, done)
+            return batch_jobs(self._bench, cells, done, self._seatings)
         if load := load_of(run.plan.task(cells[0])):
             return load_jobs(self._bench, cells, done, load, self._seatings)
         bound = [run.bind(cell) for cell in cells]
