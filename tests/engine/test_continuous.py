@@ -184,3 +184,24 @@ def test_a_cache_that_stands_for_nobody_is_long_enough() -> None:
     for steps in (3, 9, 4):
         seating.leave_empty(range(2), steps)
         assert seating._nobody.room >= steps and not seating._nobody.keys.any() and seating._nobody.length == 1
+
+
+def test_a_method_learns_what_was_replayed_ahead_of_its_record(recorded: list[RecordedDecode]) -> None:
+    stock, fused = attention_alone()
+    text = f"slim:{SCHEDULE}:gamma=1"
+    expected = []
+    for request in MANY[:2]:
+        method = spec(text).build(stock.context)
+        list(stock.stream(method, request))
+        expected.append((method.notes(), [cache.token_positions.sort().values.tolist() for cache in method.cache]))
+    batch = continuous(fused, text, 2)
+    slots = [batch.join(request) for request in MANY[:2]]
+    found = {}
+    while batch.slots:
+        batch.step()
+        for slot in [each for each in batch.slots if each.done]:
+            batch.settle(slot)
+            positions = [cache.token_positions.sort().values.tolist() for cache in slot.method.cache]
+            found[slot] = slot.method.notes(), positions
+            batch.leave(slot)
+    assert [found[slot] for slot in slots] == expected and any(expected[0][0]["kv_swaps"].values())
