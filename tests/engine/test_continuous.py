@@ -23,7 +23,7 @@ for name in ("decode_attention", "eviction", "fetch", "page_select", "listed_att
     kernels(name)
 EVERY = [name for name in METHODS.names() if name != "lazyllm"] + ["lazyllm:revive=false"]
 SHORT = [Request(PROMPT[:64], 3), Request(PROMPT[10:41], 2), Request(PROMPT[5:], 4), Request(PROMPT[:34], 3)]
-MIXED = [replace(request, max_new_tokens=new) for request, new in zip(SHORT, (7, 3, 6, 5), strict=True)]
+MIXED = [replace(request, max_new_tokens=new) for request, new in zip(SHORT, (5, 3, 4, 4), strict=True)]
 MANY = [replace(request, prompt=PROMPT[at : at + 49 + 7 * at]) for at, request in enumerate(MIXED)]
 """The second one leaves from between two others, whose answers go on."""
 OWN = (
@@ -103,10 +103,10 @@ def test_replayed_steps_give_the_same_answers(text: str, recorded: list[Recorded
     assert answers(batch, MANY) == alone(stock, spec(text), MANY)
     assert {one._table.batch for one in recorded} == {1, 2, 3}
     known = len(recorded)
-    assert answers(batch, MANY) == alone(stock, spec(text), MANY) and len(recorded) == known
+    assert answers(batch, MANY[3:]) == alone(stock, spec(text), MANY[3:]) and len(recorded) == known
 
 
-@pytest.mark.parametrize("text", [f"slim:{SCHEDULE}", "quest:budget=32:page=8"])
+@pytest.mark.parametrize("text", [f"slim:{SCHEDULE}", "quest:budget=40:page=8"])
 def test_requests_that_are_not_pruned_have_seats_of_their_own(text: str, recorded: list[RecordedDecode]) -> None:
     stock, fused = attention_alone()
     batch = continuous(fused, text, 3)
