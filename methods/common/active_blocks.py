@@ -8,8 +8,6 @@ another one is wanted there, so a swap moves what is missing and nothing else.
 
 from __future__ import annotations
 
-from copy import copy
-
 import torch
 from torch import Tensor
 
@@ -146,18 +144,7 @@ class ActiveBlocks:
             The block that comes into each slot, [room for slots] int64; -1 where none does.
         """
         self._before.copy_(self._state)
-        active = self.active
-        same = wanted.unsqueeze(1) == active
-        fresh, leaving = ~same.any(1), ~same.any(0)
-        slots = (active != NONE).sum()
-        swap = (slots - fresh.sum()) / slots < gamma
-        # The n-th fresh block goes where the n-th leaving one was; there are as many of the one as of the other.
-        arrivals = torch.zeros_like(wanted).scatter_add_(0, _rank(fresh), wanted * fresh)
-        source = torch.where(leaving & swap, arrivals[_rank(leaving)], -1)
-        active.copy_(torch.where(source < 0, active, source))
-        self.moved.add_((source >= 0).sum())
-        self.swaps.add_(swap)
-        return source
+        return swapped(self._state, wanted, gamma)
 
     def take_back(self) -> Tensor:
         """Undoes the last `reselect`, unless its step ran for good; returns what that does."""
@@ -165,53 +152,15 @@ class ActiveBlocks:
         self._state.copy_(self._before)
         return torch.where(now == self.active, -1, self.active)
 
-    def seats(self, count: int) -> tuple[list[ActiveBlocks], list[Tensor]]:
-        """The active sets of so many requests, none of which is there yet, with room for one like this one's.
+    @property
+    def ranks(self) -> Ranks:
+        """Those that choose together."""
+        return self._ranks
 
-        Returns:
-            A set each, and all that steps know and change of them, [count, ...] each.
-        """
-        stacked = [own.new_zeros((count, *own.shape)) for own in self._parts()]
-        each = [copy(self) for _ in range(count)]
-        for seat, one in enumerate(each):
-            one._store = HostStore("none")
-            one.forget()
-            one._lift, one._unit_lift, one.units, one._state, one._before, one._store.addresses = (
-                x[seat] for x in stacked
-            )
-        return each, stacked
-
-    def _parts(self) -> tuple[Tensor, ...]:
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """All that steps know of the request, and change: of its blocks and units, of its slots, where it waits."""
         return self._lift, self._unit_lift, self.units, self._state, self._before, self.addresses
-
-    def holds(self, other: ActiveBlocks) -> bool:
-        """Whether there is room for another's request."""
-        alike = (self.block, self._unit) == (other.block, other._unit)
-        return alike and len(self._lift) >= len(other._lift) and len(self.active) >= len(other.active)
-
-    def take_over(self, other: ActiveBlocks) -> None:
-        """From now on steps choose for another's request."""
-        self.take_nobody()
-        for ours, theirs in zip(self._parts(), other._parts(), strict=True):
-            ours[: len(theirs)] = theirs
-        for ours, theirs in ((self._state, other._state), (self._before, other._before)):
-            ours[len(theirs) - 2 :] = NONE
-            ours[-2:] = theirs[-2:]
-
-    def take_nobody(self) -> None:
-        """From now on nothing is ever chosen."""
-        self._lift.fill_(-torch.inf)
-        self._unit_lift.fill_(-torch.inf)
-        self.units.zero_()
-        for state in (self._state, self._before):
-            state.fill_(NONE)
-            state[-2:] = 0
-
-    def tell(self, other: ActiveBlocks) -> None:
-        """Lets another know what has become of its request."""
-        for ours, theirs in ((self._state, other._state), (self._before, other._before)):
-            theirs[:-2] = ours[: len(theirs) - 2]
-            theirs[-2:] = ours[-2:]
 
     @property
     def addresses(self) -> Tensor:
@@ -250,6 +199,32 @@ class ActiveBlocks:
         return self._store.spare_nbytes + sum(tensor.nbytes for tensor in own)
 
 
+def swapped(state: Tensor, wanted: Tensor, gamma: float) -> Tensor:
+    """Blocks that are wanted take the slots of others, if too few of them are active.
+
+    Args:
+        state: [..., slots + 2] int64, the block in each slot, blocks that came in so far, and steps in which some did;
+            is changed.
+        wanted: [..., slots], as `ActiveBlocks.wanted` returns it.
+        gamma: see `ActiveBlocks.reselect`.
+
+    Returns:
+        [..., slots] int64, as `ActiveBlocks.reselect`.
+    """
+    active = state[..., :-2]
+    same = wanted.unsqueeze(-1) == active.unsqueeze(-2)
+    fresh, leaving = ~same.any(-1), ~same.any(-2)
+    slots = (active != NONE).sum(-1, keepdim=True)
+    swap = (slots - fresh.sum(-1, keepdim=True)) / slots < gamma
+    # The n-th fresh block goes where the n-th leaving one was; there are as many of the one as of the other.
+    arrivals = torch.zeros_like(wanted).scatter_add_(-1, _rank(fresh), wanted * fresh)
+    source = torch.where(leaving & swap, arrivals.gather(-1, _rank(leaving)), -1)
+    active.copy_(torch.where(source < 0, active, source))
+    state[..., -2:-1] += (source >= 0).sum(-1, keepdim=True)
+    state[..., -1:] += swap
+    return source
+
+
 def _overwrite(memory: Tensor, content: Tensor, beyond: float) -> None:
     """Puts `content` at the beginning and fills what lies beyond it."""
     memory[: len(content)] = content
@@ -257,5 +232,5 @@ def _overwrite(memory: Tensor, content: Tensor, beyond: float) -> None:
 
 
 def _rank(mask: Tensor) -> Tensor:
-    """How many are true before each one that is: [n] bool -> [n] int64."""
-    return (mask.cumsum(0) - 1).clamp(min=0)
+    """How many are true before each one that is: [..., n] bool -> [..., n] int64."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)

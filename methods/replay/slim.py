@@ -13,6 +13,7 @@ from harness.engine.replay.overlap import Overlap, SideStream
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads
 from methods.common.active_blocks import ActiveBlocks
+from methods.common.active_sets import ActiveSets
 
 
 class SlimReplay(Replay):
@@ -26,7 +27,6 @@ class SlimReplay(Replay):
             beside: choose and fetch beside the rest of the step, not ahead of it.
         """
         self._active, self._gamma = active, gamma
-        self._sets, self._stacked = [active], list[Tensor]()
         self._side = SideStream() if beside else None
 
     def key(self) -> Hashable:
@@ -42,48 +42,14 @@ class SlimReplay(Replay):
         """Attends to the active blocks, and chooses those for the steps that follow."""
         out = table.attend(layer, heads)
         if layer in self._active:
+            active = self._active[layer]
             with nullcontext() if self._side is None else self._side.beside(heads.q):
-                for seat, own in enumerate(heads.single()):
-                    active = self._sets[seat][layer]
-                    self._fetch(layer, active.reselect(active.wanted(own.q), self._gamma), table, seat)
+                self._fetch(layer, active.reselect(active.wanted(heads.q), self._gamma), table)
         return out
 
     def seats(self, count: int) -> Replay:
         """With room for active sets of the size of this one's."""
-        other = SlimReplay({}, self._gamma, beside=self._side is not None)
-        made = {layer: active.seats(count) for layer, active in self._active.items()}
-        other._sets = [{layer: each[seat] for layer, (each, _) in made.items()} for seat in range(count)]
-        other._active, other._stacked = other._sets[0], [x for _, stacked in made.values() for x in stacked]
-        return other
-
-    def serves(self, other: Replay) -> bool:
-        """What chooses in the same layers, among no more blocks."""
-        return (
-            isinstance(other, SlimReplay)
-            and self._asked == other._asked
-            and all(active.holds(other._active[layer]) for layer, active in self._active.items())
-        )
-
-    @property
-    def _asked(self) -> tuple[float, bool, set[int]]:
-        return self._gamma, self._side is None, set(self._active)
-
-    def sit(self, seat: int, other: Replay | None, caches: Sequence[LayerCache], table: DecodeTable) -> None:
-        """With the request's active sets."""
-        super().sit(seat, other, caches, table)
-        for layer, active in self._sets[seat].items():
-            active.take_over(other._active[layer]) if isinstance(other, SlimReplay) else active.take_nobody()
-
-    def seated(self, table: DecodeTable) -> Sequence[Tensor]:
-        """As in the base, and the active sets."""
-        return [*super().seated(table), *self._stacked]
-
-    def rise(self, seat: int, other: Replay, table: DecodeTable) -> None:
-        """Which blocks are active, and which were before the last step."""
-        assert isinstance(other, SlimReplay)
-        other._table = table.of(seat)
-        for layer, active in self._sets[seat].items():
-            active.tell(other._active[layer])
+        return SeatedSlim(self._active, self._gamma, count, beside=self._side is not None)
 
     def end_step(self) -> Overlap | None:
         """Blocks have come in."""
@@ -102,8 +68,66 @@ class SlimReplay(Replay):
         for active in self._active.values():
             active.settle()
 
-    def _fetch(self, layer: int, source: Tensor, table: DecodeTable, seat: int = 0) -> None:
+    def _fetch(self, layer: int, source: Tensor, table: DecodeTable) -> None:
         from harness.engine.kernels.fetch import fetch_blocks
 
-        active, row = self._sets[seat][layer], seat * table.shape.layers + layer
-        fetch_blocks(source, active.addresses, active.units, table.rows, row, active.block)
+        active = self._active[layer]
+        fetch_blocks(source, active.addresses, active.units, table.rows, layer, active.block)
+
+
+class SeatedSlim(Replay):
+    """The same of several requests: those that choose, choose at once."""
+
+    def __init__(self, active: Mapping[int, ActiveBlocks], gamma: float, seats: int, *, beside: bool) -> None:
+        """
+        Args:
+            active: of a request, by layer.
+            gamma, beside: as in `SlimReplay`.
+            seats: requests at once.
+        """
+        self._sets = {layer: ActiveSets(one, seats) for layer, one in active.items()}
+        self._gamma, self._side = gamma, SideStream() if beside else None
+
+    def serves(self, other: Replay) -> bool:
+        """What chooses in the same layers, among no more blocks."""
+        return (
+            isinstance(other, SlimReplay)
+            and (other._gamma, other._side is None) == (self._gamma, self._side is None)
+            and other._active.keys() == self._sets.keys()
+            and all(sets.hold(other._active[layer]) for layer, sets in self._sets.items())
+        )
+
+    def sit(self, seat: int, other: Replay | None, caches: Sequence[LayerCache], table: DecodeTable) -> None:
+        """With the request's active sets."""
+        super().sit(seat, other, caches, table)
+        for layer, sets in self._sets.items():
+            sets.take(seat, other._active[layer] if isinstance(other, SlimReplay) else None)
+
+    def seated(self, table: DecodeTable) -> Sequence[Tensor]:
+        """As in the base, and the active sets."""
+        return [*super().seated(table), *(part for sets in self._sets.values() for part in sets.parts)]
+
+    def rise(self, seat: int, other: Replay, table: DecodeTable) -> None:
+        """Which blocks are active, and which were before the last step."""
+        assert isinstance(other, SlimReplay)
+        other._table = table.of(seat)
+        for layer, sets in self._sets.items():
+            sets.tell(seat, other._active[layer])
+
+    def attend(self, layer: int, heads: Heads, table: DecodeTable) -> Tensor:
+        """As `SlimReplay` does."""
+        out = table.attend(layer, heads)
+        if layer in self._sets:
+            with nullcontext() if self._side is None else self._side.beside(heads.q):
+                self._choose(self._sets[layer], layer, heads.q, table)
+        return out
+
+    def _choose(self, sets: ActiveSets, layer: int, q: Tensor, table: DecodeTable) -> None:
+        from harness.engine.kernels.fetch import fetch_blocks
+
+        source, apart = sets.reselect(q, self._gamma), table.shape.layers
+        fetch_blocks(source, sets.addresses, sets.units, table.rows, layer, sets.block, len(q), apart)
+
+    def end_step(self) -> Overlap | None:
+        """Blocks have come in."""
+        return None if self._side is None else self._side.join()

@@ -15,11 +15,14 @@ from torch import Tensor
 # 128 KiB under way at once: enough for the host link. More of it holds up the rest of the step, which then waits behind
 # it for memory; docs/performance.md has the readings.
 _PROGRAMS, _CHUNK = 16, 2048
+# Of each of several caches: they look at their slots one after the other.
+_FEWEST = 2
 
 
 def fetch_blocks(
-    source: Tensor, addresses: Tensor, like: Tensor, table: Tensor, layer: int, block: int, count: int = 1
-) -> None:
+    source: Tensor, addresses: Tensor, like: Tensor, table: Tensor, layer: int, block: int,
+    count: int = 1, apart: int = 1,
+) -> None:  # fmt: skip
     """Copies whole blocks into the first slots of a cache.
 
     Args:
@@ -30,20 +33,22 @@ def fetch_blocks(
         table, layer: the cache, see `harness.engine.kernels.decode_attention`.
         block: tokens a block, and a slot.
         count: caches that this is done for, from the one in row `layer` of the table on.
+        apart: rows from one of them to the next.
     """
     size = block * like.shape[-2] * like.shape[-1]
-    _fetch[(_PROGRAMS, count)](source, addresses, like, table, layer, source.shape[-1], size, _PROGRAMS, _CHUNK)
+    programs = max(_FEWEST, _PROGRAMS // count)
+    _fetch[(programs, count)](source, addresses, like, table, layer, apart, source.shape[-1], size, programs, _CHUNK)
 
 
-@triton.jit(do_not_specialize=["layer", "slots"])
+@triton.jit(do_not_specialize=["layer", "apart", "slots"])
 def _fetch(
-    source, addresses, like, table, layer, slots,
+    source, addresses, like, table, layer, apart, slots,
     size: tl.constexpr, PROGRAMS: tl.constexpr, CHUNK: tl.constexpr,
 ) -> Any:  # fmt: skip
     row = tl.program_id(1)
     source += row * slots
     addresses += row * 2
-    table += (layer + row) * 3
+    table += (layer + row * apart) * 3
     pointer = tl.pointer_type(like.dtype.element_ty)
     all_keys = tl.multiple_of(tl.load(addresses).to(pointer), 16)
     all_values = tl.multiple_of(tl.load(addresses + 1).to(pointer), 16)

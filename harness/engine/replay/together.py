@@ -66,8 +66,9 @@ class OneByOne(Replay):
 
     def end_step(self) -> Overlap | None:
         """Every member's step is through."""
-        for member, own in zip(self._members, self._tables, strict=True):
-            member.end_step()
+        # A recorded step holds marks that nobody reads, so they have to stay.
+        self._marks = [member.end_step() for member in self._members]
+        for own in self._tables:
             own.advance()
         return None
 
