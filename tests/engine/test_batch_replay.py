@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
 
 from harness.engine.batch import Batch
 from harness.engine.engine import Engine
+from harness.engine.replay.overlap import Overlap
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.replay import Replay
 from harness.engine.replay.seating import Seatings
+from harness.engine.replay.together import OneByOne
 from harness.engine.request import Request
 from harness.runner.catalog import parse_methods
 from tests.engine.test_decode_kernels import Case, Step
@@ -223,3 +226,25 @@ def test_nothing_is_recorded_behind_a_rehearsal(text: str, monkeypatch: pytest.M
     assert len(recorded) == 1
     same(batch, stock, text, REQUESTS)
     assert len(recorded) == 1
+
+
+def test_marks_of_a_recorded_step_stay_as_long_as_it_is_replayed() -> None:
+    class Marked(Replay):
+        def end_step(self) -> Overlap:
+            return Overlap(None)
+
+    _, fused = attention_alone()
+    assert fused.table is not None
+    together = OneByOne([Marked(), Marked()])
+    together._tables = [fused.table, fused.table]
+    made: list[ReferenceType[Overlap]] = []
+    remember = Overlap.__init__
+
+    def noted(self: Overlap, side: object) -> None:
+        remember(self, side)
+        made.append(ref(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Overlap, "__init__", noted)
+        together.end_step()
+    assert len(made) == 2 and all(one() is not None for one in made)
