@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -174,8 +175,10 @@ def accuracy_figure(found: Capacity, held: Sequence[Held], scores: Judged) -> Fi
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.tick_params(which="both", labelsize=8)
-    axes.set_title(f"{found.model} on {device(found)}, {found.length} tokens a request", fontsize=11)
-    figure.supxlabel(f"accuracy of {scores.words.replace('`', '')}; bars: 95 %, paired with {BASELINE}", fontsize=8)
+    figure.suptitle(f"{found.model} on {device(found)}, {found.length} tokens a request", fontsize=11)
+    whose = scores.words.replace("`", "")
+    words = f"accuracy: {whose}; bars: 95 %, paired with {BASELINE}; dashed: nobody is better in both"
+    axes.set_title("\n".join(wrap(words, 90)), fontsize=8, color="#555555")
     tidy(axes)
     figure.legend(loc="outside lower center", ncols=min(4, len(known)), frameon=False, fontsize=8)
     return figure
