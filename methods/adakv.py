@@ -53,9 +53,10 @@ class AdaKV(RaggedHeads, SnapKV):
         return best_each(scores, counts, scores.shape[1]), counts
 
     def _parts(self, scores: Tensor, budget: int) -> Tensor:
-        """How many tokens each KV head keeps, `budget` in the mean."""
-        every, alpha = self.model.ranks.gather(scores), self.options.alpha
-        found = self.model.ranks.own(owned(every, len(every) * budget))
+        """How many tokens each KV head keeps, `budget` in the mean of a layer."""
+        layers = scores.view(-1, self.model.shape.kv_heads, scores.shape[1])
+        every, alpha = self.model.ranks.gather(layers, 1), self.options.alpha
+        found = self.model.ranks.own(owned(every, every.shape[1] * budget), 1).flatten()
         return (found.double() * (1 - alpha) + int(alpha * budget)).round().long()
 
     def _weighed(self, scores: Tensor, budget: int) -> Tensor:
@@ -68,13 +69,13 @@ class AdaKV(RaggedHeads, SnapKV):
 
 
 def owned(scores: Tensor, count: int) -> Tensor:
-    """How many of the best `count` of all scores, [heads, n], are each head's: [heads] int64; of equal ones the first.
+    """How many of the best `count` of a layer's scores are each head's; of equal ones the first.
 
-    The device knows the answer, and nothing waits for it.
+    The device knows the answer, and nothing waits for it: [layers, heads, n] -> [layers, heads] int64.
     """
     if not count:
-        return torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-    last = scores.flatten().topk(count, sorted=False).values.min()
-    above, equal = (scores > last).sum(1), (scores == last).sum(1)
-    before = equal.cumsum(0) - equal
-    return above + (count - above.sum() - before).clamp(min=0).minimum(equal)
+        return torch.zeros(scores.shape[:2], dtype=torch.int64, device=scores.device)
+    last = scores.flatten(1).topk(count, sorted=False).values.amin(1).view(-1, 1, 1)
+    above, equal = (scores > last).sum(2), (scores == last).sum(2)
+    before = equal.cumsum(1) - equal
+    return above + (count - above.sum(1, keepdim=True) - before).clamp(min=0).minimum(equal)

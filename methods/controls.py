@@ -75,11 +75,17 @@ class RandomKV(Evicting):
 
     options: Options
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
+    def looks(self) -> int:
+        """At no query."""
+        return 0
+
+    def score(self, layers: range, heads: Heads) -> Tensor:
         """Noise, the same for the same seed, layer and number of tokens."""
-        noise = torch.Generator().manual_seed(hash((self.options.seed, layer, len(heads.k))) % 2**63)
-        drawn = torch.rand(self.model.whole.kv_heads, len(heads.k), generator=noise)
-        return self.model.ranks.own(drawn).to(heads.k.device)
+        return torch.cat([self._noise(layer, len(heads.k)) for layer in layers]).to(heads.k.device)
+
+    def _noise(self, layer: int, count: int) -> Tensor:
+        noise = torch.Generator().manual_seed(hash((self.options.seed, layer, count)) % 2**63)
+        return self.model.ranks.own(torch.rand(self.model.whole.kv_heads, count, generator=noise))
 
 
 class Truncate(Method):

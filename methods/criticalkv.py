@@ -67,11 +67,17 @@ class CriticalKV(Evicting):
         """The base method's."""
         return self.base.budget(layer)
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
+    def looks(self) -> int:
+        """At what the base method does."""
+        return self.base.looks()
+
+    def score(self, layers: range, heads: Heads) -> Tensor:
         """The base's scores times what values add; infinity for the base's choice of half the budget."""
-        scores = self.base.score(layer, heads)
-        chosen = best(scores, self.budget(layer) // 2)
-        scores = (scores + 1e-4) * output_norms(heads.v, self.model.out_weight(layer))
+        scores = self.base.score(layers, heads)
+        chosen = best(scores, self.budget(layers[0]) // 2)
+        each = zip(heads.v.chunk(len(layers), 1), layers, strict=True)
+        norms = torch.cat([output_norms(v, self.model.out_weight(layer)) for v, layer in each])
+        scores = (scores + 1e-4) * norms
         return scores.scatter(1, chosen, torch.inf)
 
 

@@ -49,12 +49,12 @@ class Expected(Evicting):
         super().begin(prompt_len, max_new_tokens)
         self._turns: Turns | None = None
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
+    def score(self, layers: range, heads: Heads) -> Tensor:
         """Expected probabilities times norms, mean over the query heads of a KV head; infinity for the sinks."""
         options, sinks = self.options, self.options.sinks
         queries, keys, values = heads.q[sinks:], heads.k[sinks:], heads.v[sinks:]
         rotations = self._turns or turns(queries, heads.positions[sinks:], self.model.move, options.future)
-        self._turns = rotations if layer + 1 < self.model.shape.layers else None
+        self._turns = rotations if layers.stop < self.model.shape.layers else None
         mean, covariance = future_queries(queries, rotations)
         logits = expected_logits(keys, mean, covariance if options.covariance else None)
         scores = logits.softmax(2).mean(1) + options.eps

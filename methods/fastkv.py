@@ -15,12 +15,14 @@ Interpretations:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 
+from harness.engine.method import Hook
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
@@ -78,21 +80,25 @@ class FastKV(SnapKV):
         (scaled,) = scaled_layers((15,), 32, self.model.shape.layers)
         return scaled if self.options.cut is None else self.options.cut
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
+    def score(self, layers: range, heads: Heads) -> Tensor:
         """Attention from the window, pooled, summed over the query heads of a KV head; infinity inside the window."""
         window = self.options.window
         attention = head_attention(heads.q[-window:], heads.k)[:, :-window]
         smooth = pooled(attention, self.options.kernel, self.options.pool)
         return last_stay(smooth.view(heads.k.shape[1], -1, smooth.shape[1]).sum(1), window)
 
+    def prefill_hooks(self, layer: int) -> Collection[Hook]:
+        """Every layer evicts, one drops rows."""
+        return ["attend", "after_layer"] if layer == self.cut and self.cuts() else ["attend"]
+
     def after_layer(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows behind the layer of the cut, if the prompt is long enough."""
         if step.phase == "decode" or layer != self.cut or not self.cuts():
             return rows
         with self.model.part("score"):
-            scores = self.model.ranks.sum_(self.score(layer, heads).sum(0, keepdim=True))
+            scores = self.model.ranks.sum_(self.score(range(layer, layer + 1), heads).sum(0, keepdim=True))
         with self.model.part("select"):
-            index = self.choose(scores, self.rows)
+            (index,) = self.choose(scores, [self.rows])
         with self.model.part("gather"):
             return rows.select(index)
 

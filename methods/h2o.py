@@ -46,7 +46,7 @@ class H2O(Summing):
         """How many of a layer's last tokens stay."""
         return self.options.window or self.budget(layer) // 2
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
+    def score(self, layers: range, heads: Heads) -> Tensor:
         """Sums of attention; infinity for the last tokens."""
-        sums, window = self.sums(layer, heads), self.recent(layer)
+        sums, window = self.sums(layers[0], heads), self.recent(layers[0])
         return last_stay(sums[:, : sums.shape[1] - window], window)

@@ -24,7 +24,6 @@ from torch import Tensor
 from harness.engine.cache import gather
 from harness.engine.hardware import kernels_take
 from harness.engine.step import Heads
-from harness.engine.streams import beside
 from methods.common.best import best
 from methods.common.evicting import Evicting
 from methods.common.scores import head_norms
@@ -44,12 +43,15 @@ class KeyDiff(Evicting):
 
     options: Options
 
-    def chosen(self, layer: int, heads: Heads) -> Callable[[], Tensor]:
-        """What stays block by block, [budget, kv_heads]: rounds take long, and few multiprocessors."""
+    def looks(self) -> int:
+        """At no query."""
+        return 0
+
+    def chosen(self, layers: range, heads: Heads) -> Callable[[], Tensor]:
+        """What stays block by block, as lists: rounds take long, and few multiprocessors."""
         with self.model.part("score"):
             lengths = head_norms(heads.k)
-        work = partial(unlike_tokens, heads.k, lengths, self.budget(layer), self.options.block or len(heads))
-        return beside(work, heads.k.device)
+        return partial(unlike_tokens, heads.k, lengths, self.budget(layers[0]), self.options.block or len(heads))
 
 
 def unlike_tokens(k: Tensor, lengths: Tensor, count: int, block: int) -> Tensor:
@@ -62,20 +64,20 @@ def unlike_tokens(k: Tensor, lengths: Tensor, count: int, block: int) -> Tensor:
         block: tokens that come in at a time.
 
     Returns:
-        [count, kv_heads] int64, ascending for each head.
+        [kv_heads, count] int64, ascending.
     """
     if kernels_take(k):
         from harness.engine.kernels.unlike_keys import unlike_keys
 
         stay: Tensor = unlike_keys(k, lengths, count, block)
-        return stay.T
+        return stay
     directions = k / lengths.clamp(min=1e-12).unsqueeze(2)
     tokens = torch.arange(len(k), device=k.device).unsqueeze(1).expand(-1, k.shape[1])
     kept = tokens[:count]
     for new in torch.split(tokens[count:], block):
         seen = torch.cat((kept, new))
         kept = gather(seen, best(unlikeness(gather(directions, seen)), count).T)
-    return kept
+    return kept.T
 
 
 def unlikeness(directions: Tensor) -> Tensor:

@@ -23,6 +23,10 @@ class Knorm(Evicting):
     summary = "Knorm: each KV head keeps the tokens whose keys have the smallest norm"
     parallel = True
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
+    def looks(self) -> int:
+        """At no query."""
+        return 0
+
+    def score(self, layers: range, heads: Heads) -> Tensor:
         """The smaller, the better."""
         return -head_norms(heads.k).T

@@ -22,14 +22,14 @@ Interpretations:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.engine.method import Method, ModelContext
+from harness.engine.method import Hook, Method, ModelContext
 from harness.engine.ragged import RaggedCache
 from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.replay import Replay
@@ -87,6 +87,10 @@ class KVzip(Evicting):
         """Asks to repeat what follows these tokens, which a request for a later chunk quotes the last of."""
         asked = before.new_tensor(self.model.encode(_LATER if len(before) else _FIRST))
         return torch.cat((asked, before[-_OVERLAP:]))
+
+    def prefill_hooks(self, layer: int) -> Collection[Hook]:
+        """None: the prompt comes in under full attention."""
+        return ()
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Attends to everything; what is read again is not stored, but scored."""

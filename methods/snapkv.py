@@ -53,7 +53,11 @@ class SnapKV(Evicting):
         if options.kernel % 2 == 0:
             raise InputError(f"{cls.name}: kernel={options.kernel} is even; a token must be in the middle")
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
+    def looks(self) -> int:
+        """Those of the window."""
+        return self.options.window
+
+    def score(self, layers: range, heads: Heads) -> Tensor:
         """Pooled attention from the window, mean over the query heads of a KV head; infinity inside the window."""
         window = self.options.window
         scores = window_attention(heads.q[-window:], heads.k)[:, :-window]

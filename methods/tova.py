@@ -20,7 +20,7 @@ from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads
 from harness.options import Budget, OptionSet
 from methods.common.evicting import Evicting
-from methods.common.scores import token_attention
+from methods.common.scores import head_attention
 
 
 class Tova(Evicting):
@@ -58,6 +58,11 @@ class Tova(Evicting):
         """Bytes of what recorded steps rate tokens by."""
         return self._replay.nbytes
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
-        """Attention of the last query, mean over all heads, [1, n]."""
-        return self.model.ranks.mean(token_attention(heads.q[-1:], heads.k)).unsqueeze(0)
+    def looks(self) -> int:
+        """At the last one."""
+        return 1
+
+    def score(self, layers: range, heads: Heads) -> Tensor:
+        """Attention of the last query, mean over all heads of a layer, [layers, n]."""
+        attention = head_attention(heads.q[-1:], heads.k)
+        return self.model.ranks.mean(attention.view(len(layers), -1, attention.shape[1]).mean(1))

@@ -9,7 +9,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,9 +21,10 @@ from harness.engine import promises
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
-from harness.engine.method import Encode, Method, ModelContext, acting_hooks, no_tokenizer
+from harness.engine.method import Encode, Hook, Method, ModelContext, acting_hooks, held_queries, no_tokenizer
 from harness.engine.parallel import ALONE, Ranks
 from harness.engine.replay.decode_table import DecodeTable
+from harness.engine.replay.places import Caches, Nowhere
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.replay.recorded_prefill import Passage, RecordedPrefill
 from harness.engine.replay.replay import Replay
@@ -180,13 +181,18 @@ class Engine:
         """
         work = work or Work()
         rows = Rows(self.embed(ids), torch.arange(len(ids), device=ids.device))
+        work.projected += [len(ids)] * (layer + 1)
+        work.fed += [len(ids)] * layer + [0]
+        work.past += [0] * (layer + 1)
+        if self.prefill is not None and not (work.eager or self.context.stopwatch.running):
+            captures, work.prefill = self.prefill.captures, self.prefill
+            heads = Passage(self.prefill, rows, Nowhere()).reach(layer, "attend")
+            work.captures += self.prefill.captures - captures
+            return heads
         for each in range(layer):
             heads = self.verbs.project(each, rows)
             attended = self.context.attention.causal(heads.q, heads.k, heads.v)
             rows = self.verbs.feed_forward(each, rows.with_attended(attended))
-        work.projected += [len(ids)] * (layer + 1)
-        work.fed += [len(ids)] * layer + [0]
-        work.past += [0] * (layer + 1)
         return self.verbs.project(layer, rows)
 
     @torch.inference_mode()
@@ -219,11 +225,14 @@ class Engine:
     def _from_hook_to_hook(self, prefill: RecordedPrefill, method: Method, rows: Rows, step: Step, work: Work) -> Rows:
         """The same, where only those hooks are called through which the method acts."""
         captures, work.prefill = prefill.captures, prefill
-        way = Passage(prefill, rows, method.cache)
-        for layer, hooks in enumerate(acting_hooks(method)):
+        way, acting = Passage(prefill, rows, Caches(method.cache)), acting_hooks(method)
+        queries = held_queries(method)
+        for layer, hooks in enumerate(acting):
             work.projected.append(len(way.rows))
             work.past.append(step.start)
-            if "attend" in hooks:
+            if queries is not None and not way.holds(layer):
+                way.hold(_alike(acting, layer), queries)
+            if "attend" in hooks and not way.holds(layer):
                 heads = way.reach(layer, "attend")
                 way.attended(promises.attended(method.attend(layer, heads, step), layer, heads))
             if "after_attention" in hooks:
@@ -235,6 +244,8 @@ class Engine:
                 heads = way.reach(layer, "after_layer")
                 left = method.after_layer(layer, way.rows, heads, step)
                 way.rows = promises.rows("after_layer", left, layer, way.rows)
+            if (held := way.let_go(layer)) is not None:
+                method.settle(*held)
         rows = way.finish(len(self.layers))
         work.captures += prefill.captures - captures
         return rows
@@ -256,6 +267,12 @@ class Engine:
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""
         return self.verbs.logits(rows)
+
+
+def _alike(acting: Sequence[Collection[Hook]], layer: int) -> range:
+    """A layer, and those behind it up to the next that may drop rows."""
+    behind = range(layer, len(acting))
+    return range(layer, next((each for each in behind if set(acting[each]) - {"attend"}), behind[-1]) + 1)
 
 
 def _greedy(logits: Tensor, suppressed: frozenset[int]) -> Tensor:

@@ -7,6 +7,10 @@ The engine runs a decoder layer as three verbs (project, attend, feed forward) a
     after_attention  before the feed forward: rows dropped here skip it
     after_layer      between layers: rows may be dropped or brought back
 
+In short prompts, which launching kernels takes longest, a fifth may take the place of `attend`:
+
+    settle           behind several layers: what is kept of all their keys and values
+
 A method is created once for a model and begins anew with every request, so nothing may survive `begin`.
 """
 
@@ -205,6 +209,24 @@ class Method:
         cache.append(heads.k, heads.v, heads.positions)
         return self.causal(layer, heads) if step.phase == "prefill" else cache.attend(self.model.attention, heads.q)
 
+    def held_queries(self) -> int | None:
+        """How many of a layer's last queries `settle` is shown; None where the method always attends by itself.
+
+        A method whose prefill attends to everything, and then chooses which keys and values it keeps, may choose for
+        many layers at once. Where prompts are short and there is memory for all of these, `settle` is called then, and
+        `attend` is not.
+        """
+        return None
+
+    def settle(self, layers: range, heads: Heads) -> None:
+        """Stores what is kept of layers that attended to everything; see `held_queries`.
+
+        Args:
+            layers: which.
+            heads: what they have projected, side by side: keys and values of [n, layers * kv_heads, head_dim], and the
+                last queries, [held, layers * heads, head_dim].
+        """
+
     def causal(self, layer: int, heads: Heads) -> Tensor:
         """Attention of a prefill's rows to each other, [n, heads * head_dim]: all of it, or what `sparse` does."""
         if self.sparse is not None:
@@ -297,3 +319,11 @@ def acting_hooks(method: Method) -> list[Collection[Hook]]:
     if latest is not Method and "prefill_hooks" in vars(latest) and method.sparse is None:
         return [method.prefill_hooks(layer) for layer in range(layers)]
     return [Method.prefill_hooks(method, 0)] * layers  # the same at all
+
+
+def held_queries(method: Method) -> int | None:
+    """Those of `Method.held_queries`, of a method whose `settle` does what its `attend` does in the prefill."""
+    # Whoever overrides `attend` anew is not whom an older `settle` stands for.
+    told = {"attend", "causal", "settle"}
+    latest = next(kind for kind in type(method).__mro__ if vars(kind).keys() & told)
+    return method.held_queries() if "settle" in vars(latest) and method.sparse is None else None

@@ -30,12 +30,16 @@ class RaggedCache(LayerCache):
         each = zip(keys.unbind(1), values.unbind(1), columns.expand(-1, keys.shape[1]).unbind(1), strict=True)
         self.append_heads([HeadTokens(*head) for head in each])
 
+    def apart(self, heads: int) -> Sequence[LayerCache]:
+        """The cache of each of so many KV heads; whoever fills them calls `measure`."""
+        self._each = self._each or [LayerCache(self.spare, self.most) for _ in range(heads)]
+        return self._each
+
     def append_heads(self, tokens: Sequence[HeadTokens]) -> None:
         """Adds to each head its own tokens, at least one."""
-        self._each = self._each or [LayerCache(self.spare, self.most) for _ in tokens]
-        for cache, head in zip(self._each, tokens, strict=True):
+        for cache, head in zip(self.apart(len(tokens)), tokens, strict=True):
             cache.append(head.keys.unsqueeze(1), head.values.unsqueeze(1), head.positions)
-        self._measure()
+        self.measure()
 
     @classmethod
     def of(cls, cache: LayerCache, index: Sequence[Tensor]) -> RaggedCache:
@@ -50,13 +54,13 @@ class RaggedCache(LayerCache):
         for cache, own in zip(self._each, index, strict=True):
             if own is not None:
                 cache.keep(own)
-        self._measure()
+        self.measure()
 
     def extended(self, count: int, position: int) -> None:
         """Counts tokens in that a kernel has written behind every head's, as `LayerCache.extended`."""
         for cache in self._each:
             cache.extended(count, position)
-        self._measure()
+        self.measure()
 
     def attend(self, attention: Attention, q: Tensor) -> Tensor:
         """One attention for each KV head and the query heads that read it; as `LayerCache.attend`."""
@@ -77,6 +81,10 @@ class RaggedCache(LayerCache):
         """Tokens at positions below `position`, mean over KV heads."""
         count = sum(cache.tokens_before(position) for cache in self._each) / max(1, len(self._each))
         return int(count) if count.is_integer() else count
+
+    def measure(self) -> None:
+        """Counts anew, behind what the heads' own caches took in."""
+        self.length = max(cache.length for cache in self._each)
 
     @property
     def nbytes(self) -> int:
@@ -107,9 +115,6 @@ class RaggedCache(LayerCache):
     def positions(self) -> Tensor:
         """There is no such tensor."""
         _no_tensor()
-
-    def _measure(self) -> None:
-        self.length = max(cache.length for cache in self._each)
 
 
 def _no_tensor() -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,22 @@ from harness.engine.hardware import kernels_run
 def best(scores: Tensor, count: int) -> Tensor:
     """As many of each head, ascending: [heads, n] float32 -> [heads, count] int64."""
     return best_each(scores, None, count)
+
+
+def best_of(scores: Tensor, counts: Sequence[int]) -> Tensor:
+    """Of every few heads their own number.
+
+    Args:
+        scores: [heads, n] float32, without NaN.
+        counts: for each `heads / len(counts)` of the heads, one after the other; at most n.
+
+    Returns:
+        [heads, max(counts)] int64. As many as count are ascending; what is behind them means nothing.
+    """
+    if len(set(counts)) == 1:
+        return best(scores, counts[0])
+    each = torch.tensor(counts).repeat_interleave(len(scores) // len(counts))
+    return best_each(scores, each.to(scores.device, non_blocking=True), max(counts))
 
 
 def best_each(scores: Tensor, counts: Tensor | None, most: int) -> Tensor:

@@ -3,11 +3,14 @@
 How many (`budget`), which are worth most (`score`) and which of those stay (`choose`) are three questions, so a method
 answers the one that its paper is about. What is dropped is never stored: a layer's cache is made of what stays. A
 method that evicts in decode too asks the same questions again behind every new token.
+
+Of a short prompt, asking takes longer than answering, so the questions are put once for many layers, whose heads stand
+side by side as those of one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import ClassVar
@@ -24,8 +27,8 @@ from harness.engine.step import Heads, Step
 from harness.engine.streams import beside
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, window_tokens
-from methods.common.best import best
-from methods.common.take import take
+from methods.common.best import best_of
+from methods.common.take import take, take_each
 
 
 class Evicting(Method):
@@ -63,38 +66,45 @@ class Evicting(Method):
         """Tokens that each KV head of a layer keeps: the same in all; more than there are keeps everything."""
         return self.tokens
 
-    def score(self, layer: int, heads: Heads) -> Tensor:
-        """How much each token is worth, [kv_heads, n] float32; infinity for tokens that must stay.
+    def looks(self) -> int:
+        """How many of a prompt's last queries `score` looks at; by itself it may look at all of them."""
+        return self.prompt_len
+
+    def score(self, layers: range, heads: Heads) -> Tensor:
+        """How much each token is worth, [layers * kv_heads, n] float32; infinity for tokens that must stay.
+
+        The heads of layers stand side by side, those of the first layer first. What is reduced over heads is so over
+        those of a layer: `x.view(len(layers), -1, n)`.
 
         Args:
-            layer: the layer.
-            heads: keys and values of n tokens, and the queries of the new ones among them, the last: in the prefill
-                of all, in decode of one.
+            layers: one or more.
+            heads: keys and values of n tokens, [n, layers * kv_heads, d], and queries, [m, layers * heads, d], of the
+                last m of these: in the prefill at least the last `looks`, in decode the new one.
 
         Returns:
-            [kv_heads, n], or [1, n] where all heads of a layer keep the same tokens.
+            [layers * kv_heads, n], or [layers, n] where all heads of a layer keep the same tokens.
         """
         raise NotImplementedError
 
-    def choose(self, scores: Tensor, count: int) -> Tensor:
-        """Which tokens stay, ascending for each head; of equal ones the first.
+    def choose(self, scores: Tensor, counts: Sequence[int]) -> Tensor:
+        """Which tokens stay, of equal ones the first.
 
         Args:
-            scores: [kv_heads, n] float32, or [1, n].
-            count: of each head, below n.
+            scores: as `score` gives them.
+            counts: of each layer's heads, at most n.
 
         Returns:
-            [count, kv_heads] int64, or [count] from one row of scores.
+            [len(scores), max(counts)] int64, ascending; what is behind a layer's count means nothing.
         """
-        return best(scores, count).T.squeeze(1)
+        return best_of(scores, counts)
 
     def survivors(self, layer: int, heads: Heads) -> Tensor | None:
-        """What `choose` gives for the tokens of a layer (`heads` as in `score`); None where all of them stay."""
+        """The index of the tokens of a layer that stay (`heads` as in `score`), [m, kv_heads] or [m]; None for all."""
         if self.budget(layer) >= len(heads.k):
             return None
-        chosen = self.chosen(layer, heads)
+        chosen = self.chosen(range(layer, layer + 1), heads)
         with self.model.part("select"):
-            return chosen()
+            return _index(chosen())
 
     def evicts_in_decode(self) -> bool:
         """Whether the budget bounds the cache in decode, too."""
@@ -113,18 +123,34 @@ class Evicting(Method):
             self._store(layer, heads, None)
             return self.causal(layer, heads)
         # Choosing takes few multiprocessors: the others attend meanwhile.
-        chosen = self.chosen(layer, heads)
+        chosen = beside(self.chosen(range(layer, layer + 1), heads), heads.k.device)
         attended = self.causal(layer, heads)
         with self.model.part("select"):
-            index = chosen()
+            index = _index(chosen())
         self._store(layer, heads, index)
         return attended
 
-    def chosen(self, layer: int, heads: Heads) -> Callable[[], Tensor]:
-        """Begins to find out which tokens of a layer stay, fewer than there are; returns what waits for it."""
+    def chosen(self, layers: range, heads: Heads) -> Callable[[], Tensor]:
+        """Rates the tokens of layers, some of which do not keep all; returns what gives the lists of `choose`."""
         with self.model.part("score"):
-            scores = self.score(layer, heads)
-        return beside(partial(self.choose, scores, self.budget(layer)), heads.k.device)
+            scores = self.score(layers, heads)
+        return partial(self.choose, scores, [min(self.budget(layer), len(heads)) for layer in layers])
+
+    def held_queries(self) -> int | None:
+        """Those that `score` looks at."""
+        return self.looks()
+
+    def settle(self, layers: range, heads: Heads) -> None:
+        """Stores what stays of several layers."""
+        counts = [min(self.budget(layer), len(heads)) for layer in layers]
+        if min(counts) == len(heads):
+            self._store_all(layers, heads)
+        else:
+            take_each([self.cache[layer] for layer in layers], heads, self.chosen(layers, heads)(), counts)
+
+    def _store_all(self, layers: range, heads: Heads) -> None:
+        for layer, keys, values in zip(layers, *(x.chunk(len(layers), 1) for x in (heads.k, heads.v)), strict=True):
+            self.cache[layer].append(keys, values, heads.positions)
 
     def _store(self, layer: int, heads: Heads, index: Tensor | None) -> None:
         if index is None:
@@ -147,6 +173,11 @@ class Evicting(Method):
     def tokens_requested(self) -> list[int]:
         """The budgets."""
         return [min(self.budget(layer), self.prompt_len) for layer in range(self.model.shape.layers)]
+
+
+def _index(lists: Tensor) -> Tensor:
+    """One layer's lists of tokens, as caches take them."""
+    return lists.T.squeeze(1)
 
 
 def always(method: type[Evicting], options: OptionSet) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import cast
+
 from torch import Tensor
 
-from harness.engine.cache import HeadTokens
 from harness.engine.method import ModelContext
 from harness.engine.ragged import RaggedCache
 from harness.engine.replay.ragged import RaggedReplay
@@ -14,6 +14,7 @@ from harness.engine.step import Heads, Step
 from harness.engine.streams import sent
 from harness.options import OptionSet
 from methods.common.evicting import Evicting
+from methods.common.take import take_each
 
 
 class RaggedHeads(Evicting):
@@ -33,37 +34,46 @@ class RaggedHeads(Evicting):
         """The tokens of each KV head that stay, and how many those are, at least one.
 
         Args:
-            scores: [kv_heads, n] float32.
+            scores: [heads, n] float32, of one layer's KV heads or of several layers', one behind the other.
             count: tokens that a head keeps in the mean, below n.
 
         Returns:
-            [kv_heads, m] int64, ascending as far as they count, and how many do, [kv_heads] int64.
+            [heads, m] int64, ascending as far as they count, and how many do, [heads] int64.
         """
         raise NotImplementedError
 
     def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
         if self.budget(layer) >= len(heads):
             return super()._prefill(layer, heads, step)
-        with self.model.part("score"):
-            scores = self.score(layer, heads)
-        with self.model.part("select"):
-            tokens, counts = self.choose_each(scores, self.budget(layer))
+        layers = range(layer, layer + 1)
+        tokens, counts = self._chosen_each(layers, heads)
         # The host has to know the numbers to make room; until it does the device attends. Were they chosen beside
         # attention, they would come late, and the device would wait for the host.
         arrived = sent(counts)
         attended = self.causal(layer, heads)
         with self.model.part("gather"):
-            self._store_each(layer, heads, tokens, counts, arrived().tolist())
+            self._store_each(layers, heads, tokens, arrived().tolist())
         return attended
 
-    def _store_each(self, layer: int, heads: Heads, tokens: Tensor, counts: Tensor, lengths: list[int]) -> None:
-        kept = torch.cat([own[:length] for own, length in zip(tokens, lengths, strict=True)])
-        owners = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(kept))
-        held = (heads.k[kept, owners], heads.v[kept, owners], heads.positions[kept])
-        cache = self.cache[layer]
-        assert isinstance(cache, RaggedCache)
-        each = zip(*(torch.split(x, lengths) for x in held), strict=True)
-        cache.append_heads([HeadTokens(*head) for head in each])
+    def settle(self, layers: range, heads: Heads) -> None:
+        """Stores what stays of several layers; waits for the numbers once."""
+        if all(self.budget(layer) >= len(heads) for layer in layers):
+            self._store_all(layers, heads)
+            return
+        tokens, counts = self._chosen_each(layers, heads)
+        self._store_each(layers, heads, tokens, sent(counts)().tolist())
+
+    def _chosen_each(self, layers: range, heads: Heads) -> tuple[Tensor, Tensor]:
+        with self.model.part("score"):
+            scores = self.score(layers, heads)
+        with self.model.part("select"):
+            return self.choose_each(scores, self.budget(layers[0]))
+
+    def _store_each(self, layers: range, heads: Heads, tokens: Tensor, lengths: list[int]) -> None:
+        count, into = len(lengths) // len(layers), [cast("RaggedCache", self.cache[layer]) for layer in layers]
+        take_each([each for cache in into for each in cache.apart(count)], heads, tokens, lengths)
+        for cache in into:
+            cache.measure()
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that each head has left."""

@@ -34,6 +34,10 @@ class Summing(Evicting):
         self._sums: dict[int, Tensor] = {}
         self._norms: Tensor | None = None
 
+    def held_queries(self) -> int | None:
+        """Layers choose one by one: sums take what attention has divided a layer's rows by."""
+        return None
+
     def sums(self, layer: int, heads: Heads) -> Tensor:
         """What each token of a layer got so far, [kv_heads, n] float32; `heads` as in `score`."""
         return self._sums[layer] if self.evicts_in_decode() else attention_sums(heads.q, heads.k, self._norms)

@@ -1,11 +1,15 @@
-"""Chosen tokens of a prefill go into a layer's cache, and no others ever were there."""
+"""Chosen tokens of a prefill go into caches, and no others ever were there."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from harness.engine.cache import LayerCache, gather
 from harness.engine.hardware import kernels_run
+from harness.engine.step import Heads
 
 
 def take(cache: LayerCache, keys: Tensor, values: Tensor, positions: Tensor, index: Tensor) -> None:
@@ -25,3 +29,27 @@ def take(cache: LayerCache, keys: Tensor, values: Tensor, positions: Tensor, ind
     cache.expect(len(index), keys[:0], index.shape[1] if index.dim() == 2 else 1)
     places = cache.token_positions.unsqueeze(1) if cache.alike else cache.positions
     take_tokens(keys, values, positions, index, cache.keys, cache.values, places)
+
+
+def take_each(caches: Sequence[LayerCache], heads: Heads, lists: Tensor, counts: Sequence[int]) -> None:
+    """The same for several caches, of layers or of single heads; one launch for all of them.
+
+    Args:
+        caches: each of as many KV heads, empty.
+        heads: the keys and values of all these heads side by side, [n, heads, head_dim].
+        lists: of tokens, [heads, m] int64, or [caches, m] where the heads of a cache take the same.
+        counts: how many of its lists each cache takes.
+    """
+    width = heads.k.shape[1] // len(caches)
+    columns = len(lists) // len(caches)
+    if not kernels_run(heads.k.device):
+        each = zip(caches, heads.k.split(width, 1), heads.v.split(width, 1), lists.split(columns), counts, strict=True)
+        for cache, keys, values, own, count in each:
+            take(cache, keys, values, heads.positions, own[:, :count].T if width == columns else own[0, :count])
+        return
+    from harness.engine.kernels.take_tokens import take_lists
+
+    like = heads.k[:0, :width]
+    table = [[*cache.expect(count, like, columns), count] for cache, count in zip(caches, counts, strict=True)]
+    there = torch.tensor(table).to(heads.k.device, non_blocking=True)
+    take_lists(heads.k, heads.v, heads.positions, lists.contiguous(), there, own=columns == width)

@@ -26,6 +26,7 @@ for name in ("rowwise", "gemv", "decode_attention"):
     kernels(name)
 
 LAYERS = 6
+KV_HEADS, HEAD_DIM = tiny_shape().kv_heads, tiny_shape().head_dim
 PROMPT = torch.randint(0, 60, (200,), generator=torch.Generator().manual_seed(3)).to(DEVICE)
 SCHEDULE = "layers=2/4:budgets=0.75/0.5:block=16"
 
@@ -85,15 +86,42 @@ def test_every_method_comes_out_the_same(name: str) -> None:
 def test_what_is_recorded_is_what_the_method_leaves_alone() -> None:
     _, graphed = engines()
     assert graphed.prefill is not None
-    for text in ("full", f"slim:{SCHEDULE}", "snapkv:budget=0.5:window=8"):
+    for text in ("full", f"slim:{SCHEDULE}", "h2o:budget=0.5:window=8"):
         list(graphed.stream(build(text, graphed), Request(PROMPT, 1)))
     spans = {(span.begin, span.end, size) for span, size in graphed.prefill._replays}
     # Three verbs a layer; a span ends ahead of what a method does itself.
-    full, evicting = (
+    full, attending = (
         {(0, 18, 256)},
         {(0, 1, 256), *((verb, verb + 2, 256) for verb in (2, 5, 8, 11, 14)), (17, 18, 256)},
     )
-    assert spans == full | {(0, 5, 256), (5, 11, 256), (11, 18, 128)} | evicting
+    assert spans == full | {(0, 5, 256), (5, 11, 256), (11, 18, 128)} | attending
+
+
+@pytest.mark.parametrize(
+    ("text", "memory", "spans"),
+    [
+        ("snapkv:budget=0.5:window=8", 1 << 29, {(0, 18, 256)}),
+        ("adakv:budget=0.5:window=8", 1 << 29, {(0, 18, 256)}),
+        ("fastkv:budget=0.5:keep=0.5:window=8:cut=2", 1 << 29, {(0, 9, 256), (9, 18, 128)}),
+        # Five layers would fit, and the parts are even.
+        ("knorm:budget=0.5", 5 * 4 * 256 * 2 * KV_HEADS * HEAD_DIM, {(0, 9, 256), (9, 18, 256)}),
+        ("pyramidkv:budget=0.5:window=8", 1, {(verb, verb + 3, 256) for verb in range(0, 18, 3)}),
+    ],
+)
+def test_who_only_evicts_shares_recordings_and_chooses_for_many_layers(
+    text: str, memory: int, spans: set[tuple[int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorded_prefill, "_HELD", memory)
+    plain, graphed = engines()
+    expected, method = build(text, plain), build(text, graphed)
+    with torch.inference_mode():
+        plain.read(expected, Request(PROMPT, 3))
+        graphed.read(method, Request(PROMPT, 3))
+    assert graphed.prefill is not None
+    assert {(span.begin, span.end, size) for span, size in graphed.prefill._replays} == spans
+    for mine, other in zip(method.cache, expected.cache, strict=True):
+        for head, known in zip(mine.heads(), other.heads(), strict=True):
+            assert torch.equal(head.positions, known.positions) and torch.allclose(head.keys, known.keys, atol=1e-5)
 
 
 class Loud(Slim):

@@ -3,7 +3,7 @@
 A layer is a dozen kernels, and each costs the host tens of microseconds: up to some thousand rows that is longer than
 the layer's products take, and hides what a method saves. A graph has its number of rows fixed, so rows are padded to
 the next of a few numbers. Padding comes last, where causal attention shows it to no row that counts, so these come out
-as ever. Keys and values go to the request's own caches (`harness.engine.kernels.store_rows`).
+as ever. Keys and values go to where the request wants them (`harness.engine.replay.places`).
 
 Recordings know no method: all that act at the same hooks share them. Where a layer's products take longer than its
 launches the host is ahead by itself, and nothing is recorded.
@@ -12,7 +12,7 @@ launches the host is ahead by itself, and nothing is recorded.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from harness.engine.attention import Attention
-from harness.engine.cache import LayerCache
 from harness.engine.method import HOOKS, Hook
+from harness.engine.replay.places import Held, Places
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows
 from harness.engine.verbs import Verbs
@@ -34,6 +34,8 @@ _STEP = 128
 """Rows that products of matrices are cut into; less padding saves nothing."""
 _STEPS = 16
 """Numbers of rows between one power of two and the next, at most."""
+_HELD = 1 << 29
+"""Bytes of keys, values and queries that layers may hold side by side: those of 28 layers of Qwen2.5-1.5B at 8K fit."""
 _MOST = 4096
 """Recordings that are kept; a deep model needs a hundred for one number of rows."""
 
@@ -90,27 +92,33 @@ class RecordedPrefill:
         self._count = 0
         self.captures = 0
 
-    def run(self, span: Span, rows: Rows, caches: Sequence[LayerCache]) -> tuple[Rows, Heads | None]:
+    def run(self, span: Span, rows: Rows, places: Places) -> tuple[Rows, Heads | None]:
         """What full attention makes of rows.
 
         Args:
-            span: the verbs. Caches of layers whose attention is among them are empty, and take in keys and values.
+            span: the verbs.
             rows: with their attention, where the first verb is a feed forward.
-            caches: of all layers.
+            places: for what layers project whose attention is among the verbs.
 
         Returns:
             The rows, which the next call may overwrite, and what the span shows.
         """
         if not self.takes(len(rows)):
-            return self._verb_by_verb(span, rows, _append_to(caches))
+            return self._verb_by_verb(span, rows, places.append)
         size = padded(len(rows))
         self._enter(rows, size)
-        self._load(span, caches, len(rows))
+        self._load(span, places, len(rows))
         if (span, size) in self._replays:
             self._replays[span, size]()
         else:
             self._record(span, size)
         return self._result(span, len(rows), rows.positions)
+
+    def held(self, layers: range, rows: Rows, queries: int) -> Held:
+        """Room for what layers project from rows; of the first of them, if it is not enough for all."""
+        bytes_each = Held.bytes_each(self._shape, padded(len(rows)), queries, self._none)
+        parts = -(-len(layers) // max(1, _HELD // bytes_each))
+        return Held(layers[: -(-len(layers) // parts)], self._shape, rows.positions, queries, self._none)
 
     def takes(self, rows: int) -> bool:
         """Whether so many rows are few enough to be replayed."""
@@ -143,12 +151,12 @@ class RecordedPrefill:
         self._qkv = self._none.new_empty((most, shape.heads + 2 * shape.kv_heads, shape.head_dim))
         self._positions = self._positions.new_zeros(most)
 
-    def _load(self, span: Span, caches: Sequence[LayerCache], count: int) -> None:
-        """Tells the kernels where the caches lie of the layers that store: those from the first to the last."""
+    def _load(self, span: Span, places: Places, count: int) -> None:
+        """Tells the kernels the places of the layers that store: those from the first to the last."""
         layers = range((span.begin + 1) // VERBS, (span.end + 1) // VERBS)
         if not layers:
             return
-        lines = [[*caches[layer].expect(count, self._none), count] for layer in layers]
+        lines = [places.line(layer, count, self._none) for layer in layers]
         self._table[layers.start : layers.stop].copy_(torch.tensor(lines), non_blocking=True)
 
     def _record(self, span: Span, size: int) -> None:
@@ -166,7 +174,7 @@ class RecordedPrefill:
             rows = Rows(hidden, positions, self._attended[:size] if fed else None)
 
             def store(layer: int, heads: Heads) -> None:
-                self._store(heads.k, heads.v, positions, self._table, layer)
+                self._store(heads.q, heads.k, heads.v, positions, self._table, layer)
 
             rows, heads = self._verb_by_verb(span, rows, store)
             self._leave(span, rows, heads, size)
@@ -234,15 +242,39 @@ class Passage:
         rows: as far as they have come; what a hook makes of them is put here.
     """
 
-    def __init__(self, prefill: RecordedPrefill, rows: Rows, caches: Sequence[LayerCache]) -> None:
+    def __init__(self, prefill: RecordedPrefill, rows: Rows, places: Places) -> None:
         """
         Args:
             prefill: runs the verbs.
             rows: enter the first layer.
-            caches: of all layers, empty.
+            places: for what layers project, unless they are held.
         """
-        self._prefill, self.rows, self._caches, self._done = prefill, rows, caches, 0
+        self._prefill, self.rows, self._places, self._done = prefill, rows, places, 0
         self._heads: Heads | None = None
+        self._held: Held | None = None
+
+    def hold(self, layers: range, queries: int) -> None:
+        """What layers project is held side by side from here on, if rows are few: of as many as there is memory for.
+
+        Args:
+            layers: the next ones.
+            queries: how many of a layer's last ones are held.
+        """
+        if self._prefill.takes(len(self.rows)):
+            self._held = self._prefill.held(layers, self.rows, queries)
+
+    def holds(self, layer: int) -> bool:
+        """Whether what a layer projects is held."""
+        return self._held is not None and layer in self._held.layers
+
+    def let_go(self, layer: int) -> tuple[range, Heads] | None:
+        """Runs to the end of a layer if it is the last that holds; returns which do, and what."""
+        held = self._held
+        if held is None or layer != held.layers[-1]:
+            return None
+        self._run(Span(self._done, VERBS * (layer + 1), shows=False))
+        self._held = None
+        return held.layers, held.heads
 
     def reach(self, layer: int, hook: Hook) -> Heads:
         """Runs what lies ahead of a hook; returns what its layer projected before any row was dropped."""
@@ -263,15 +295,8 @@ class Passage:
     def _run(self, span: Span) -> None:
         if span.begin == span.end:
             return
-        self.rows, heads = self._prefill.run(span, self.rows, self._caches)
+        self.rows, heads = self._prefill.run(span, self.rows, self._held or self._places)
         self._heads, self._done = heads or self._heads, span.end
-
-
-def _append_to(caches: Sequence[LayerCache]) -> Callable[[int, Heads], None]:
-    def append(layer: int, heads: Heads) -> None:
-        caches[layer].append(heads.k, heads.v, heads.positions)
-
-    return append
 
 
 def _fill(place: Tensor, rows: Tensor, size: int) -> None:
