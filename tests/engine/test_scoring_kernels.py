@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import LayerCache
+from harness.engine.step import Heads
 from methods.common import take as take_module
 from tests.reference import decode
 from tests.reference.interpreter import DEVICE, kernels
@@ -123,6 +124,23 @@ def test_tokens_go_into_a_cache_as_gathering_puts_them_there(own: bool, monkeypa
     assert ours.length == 33 and ours.room == 5 and ours.alike != own
     for mine, other in zip(ours.heads(), theirs.heads(), strict=True):
         assert all(torch.equal(*parts) for parts in zip(mine, other, strict=True))
+
+
+@pytest.mark.parametrize("width", [3, 1])
+@pytest.mark.parametrize("own", [True, False])
+def test_tokens_go_into_many_caches_at_once(width: int, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    k, v = strided(70, 6, 20), torch.randn(70, 6, 20, device=DEVICE)
+    heads = Heads(k, k, v, torch.arange(70, device=DEVICE) * 2)
+    lists = torch.stack([torch.randperm(70)[:33].sort().values for _ in range(6)]).to(DEVICE)[:: 1 if own else width]
+    counts, found = [33, 20, 33, 1, 2, 7][: 6 // width], []
+    for kernel in (True, False):
+        found.append([LayerCache(5) for _ in counts])
+        monkeypatch.setattr(take_module, "kernels_run", lambda _, on=kernel: on)
+        take_module.take_each(found[-1], heads, lists, counts)
+    for ours, theirs, count in zip(*found, counts, strict=True):
+        assert ours.length == count and ours.room == 5 and ours.alike == theirs.alike
+        for mine, other in zip(ours.heads(), theirs.heads(), strict=True):
+            assert all(torch.equal(*parts) for parts in zip(mine, other, strict=True))
 
 
 @pytest.mark.parametrize(("n", "heads", "d"), [(1, 1, 16), (70, 3, 32), (4200, 1, 16)])
