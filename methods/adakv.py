@@ -47,20 +47,20 @@ class AdaKV(RaggedHeads, SnapKV):
     def choose_each(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """For each KV head the best of what was there before the window, as many as are its part, and the window."""
         window = self.options.window
-        past, budget = scores[:, :-window], count - window
+        past, budget = scores[..., :-window], count - window
         shares = self._weighed(past, budget) if self.options.normalize else past
         counts = self._parts(shares, budget) + window
-        return best_each(scores, counts, scores.shape[1]), counts
+        best = best_each(scores.flatten(0, 1), counts.flatten(), scores.shape[2])
+        return best.view(scores.shape), counts
 
     def _parts(self, scores: Tensor, budget: int) -> Tensor:
         """How many tokens each KV head keeps, `budget` in the mean of a layer."""
-        layers = scores.view(-1, self.model.shape.kv_heads, scores.shape[1])
-        every, alpha = self.model.ranks.gather(layers, 1), self.options.alpha
-        found = self.model.ranks.own(owned(every, every.shape[1] * budget), 1).flatten()
+        every, alpha = self.model.ranks.gather(scores, 1), self.options.alpha
+        found = self.model.ranks.own(owned(every, every.shape[1] * budget), 1)
         return (found.double() * (1 - alpha) + int(alpha * budget)).round().long()
 
     def _weighed(self, scores: Tensor, budget: int) -> Tensor:
-        return scores * (scores.topk(budget).values.sum(1) / scores.sum(1)).unsqueeze(1)
+        return scores * (scores.topk(budget).values.sum(2) / scores.sum(2)).unsqueeze(2)
 
     def tokens_requested(self) -> list[int]:
         """The budgets, and one token more where rounding for each head came to more."""

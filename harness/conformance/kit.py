@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from harness.conformance.tiny import END, HEADS, LAYERS, MODELS, random_ids, tiny_engine, tiny_shape
-from harness.conformance.witness import Session, State, Trace
+from harness.conformance.witness import Session, State, Trace, settled
 from harness.engine.batch import Batch
 from harness.engine.method import Method
 from harness.engine.request import Request
@@ -323,6 +323,15 @@ def _together(subject: Subject) -> Iterator[str]:
     for length, tokens, slot in zip(BATCH, alone, batch.slots, strict=True):
         if slot.tokens != tokens:
             yield f"prompt of {length}: {slot.tokens} instead of {tokens}"
+
+
+@_check("side-by-side")
+def _side_by_side(subject: Subject) -> Iterator[str]:
+    """Layers that are settled at once keep what each of them keeps alone."""
+    session, alone = subject.session(), subject.trace(COMMON).prefilled.positions
+    for layer, positions in enumerate(settled(session.method, session.engine, prompt(COMMON))):
+        if positions != alone[layer]:
+            yield f"prompt of {COMMON}: layer {layer} keeps other tokens"
 
 
 @_check("positions")

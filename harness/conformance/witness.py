@@ -18,7 +18,8 @@ from torch import Tensor
 
 from harness.engine.cache import LayerCache
 from harness.engine.engine import Engine
-from harness.engine.method import Method
+from harness.engine.method import Method, acting_hooks, alike, held_queries
+from harness.engine.replay.places import Held
 from harness.engine.request import Request
 from harness.engine.step import Heads, Rows, Step
 
@@ -122,6 +123,24 @@ class Session:
         watch.look_at(method)
         found = watch.displaced, watch.lost, watch.steps
         return Trace(method.prompt_len, watch.length, tokens, prefilled, state(method), *found)
+
+
+def settled(method: Method, engine: Engine, ids: Tensor) -> list[list[list[int]]]:
+    """Positions that layers hold which are settled at once, from the first up to one where rows may be dropped.
+
+    None of them of a method that does not settle; else as `State.positions`.
+    """
+    ids = method.prompt(ids, engine.first_layers)
+    method.begin(len(ids), 1)
+    queries, shape, layers = held_queries(method), engine.context.shape, alike(acting_hooks(method), 0)
+    if queries is None:
+        return []
+    each = [engine.first_layers(ids, layer) for layer in layers]
+    held = Held(layers, shape, each[0].positions, queries, each[0].k[:0])
+    for layer, heads in zip(layers, each, strict=True):
+        held.append(layer, heads)
+    method.settle(layers, held.heads)
+    return [[positions.tolist() for positions in cache.kept_positions()] for cache in method.cache[: layers.stop]]
 
 
 class _Watch:

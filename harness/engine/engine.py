@@ -9,7 +9,7 @@ logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,7 +21,7 @@ from harness.engine import promises
 from harness.engine.attention import Attention, pick_attention
 from harness.engine.fused import FusedVerbs, why_not_fused
 from harness.engine.generation import Generation, Work
-from harness.engine.method import Encode, Hook, Method, ModelContext, acting_hooks, held_queries, no_tokenizer
+from harness.engine.method import Encode, Method, ModelContext, acting_hooks, alike, held_queries, no_tokenizer
 from harness.engine.parallel import ALONE, Ranks
 from harness.engine.replay.decode_table import DecodeTable
 from harness.engine.replay.places import Caches, Nowhere
@@ -231,7 +231,7 @@ class Engine:
             work.projected.append(len(way.rows))
             work.past.append(step.start)
             if queries is not None and not way.holds(layer):
-                way.hold(_alike(acting, layer), queries)
+                way.hold(alike(acting, layer), queries)
             if "attend" in hooks and not way.holds(layer):
                 heads = way.reach(layer, "attend")
                 way.attended(promises.attended(method.attend(layer, heads, step), layer, heads))
@@ -267,12 +267,6 @@ class Engine:
     def logits(self, rows: Rows) -> Tensor:
         """Logits of the last row alone, [vocab]."""
         return self.verbs.logits(rows)
-
-
-def _alike(acting: Sequence[Collection[Hook]], layer: int) -> range:
-    """A layer, and those behind it up to the next that may drop rows."""
-    behind = range(layer, len(acting))
-    return range(layer, next((each for each in behind if set(acting[each]) - {"attend"}), behind[-1]) + 1)
 
 
 def _greedy(logits: Tensor, suppressed: frozenset[int]) -> Tensor:

@@ -327,3 +327,9 @@ def held_queries(method: Method) -> int | None:
     told = {"attend", "causal", "settle"}
     latest = next(kind for kind in type(method).__mro__ if vars(kind).keys() & told)
     return method.held_queries() if "settle" in vars(latest) and method.sparse is None else None
+
+
+def alike(acting: Sequence[Collection[Hook]], layer: int) -> range:
+    """A layer, and those behind it up to the next that may drop rows."""
+    behind = range(layer, len(acting))
+    return range(layer, next((each for each in behind if set(acting[each]) - {"attend"}), behind[-1]) + 1)

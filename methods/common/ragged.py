@@ -34,11 +34,11 @@ class RaggedHeads(Evicting):
         """The tokens of each KV head that stay, and how many those are, at least one.
 
         Args:
-            scores: [heads, n] float32, of one layer's KV heads or of several layers', one behind the other.
-            count: tokens that a head keeps in the mean, below n.
+            scores: [layers, kv_heads, n] float32.
+            count: tokens that a layer's heads keep in the mean, below n.
 
         Returns:
-            [heads, m] int64, ascending as far as they count, and how many do, [heads] int64.
+            [layers, kv_heads, m] int64, ascending as far as they count, and how many do, [layers, kv_heads] int64.
         """
         raise NotImplementedError
 
@@ -67,7 +67,8 @@ class RaggedHeads(Evicting):
         with self.model.part("score"):
             scores = self.score(layers, heads)
         with self.model.part("select"):
-            return self.choose_each(scores, self.budget(layers[0]))
+            tokens, counts = self.choose_each(scores.unflatten(0, (len(layers), -1)), self.budget(layers[0]))
+            return tokens.flatten(0, 1), counts.flatten()
 
     def _store_each(self, layers: range, heads: Heads, tokens: Tensor, lengths: list[int]) -> None:
         count, into = len(lengths) // len(layers), [cast("RaggedCache", self.cache[layer]) for layer in layers]

@@ -17,6 +17,7 @@ from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
 from harness.options import OptionSet
 from harness.runner.catalog import MethodSpec
+from methods.common.evicting import Evicting
 
 
 class Sound(Method):
@@ -52,6 +53,15 @@ class Sound(Method):
 
 class Undeclared(Sound):
     nothing = {}
+
+
+class MixesLayers(Evicting):
+    """Takes heads of several layers for those of one."""
+
+    name, summary = "mixes-layers", "keeps long keys, as all heads see it"
+
+    def score(self, layers: range, heads: Heads) -> Tensor:
+        return heads.k.norm(dim=2).mean(1).expand(len(layers), -1)
 
 
 class OverBudget(Sound):
@@ -287,6 +297,7 @@ BROKEN = [
     ("odd-batch", RemembersShortOnes, "prompt of 65: differs in"),
     ("together", SharesState, "prompt of 127: ["),
     ("together", AddsRows, "after_layer, layer 5: returned 2 rows for a new token"),
+    ("side-by-side", MixesLayers, "layer 0 keeps other tokens"),
     ("positions", Backwards, "positions of layer 0 do not ascend"),
     ("positions", Twice, "layer 0 holds a position twice"),
     ("positions", RenumbersCache, "the cache of layer 0 holds a position with another token's values"),

@@ -21,8 +21,15 @@ def method(options: str) -> AdaKV:
 
 
 def chosen(adakv: AdaKV, scores: torch.Tensor, count: int) -> list[list[int]]:
-    tokens, counts = adakv.choose_each(scores, count)
-    return [own[:length].tolist() for own, length in zip(tokens, counts.tolist(), strict=True)]
+    """By two layers together, of which the second one's heads are the first one's in another order."""
+    tokens, counts = adakv.choose_each(torch.stack([scores, scores.flip(0)]), count)
+    first, second = (
+        [own[:length].tolist() for own, length in zip(*layer, strict=True)]
+        for layer in zip(tokens, counts.tolist(), strict=True)
+    )
+    alone, lengths = adakv.choose_each(scores.flip(0).unsqueeze(0), count)
+    assert second == [own[:length].tolist() for own, length in zip(alone[0], lengths[0].tolist(), strict=True)]
+    return first
 
 
 def expected(scores: list[list[float]], count: int, alpha: float, normalize: bool) -> list[list[int]]:
