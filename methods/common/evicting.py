@@ -134,7 +134,7 @@ class Evicting(Method):
         """Rates the tokens of layers, some of which do not keep all; returns what gives the lists of `choose`."""
         with self.model.part("score"):
             scores = self.score(layers, heads)
-        return partial(self.choose, scores, [min(self.budget(layer), len(heads)) for layer in layers])
+        return partial(self.choose, scores, self._counts(layers, len(heads.k)))
 
     def held_queries(self) -> int | None:
         """Those that `score` looks at."""
@@ -142,11 +142,14 @@ class Evicting(Method):
 
     def settle(self, layers: range, heads: Heads) -> None:
         """Stores what stays of several layers."""
-        counts = [min(self.budget(layer), len(heads)) for layer in layers]
+        counts = self._counts(layers, len(heads))
         if min(counts) == len(heads):
             self._store_all(layers, heads)
         else:
             take_each([self.cache[layer] for layer in layers], heads, self.chosen(layers, heads)(), counts)
+
+    def _counts(self, layers: range, tokens: int) -> list[int]:
+        return [min(self.budget(layer), tokens) for layer in layers]
 
     def _store_all(self, layers: range, heads: Heads) -> None:
         for layer, keys, values in zip(layers, *(x.chunk(len(layers), 1) for x in (heads.k, heads.v)), strict=True):

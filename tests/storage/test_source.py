@@ -54,7 +54,7 @@ def test_full_attention_s_answers_do_not_depend_on_what_other_methods_decode_wit
     assert kernels == {"decode_attention", "online_softmax", "gemv", "rowwise", "store_rows"}
     assert not [name for name in covered if name.startswith(("methods.common", "methods.replay"))]
     replays = {name.rpartition(".")[2] for name in covered if ".replay." in name}
-    assert replays == {"decode_table", "overlap", "recorded", "recorded_prefill", "replay"}
+    assert replays == {"decode_table", "overlap", "places", "recorded", "recorded_prefill", "replay"}
 
 
 @pytest.mark.parametrize("file", ["harness/engine/method.py", "harness/engine/cache.py", "harness/engine/attention.py"])
