@@ -67,7 +67,7 @@ class RaggedHeads(Evicting):
         with self.model.part("score"):
             scores = self.score(layers, heads)
         with self.model.part("select"):
-            tokens, counts = self.choose_each(scores.unflatten(0, (len(layers), -1)), self.budget(layers[0]))
+            tokens, counts = self.choose_each(scores.reshape(len(layers), -1, scores.shape[1]), self.budget(layers[0]))
             return tokens.flatten(0, 1), counts.flatten()
 
     def _store_each(self, layers: range, heads: Heads, tokens: Tensor, lengths: list[int]) -> None:

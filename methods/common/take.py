@@ -43,7 +43,8 @@ def take_each(caches: Sequence[LayerCache], heads: Heads, lists: Tensor, counts:
     width = heads.k.shape[1] // len(caches)
     columns = len(lists) // len(caches)
     if not kernels_run(heads.k.device):
-        each = zip(caches, heads.k.split(width, 1), heads.v.split(width, 1), lists.split(columns), counts, strict=True)
+        parts = (heads.k.chunk(len(caches), 1), heads.v.chunk(len(caches), 1), lists.chunk(len(caches)))
+        each = zip(caches, *parts, counts, strict=True)
         for cache, keys, values, own, count in each:
             take(cache, keys, values, heads.positions, own[:, :count].T if width == columns else own[0, :count])
         return

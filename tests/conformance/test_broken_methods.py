@@ -18,6 +18,7 @@ from harness.errors import InputError
 from harness.options import OptionSet
 from harness.runner.catalog import MethodSpec
 from methods.common.evicting import Evicting
+from methods.common.scores import head_norms
 
 
 class Sound(Method):
@@ -61,7 +62,7 @@ class MixesLayers(Evicting):
     name, summary = "mixes-layers", "keeps long keys, as all heads see it"
 
     def score(self, layers: range, heads: Heads) -> Tensor:
-        return heads.k.norm(dim=2).mean(1).expand(len(layers), -1)
+        return head_norms(heads.k).mean(1).expand(len(layers), -1)
 
 
 class OverBudget(Sound):
