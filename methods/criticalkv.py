@@ -75,9 +75,7 @@ class CriticalKV(Evicting):
         """The base's scores times what values add; infinity for the base's choice of half the budget."""
         scores = self.base.score(layers, heads)
         chosen = best(scores, self.budget(layers[0]) // 2)
-        each = zip(heads.v.chunk(len(layers), 1), layers, strict=True)
-        norms = torch.cat([output_norms(v, self.model.out_weight(layer)) for v, layer in each])
-        scores = (scores + 1e-4) * norms
+        scores = (scores + 1e-4) * output_norms(heads.v, [self.model.out_weight(layer) for layer in layers])
         return scores.scatter(1, chosen, torch.inf)
 
 

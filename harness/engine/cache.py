@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -149,14 +151,19 @@ class LayerCache:
         Returns:
             The addresses of keys, values and positions.
         """
-        assert not self.length, "there are tokens already"
         # No more than has to be: the device waits while a short prompt's caches are made, one after the other.
-        room = self._room(count)
+        room = self._counted(count)
         self._keys = like.new_empty((room, *like.shape[1:]))
         self._values = torch.empty_like(self._keys)
         self._positions = like.new_empty((room, columns), dtype=torch.int64)
-        self.length, self._start = count, 0
         return self._keys.data_ptr(), self._values.data_ptr(), self._positions.data_ptr()
+
+    def _counted(self, count: int) -> int:
+        """Counts in the first tokens; returns how many there must be room for."""
+        assert not self.length, "there are tokens already"
+        room = self._room(count)
+        self.length, self._start = count, 0
+        return room
 
     def make_room(self, count: int) -> bool:
         """Has room for `count` tokens behind the cached ones, of which there is at least one; returns as `claim`."""
@@ -233,6 +240,23 @@ class LayerCache:
         # More than asked for, so that what comes in a little at a time is not copied every time.
         ample = needed + max(self.spare, needed // 8)
         return max(needed, self._keys.shape[0], min(ample, self.most or ample))
+
+
+def expect_each(
+    caches: Sequence[LayerCache], counts: Sequence[int], like: Tensor, columns: int = 1
+) -> list[tuple[int, int, int]]:
+    """`LayerCache.expect` for many caches, in memory of one piece, which is there as long as one of them is.
+
+    A piece for each would take the host a millisecond where every KV head has a cache of its own.
+    """
+    rooms = [cache._counted(count) for cache, count in zip(caches, counts, strict=True)]
+    keys = like.new_empty((sum(rooms), *like.shape[1:]))
+    values, positions = torch.empty_like(keys), like.new_empty((len(keys), columns), dtype=torch.int64)
+    parts = (torch.split(x, rooms) for x in (keys, values, positions))
+    for cache, *own in zip(caches, *parts, strict=True):
+        cache._keys, cache._values, cache._positions = own
+    (k, v, p), token, place = (x.data_ptr() for x in (keys, values, positions)), keys[0].nbytes, 8 * columns
+    return [(k + at * token, v + at * token, p + at * place) for at in accumulate(rooms[:-1], initial=0)]
 
 
 def _grown(old: Tensor, like: Tensor, room: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 from torch import Tensor
@@ -45,36 +46,36 @@ class RaggedHeads(Evicting):
     def _prefill(self, layer: int, heads: Heads, step: Step) -> Tensor:
         if self.budget(layer) >= len(heads):
             return super()._prefill(layer, heads, step)
-        layers = range(layer, layer + 1)
-        tokens, counts = self._chosen_each(layers, heads)
+        store = self._choosing(range(layer, layer + 1), heads)
         # The host has to know the numbers to make room; until it does the device attends. Were they chosen beside
         # attention, they would come late, and the device would wait for the host.
-        arrived = sent(counts)
         attended = self.causal(layer, heads)
-        with self.model.part("gather"):
-            self._store_each(layers, heads, tokens, arrived().tolist())
+        store()
         return attended
 
     def settle(self, layers: range, heads: Heads) -> None:
         """Stores what stays of several layers; waits for the numbers once."""
         if all(self.budget(layer) >= len(heads) for layer in layers):
             self._store_all(layers, heads)
-            return
-        tokens, counts = self._chosen_each(layers, heads)
-        self._store_each(layers, heads, tokens, sent(counts)().tolist())
+        else:
+            self._choosing(layers, heads)()
 
-    def _chosen_each(self, layers: range, heads: Heads) -> tuple[Tensor, Tensor]:
+    def _choosing(self, layers: range, heads: Heads) -> Callable[[], None]:
+        """Chooses for layers; returns what waits for the numbers, and stores."""
         with self.model.part("score"):
             scores = self.score(layers, heads)
         with self.model.part("select"):
             tokens, counts = self.choose_each(scores.reshape(len(layers), -1, scores.shape[1]), self.budget(layers[0]))
-            return tokens.flatten(0, 1), counts.flatten()
+        arrived, into = sent(counts.flatten()), [cast("RaggedCache", self.cache[layer]) for layer in layers]
+        caches = [own for cache in into for own in cache.apart(counts.shape[1])]
 
-    def _store_each(self, layers: range, heads: Heads, tokens: Tensor, lengths: list[int]) -> None:
-        count, into = len(lengths) // len(layers), [cast("RaggedCache", self.cache[layer]) for layer in layers]
-        take_each([each for cache in into for each in cache.apart(count)], heads, tokens, lengths)
-        for cache in into:
-            cache.measure()
+        def store() -> None:
+            with self.model.part("gather"):
+                take_each(caches, heads, tokens.flatten(0, 1), arrived().tolist())
+                for cache in into:
+                    cache.measure()
+
+        return store
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that each head has left."""

@@ -8,6 +8,7 @@ per query head against its group's keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -118,27 +119,27 @@ def head_norms(x: Tensor) -> Tensor:
     return norms
 
 
-def output_norms(v: Tensor, weight: Tensor) -> Tensor:
+def output_norms(v: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """L1 norm of what each value adds to the residual stream, mean over the query heads of a KV head.
 
     This takes as many operations as the output projection itself: 2 n * hidden * heads * d.
 
     Args:
-        v: [n, kv_heads, d].
-        weight: of the layer's output projection, [hidden, heads * d].
+        v: [n, layers * kv_heads, d].
+        weights: of the layers' output projections, [hidden, heads * d].
 
     Returns:
-        [kv_heads, n] float32.
+        [layers * kv_heads, n] float32.
     """
     n, kv_heads, d = v.shape
-    parts = weight.view(len(weight), -1, d)
-    group = parts.shape[1] // kv_heads
+    parts = [weight.view(len(weight), -1, d) for weight in weights]
+    group = len(parts) * parts[0].shape[1] // kv_heads
     if kernels_take(v):
         from harness.engine.kernels.column_sums import absolute_sums
 
         return absolute_sums(parts, v) / group
     values = v.repeat_interleave(group, 1).unbind(1)
-    each = zip(values, parts.unbind(1), strict=True)
+    each = zip(values, (part for layer in parts for part in layer.unbind(1)), strict=True)
     norms = [vector_norm(value @ part.T, 1, 1, dtype=torch.float32) for value, part in each]
     return torch.stack(norms).view(kv_heads, -1, n).mean(1)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from harness.engine.cache import LayerCache, gather
+from harness.engine.cache import LayerCache, expect_each, gather
 from harness.engine.hardware import kernels_run
 from harness.engine.step import Heads
 
@@ -51,6 +51,7 @@ def take_each(caches: Sequence[LayerCache], heads: Heads, lists: Tensor, counts:
     from harness.engine.kernels.take_tokens import take_lists
 
     like = heads.k[:0, :width]
-    table = [[*cache.expect(count, like, columns), count] for cache, count in zip(caches, counts, strict=True)]
+    places = expect_each(caches, counts, like, columns)
+    table = [[*place, count] for place, count in zip(places, counts, strict=True)]
     there = torch.tensor(table).to(heads.k.device, non_blocking=True)
     take_lists(heads.k, heads.v, heads.positions, lists.contiguous(), there, own=columns == width)

@@ -100,10 +100,14 @@ def test_sums_of_attention(shape: tuple[int, int, int, int, int]) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sums_of_absolute_products(shape: tuple[int, int, int, int, int]) -> None:
     kv_heads, group, d, rows, tokens = shape
-    x, v = strided(rows, kv_heads * group, d), strided(tokens, kv_heads, d, seed=1)
-    products = torch.einsum("ihd,jhd->hij", x.cpu(), v.cpu().repeat_interleave(group, 1)).abs().sum(1)
-    got = sums.absolute_sums(x, v, sums.Tile(32, 16))
-    torch.testing.assert_close(got.cpu(), products.view(kv_heads, group, tokens).sum(1), atol=1e-4, rtol=1e-5)
+    each, v = (
+        [strided(rows, kv_heads * group, d, seed=seed) for seed in (2, 0)],
+        strided(tokens, 2 * kv_heads, d, seed=1),
+    )
+    x = torch.cat([one.cpu() for one in each], 1)
+    products = torch.einsum("ihd,jhd->hij", x, v.cpu().repeat_interleave(group, 1)).abs().sum(1)
+    got = sums.absolute_sums(each, v, sums.Tile(32, 16))
+    torch.testing.assert_close(got.cpu(), products.view(2 * kv_heads, group, tokens).sum(1), atol=1e-4, rtol=1e-5)
 
 
 def test_norms_of_rows_that_see_nothing_of_a_share() -> None:

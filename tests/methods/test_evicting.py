@@ -48,7 +48,10 @@ def test_sums_of_attention_are_those_of_the_whole_matrix(first: int, known: bool
 
 def test_what_values_add_is_measured_behind_each_heads_part_of_the_projection() -> None:
     v, weight = normal(5, KV_HEADS, D), normal(20, KV_HEADS * GROUP * D, seed=1)
-    norms = output_norms(v, weight)
+    norms = output_norms(v, [weight])
+    other = normal(20, KV_HEADS * GROUP * D, seed=2)
+    both = output_norms(torch.cat((v, v), 1), [other, weight])
+    assert torch.equal(both[KV_HEADS:], norms) and torch.equal(both[:KV_HEADS], output_norms(v, [other]))
     for head in range(KV_HEADS):
         parts = [weight[:, at * D : (at + 1) * D] for at in range(head * GROUP, (head + 1) * GROUP)]
         each = torch.stack([(v[:, head] @ part.T).abs().sum(1) for part in parts])

@@ -69,6 +69,6 @@ def readings(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, back: Tensor) -> l
     """All scores; in float32 no kernel takes part."""
     mean, covariance = future.future_queries(q, future.Turns(back / 16, back[0].float() / 16))
     return [
-        scores.window_attention(q[-32:], k), scores.attention_sums(q, k), scores.output_norms(v, weight),
+        scores.window_attention(q[-32:], k), scores.attention_sums(q, k), scores.output_norms(v, [weight]),
         mean, covariance, future.expected_logits(k, mean, covariance),
     ]  # fmt: skip

@@ -11,6 +11,7 @@ heads, so sums have one order and need no atomics; the products are matrix produ
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -73,26 +74,31 @@ def attention_sums(q: Tensor, k: Tensor, norms: Tensor, tile: Tile = _TILE, *, f
     sums = torch.empty((k.shape[1], k.shape[0]), dtype=torch.float32, device=k.device)
     _sums[_grid(k, tile)](
         q, k, norms, sums, len(q), len(k), *_strides(q, k), *norms.stride(), factor,
-        SCALE=q.shape[2] ** -0.5 * LOG2_E.value, GROUP=q.shape[1] // k.shape[1], DIM=q.shape[2], ATTENTION=True,
+        SCALE=q.shape[2] ** -0.5 * LOG2_E.value, GROUP=q.shape[1] // k.shape[1], KV_HEADS=k.shape[1], DIM=q.shape[2],
+        ATTENTION=True,
         **tile.options(),
     )  # fmt: skip
     return sums
 
 
-def absolute_sums(x: Tensor, v: Tensor, tile: Tile = _ABSOLUTE_TILE) -> Tensor:
-    """Sums of |x v| over rows and the query heads of a KV head.
+def absolute_sums(each: Sequence[Tensor], v: Tensor, tile: Tile = _ABSOLUTE_TILE) -> Tensor:
+    """Sums of |x v| over rows and the query heads of a KV head, for several x, each with values of its own.
 
     Args:
-        x: [m, heads, d]. v: [n, kv_heads, d]. Channels of a head are contiguous.
+        each: x of [m, heads, d], alike but for where they lie. Channels of a head are contiguous.
+        v: [n, len(each) * kv_heads, d], likewise.
         tile: how the work is cut.
 
     Returns:
-        [kv_heads, n] float32.
+        [len(each) * kv_heads, n] float32.
     """
+    x, kv_heads = each[0], v.shape[1] // len(each)
+    assert all(other.stride() == x.stride() and other.dtype == v.dtype for other in each)
     sums = torch.empty((v.shape[1], v.shape[0]), dtype=torch.float32, device=v.device)
+    places = torch.tensor([x.data_ptr() for x in each]).to(v.device, non_blocking=True)
     _sums[_grid(v, tile)](
-        x, v, sums, sums, len(x), len(v), *_strides(x, v), 0, 0, 1.0,
-        SCALE=1.0, GROUP=x.shape[1] // v.shape[1], DIM=x.shape[2], ATTENTION=False,
+        places, v, sums, sums, len(x), len(v), *_strides(x, v), 0, 0, 1.0,
+        SCALE=1.0, GROUP=x.shape[1] // kv_heads, KV_HEADS=kv_heads, DIM=x.shape[2], ATTENTION=False,
         **tile.options(),
     )  # fmt: skip
     return sums
@@ -168,12 +174,16 @@ def _walk(
 @triton.jit(do_not_specialize=["count", "n"])  # type: ignore[untyped-decorator]
 def _sums(
     x, y, norms, sums, count, n, x_stride, x_head, y_stride, y_head, norm_stride, norm_head, factor,
-    SCALE: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, ATTENTION: tl.constexpr,
+    SCALE: tl.constexpr, GROUP: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, ATTENTION: tl.constexpr,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ) -> Any:  # fmt: skip
     kv_head, block = tl.program_id(0), tl.program_id(1)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
-    key = _columns(y, column, n, kv_head, y_stride, y_head, DIM)
+    key, own = _columns(y, column, n, kv_head, y_stride, y_head, DIM), kv_head
+    if not ATTENTION:
+        # Where the rows lie that go with this head.
+        x, own = tl.load(x + kv_head // KV_HEADS).to(tl.pointer_type(y.dtype.element_ty)), kv_head % KV_HEADS
+        x = tl.multiple_of(x, 16)
     acc = tl.zeros((ROWS, COLUMNS), tl.float32)
     begin, past = 0, n - count
     if ATTENTION:
@@ -182,12 +192,12 @@ def _sums(
         middle = tl.minimum(tl.maximum((block + 1) * COLUMNS - 1 - past, 0), count) * GROUP
         middle = tl.cdiv(middle, ROWS) * ROWS
         acc = _walk(
-            acc, x, key, norms, begin, middle, past, column, count, kv_head, x_stride, x_head, norm_stride, norm_head,
+            acc, x, key, norms, begin, middle, past, column, count, own, x_stride, x_head, norm_stride, norm_head,
             SCALE, GROUP, DIM, ATTENTION, True, ROWS,
         )  # fmt: skip
         begin = middle
     acc = _walk(
-        acc, x, key, norms, begin, count * GROUP, past, column, count, kv_head, x_stride, x_head, norm_stride,
+        acc, x, key, norms, begin, count * GROUP, past, column, count, own, x_stride, x_head, norm_stride,
         norm_head, SCALE, GROUP, DIM, ATTENTION, False, ROWS,
     )  # fmt: skip
     tl.store(sums + kv_head.to(tl.int64) * n + column, tl.sum(acc, 0) * factor, mask=column < n)
