@@ -377,7 +377,7 @@ def test_a_method_that_never_runs_is_told_once_and_in_one_line(monkeypatch: pyte
     found = {finding.check: finding for finding in report.findings}
     assert "RuntimeError: two lines" in found["lengths"].detail
     assert found["budget"].status == found["positions"].status == "skip"
-    assert len(str(report).splitlines()) == len(CHECKS) + 1 and "of 15 checks failed" in str(report)
+    assert len(str(report).splitlines()) == len(CHECKS) + 1 and "of 16 checks failed" in str(report)
 
 
 def test_options_that_fit_no_tiny_model_are_bad_input_not_a_finding() -> None:
