@@ -7,7 +7,7 @@ The engine runs a decoder layer as three verbs (project, attend, feed forward) a
     after_attention  before the feed forward: rows dropped here skip it
     after_layer      between layers: rows may be dropped or brought back
 
-In short prompts, which launching kernels takes longest, a fifth may take the place of `attend`:
+Where prompts are short and launching kernels takes longest, another may take the place of `attend` in the prefill:
 
     settle           behind several layers: what is kept of all their keys and values
 
