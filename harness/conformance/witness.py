@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -139,14 +139,8 @@ def settled(method: Method, engine: Engine, ids: Tensor) -> list[list[list[int]]
     held = Held(layers, shape, each[0].positions, queries, each[0].k[:0])
     for layer, heads in zip(layers, each, strict=True):
         held.append(layer, heads)
-    norms = torch.cat([_norms(engine, heads) for heads in each], 1) if method.asks_norms else None
-    method.settle(layers, replace(held.heads, norms=norms))
+    method.settle(layers, held.heads)
     return [[positions.tolist() for positions in cache.kept_positions()] for cache in method.cache[: layers.stop]]
-
-
-def _norms(engine: Engine, heads: Heads) -> Tensor:
-    one = (x.unsqueeze(0) for x in (heads.q, heads.k, heads.v))
-    return engine.context.attention.normalised(*one)[1][0]
 
 
 class _Watch:

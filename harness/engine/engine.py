@@ -231,7 +231,7 @@ class Engine:
             work.projected.append(len(way.rows))
             work.past.append(step.start)
             if queries is not None and not way.holds(layer):
-                way.hold(alike(acting, layer), queries, norms=method.asks_norms)
+                way.hold(alike(acting, layer), queries)
             if "attend" in hooks and not way.holds(layer):
                 heads = way.reach(layer, "attend")
                 way.attended(promises.attended(method.attend(layer, heads, step), layer, heads))

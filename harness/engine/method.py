@@ -109,7 +109,6 @@ class Method:
         dense_replay: decodes as full attention does, see `replay`.
         counted: what its budget counts, tokens kept, or of all that are kept those that a decode step attends to.
         takes_sparse: in its prefill, rows attend to each other through `causal` alone.
-        asks_norms: `settle` is shown what attention has divided each row by (`Heads.norms`).
         sparse: the method whose `causal` stands for its own, if there is one: a sparse prefill of what it keeps.
     """
 
@@ -121,7 +120,6 @@ class Method:
     counted: ClassVar[Counted] = "kept"
     takes_sparse: ClassVar[bool] = False
     parallel: ClassVar[bool] = False
-    asks_norms: ClassVar[bool] = False
 
     class Options(OptionSet):
         """No options."""

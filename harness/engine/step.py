@@ -62,14 +62,12 @@ class Heads:
         k: [n, kv_heads, head_dim].
         v: [n, kv_heads, head_dim].
         positions: [n], the rows' original positions.
-        norms: log of what attention has divided each row by, [n, heads] float32; where a method asked for it.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     positions: Tensor
-    norms: Tensor | None = None
 
     def __len__(self) -> int:
         return self.positions.shape[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from harness.engine.cache import gather
@@ -20,7 +18,6 @@ class Summing(Evicting):
     """Where it evicts in decode, every query adds to the sums, and sums go with their tokens."""
 
     takes_sparse = False  # the sums are those of dense attention
-    asks_norms = True
 
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         """As `Method`."""
@@ -35,14 +32,15 @@ class Summing(Evicting):
         """Nothing was looked at yet."""
         super().begin(prompt_len, max_new_tokens)
         self._sums: dict[int, Tensor] = {}
+        self._norms: Tensor | None = None
 
     def held_queries(self) -> int | None:
-        """All; where it evicts in decode, layers choose one by one, since each keeps its sums."""
-        return None if self.evicts_in_decode() else super().held_queries()
+        """Layers choose one by one: sums take what attention has divided a layer's rows by."""
+        return None
 
     def sums(self, layer: int, heads: Heads) -> Tensor:
         """What each token of a layer got so far, [kv_heads, n] float32; `heads` as in `score`."""
-        return self._sums[layer] if self.evicts_in_decode() else attention_sums(heads.q, heads.k, heads.norms)
+        return self._sums[layer] if self.evicts_in_decode() else attention_sums(heads.q, heads.k, self._norms)
 
     def survivors(self, layer: int, heads: Heads) -> Tensor | None:
         """As in the base; first the new queries count."""
@@ -56,7 +54,7 @@ class Summing(Evicting):
         return index
 
     def _added(self, layer: int, heads: Heads) -> Tensor:
-        new = attention_sums(heads.q, heads.k, heads.norms)
+        new = attention_sums(heads.q, heads.k, self._norms)
         if layer in self._sums:
             new[:, : self._sums[layer].shape[1]] += self._sums[layer]
         return new
@@ -67,8 +65,9 @@ class Summing(Evicting):
         # Attention comes first, because it leaves what its rows were divided by.
         one = (x.unsqueeze(0) for x in (heads.q, heads.k, heads.v))
         attended, norms = self.model.attention.normalised(*one)
-        heads = replace(heads, norms=norms[0])
+        self._norms = norms[0]
         self._store(layer, heads, self.survivors(layer, heads))
+        self._norms = None
         return attended.reshape(len(heads), -1)
 
     def replay(self) -> Replay | None:

@@ -86,7 +86,7 @@ def test_every_method_comes_out_the_same(name: str) -> None:
 def test_what_is_recorded_is_what_the_method_leaves_alone() -> None:
     _, graphed = engines()
     assert graphed.prefill is not None
-    for text in ("full", f"slim:{SCHEDULE}", "h2o:mode=drop:budget=0.5:window=8"):
+    for text in ("full", f"slim:{SCHEDULE}", "h2o:budget=0.5:window=8"):
         list(graphed.stream(build(text, graphed), Request(PROMPT, 1)))
     spans = {(span.begin, span.end, size) for span, size in graphed.prefill._replays}
     # Three verbs a layer; a span ends ahead of what a method does itself.
@@ -102,7 +102,6 @@ def test_what_is_recorded_is_what_the_method_leaves_alone() -> None:
     [
         ("snapkv:budget=0.5:window=8", 1 << 29, {(0, 18, 256)}),
         ("adakv:budget=0.5:window=8", 1 << 29, {(0, 18, 256)}),
-        ("h2o:budget=0.5:window=8", 1 << 29, {(0, 18, 256)}),
         ("fastkv:budget=0.5:keep=0.5:window=8:cut=2", 1 << 29, {(0, 9, 256), (9, 18, 128)}),
         # Five layers would fit, and the parts are even.
         ("knorm:budget=0.5", 5 * 4 * 256 * 2 * KV_HEADS * HEAD_DIM, {(0, 9, 256), (9, 18, 256)}),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -49,13 +48,11 @@ class Span(NamedTuple):
 
     Attributes:
         shows: what the last `PROJECT` makes is for a hook to see.
-        norms: attention leaves what it has divided rows by.
     """
 
     begin: int
     end: int
     shows: bool
-    norms: bool = False
 
 
 def padded(rows: int) -> int:
@@ -86,7 +83,6 @@ class RecordedPrefill:
         self._none = like.new_empty((0, shape.kv_heads, shape.head_dim))
         # Where recordings find their rows and leave what they made of them: one row for each of the prompt's.
         self._hidden, self._attended, self._qkv = (like.new_empty(0) for _ in range(3))
-        self._norms = torch.empty(0, device=like.device)
         self._positions = torch.empty(0, dtype=torch.int64, device=like.device)
         self._table = torch.zeros((shape.layers, COLUMNS.value), dtype=torch.int64, device=like.device)
         self._replays: dict[tuple[Span, int], Callable[[], None]] = {}
@@ -123,10 +119,6 @@ class RecordedPrefill:
         bytes_each = Held.bytes_each(self._shape, padded(len(rows)), queries, self._none)
         parts = -(-len(layers) // max(1, _HELD // bytes_each))
         return Held(layers[: -(-len(layers) // parts)], self._shape, rows.positions, queries, self._none)
-
-    def norms(self, layers: range, count: int) -> Tensor:
-        """What attention has divided the rows of layers by, these side by side: [count, layers * heads] float32."""
-        return self._norms[layers.start : layers.stop, :count].transpose(0, 1).flatten(1)
 
     def takes(self, rows: int) -> bool:
         """Whether so many rows are few enough to be replayed."""
@@ -197,19 +189,10 @@ class RecordedPrefill:
             elif verb == ATTEND:
                 assert heads is not None, "no span begins with attention"
                 store(layer, heads)
-                rows = rows.with_attended(self._attend(layer, heads, span.norms))
+                rows = rows.with_attended(self._attention.causal(heads.q, heads.k, heads.v))
             else:
                 rows = self._verbs.feed_forward(layer, rows)
         return rows, heads
-
-    def _attend(self, layer: int, heads: Heads, norms: bool) -> Tensor:
-        if not norms:
-            return self._attention.causal(heads.q, heads.k, heads.v)
-        if not len(self._norms):
-            self._norms = self._norms.new_empty((self._shape.layers, self.most, self._shape.heads))
-        one = (x.unsqueeze(0) for x in (heads.q, heads.k, heads.v))
-        attended, self._norms[layer, : len(heads)] = (x[0] for x in self._attention.normalised(*one))
-        return attended.reshape(len(heads), -1)
 
     def _leave(self, span: Span, rows: Rows, heads: Heads | None, size: int) -> None:
         if rows.hidden.data_ptr() != self._hidden.data_ptr():
@@ -269,18 +252,16 @@ class Passage:
         self._prefill, self.rows, self._places, self._done = prefill, rows, places, 0
         self._heads: Heads | None = None
         self._held: Held | None = None
-        self._norms = False
 
-    def hold(self, layers: range, queries: int, *, norms: bool = False) -> None:
+    def hold(self, layers: range, queries: int) -> None:
         """What layers project is held side by side from here on, if rows are few: of as many as there is memory for.
 
         Args:
             layers: the next ones.
             queries: how many of a layer's last ones are held.
-            norms: what attention has divided rows by is held, too.
         """
         if self._prefill.takes(len(self.rows)):
-            self._held, self._norms = self._prefill.held(layers, self.rows, queries), norms
+            self._held = self._prefill.held(layers, self.rows, queries)
 
     def holds(self, layer: int) -> bool:
         """Whether what a layer projects is held."""
@@ -292,9 +273,8 @@ class Passage:
         if held is None or layer != held.layers[-1]:
             return None
         self._run(Span(self._done, VERBS * (layer + 1), shows=False))
-        norms = self._prefill.norms(held.layers, len(held.heads)) if self._norms else None
-        self._held, self._norms = None, False
-        return held.layers, replace(held.heads, norms=norms)
+        self._held = None
+        return held.layers, held.heads
 
     def reach(self, layer: int, hook: Hook) -> Heads:
         """Runs what lies ahead of a hook; returns what its layer projected before any row was dropped."""
@@ -315,7 +295,6 @@ class Passage:
     def _run(self, span: Span) -> None:
         if span.begin == span.end:
             return
-        span = span._replace(norms=self._norms)
         self.rows, heads = self._prefill.run(span, self.rows, self._held or self._places)
         self._heads, self._done = heads or self._heads, span.end
 
