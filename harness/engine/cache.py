@@ -160,6 +160,8 @@ class LayerCache:
 
     def make_room(self, count: int) -> bool:
         """Has room for `count` tokens behind the cached ones, of which there is at least one; returns as `claim`."""
+        if self.room >= count:
+            return False
         before = self._keys
         self._reserve(self._keys[:0], self._values[:0], self._positions[:0], count)
         return self._keys is not before
