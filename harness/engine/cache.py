@@ -56,6 +56,12 @@ class LayerCache:
         return self._values[self._start : self._start + self.length]
 
     @property
+    def addresses(self) -> tuple[int, int]:
+        """Of `keys` and of `values`, without making them: a step's host has to ask every layer."""
+        skipped = self._start * self._keys.stride(0) * self._keys.element_size()
+        return self._keys.data_ptr() + skipped, self._values.data_ptr() + skipped
+
+    @property
     def positions(self) -> Tensor:
         """Original positions of the tokens that each KV head holds, [length, kv_heads] int64, a view."""
         return self._held_positions.expand(-1, self._keys.shape[1] if self._keys.dim() > 1 else 1)
