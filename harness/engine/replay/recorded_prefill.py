@@ -263,8 +263,16 @@ class Passage:
     def _run(self, span: Span) -> None:
         if span.begin == span.end:
             return
-        self.rows, heads = self._prefill.run(span, self.rows, self._caches)
-        self._heads, self._done = heads or self._heads, span.end
+        for part in _parts(span):
+            self.rows, heads = self._prefill.run(part, self.rows, self._caches)
+            self._heads, self._done = heads or self._heads, part.end
+
+
+def _parts(span: Span) -> list[Span]:
+    """The first layer is one by itself: the device has it to do while the caches of those behind it are made."""
+    if span.begin or span.end <= VERBS:
+        return [span]
+    return [Span(0, VERBS, shows=False), span._replace(begin=VERBS)]
 
 
 def _append_to(caches: Sequence[LayerCache]) -> Callable[[int, Heads], None]:
