@@ -70,6 +70,8 @@ class ActiveBlocks:
     def copy_out(self, cache: LayerCache, chosen: Tensor, index: Tensor) -> None:
         """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention.
 
+        What the first decode step chooses with is made beside the prefill, too.
+
         Args:
             cache: of the layer, holding all prompt tokens that entered it and nothing else.
             chosen: the blocks that are active first, [slots] ascending, the last block among them.
@@ -78,9 +80,9 @@ class ActiveBlocks:
         Raises:
             InputError: the host has no memory for what is to wait there.
         """
-        self._store.copy_out(cache)
         self._cache, self._origin, self._chosen, self._index = cache, cache.token_positions, chosen, index
-        self._state.zero_()
+        self._make_room(-(-cache.length // self.block), len(chosen), cache.keys)
+        self._store.copy_out(cache, ahead=self._prepare)
 
     def _make_room(self, blocks: int, slots: int, like: Tensor) -> None:
         held = len(self._lift), len(self.active)
@@ -99,32 +101,30 @@ class ActiveBlocks:
         self._store.forget()
         self._cache, self._origin, self._chosen, self._index = LayerCache(0), *(torch.empty(0) for _ in range(3))
 
-    def park(self) -> None:
-        """Prepares for the first decode step: only the active blocks are left in the cache."""
-        cache, blocks = self._cache, -(-len(self._origin) // self.block)
-        self._make_room(blocks, len(self._chosen), cache.keys)
-        (self._prepare_at_once if kernels_take(cache.keys) else self._prepare)(blocks)
-        self._store.wait()
-        whole = cache.keys, cache.values, cache.token_positions
-        cache.reset()
-        take(cache, *whole, self._index)
+    def _prepare(self) -> None:
+        keys, block, unit = self._cache.keys, self.block, self._unit
+        own = self.units, self._unit_lift, self._lift, self._state, self._before
+        if kernels_take(keys):
+            from harness.engine.kernels.active_set import prepare
 
-    def _prepare(self, blocks: int) -> None:
-        means = unit_means(self._cache.keys, self._unit)
+            prepare(keys, self._chosen, *own, unit=unit, block=block, ends=self._ends)
+            return
+        means = unit_means(keys, unit)
         _overwrite(self.units, means, 0)
         _overwrite(self._unit_lift, self._unit_lift.new_zeros(len(means)), -torch.inf)
-        _overwrite(self._lift, lifted(self._lift.new_zeros(blocks), *self._ends), -torch.inf)
+        blocks = self._lift.new_zeros(-(-len(keys) // block))
+        _overwrite(self._lift, lifted(blocks, *self._ends), -torch.inf)
         self._state.zero_()
         _overwrite(self.active, self._chosen, NONE)
         self._before.copy_(self._state)
 
-    def _prepare_at_once(self, _: int) -> None:
-        from harness.engine.kernels.active_set import prepare
-
-        prepare(
-            self._cache.keys, self._chosen, self.units, self._unit_lift, self._lift, self._state, self._before,
-            unit=self._unit, block=self.block, ends=self._ends,
-        )  # fmt: skip
+    def park(self) -> None:
+        """Ahead of the first decode step: only the active blocks are left in the cache."""
+        self._store.wait()
+        cache = self._cache
+        whole = cache.keys, cache.values, cache.token_positions
+        cache.reset()
+        take(cache, *whole, self._index)
 
     def rechoose(self, q: Tensor, gamma: float) -> Tensor:
         """Decides, by a step's query, what the next steps attend to; the caller brings it in.

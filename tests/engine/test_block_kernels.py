@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -81,43 +82,41 @@ def test_rows_that_go_on(attended: int | None) -> None:
 
 @dataclass(frozen=True)
 class Held:
-    """What two sets of active blocks, the one with kernels and the other without, are told alike."""
+    """Two sets of active blocks that are told alike: the one chooses by plain formulas, the other by kernels."""
 
     plain: ActiveBlocks
     device: ActiveBlocks
-    cache: LayerCache
+    patch: pytest.MonkeyPatch
+
+    def each(self) -> Iterator[ActiveBlocks]:
+        for ours, by_kernels in ((self.plain, False), (self.device, True)):
+            self.patch.setattr(active_module, "kernels_take", lambda _, answer=by_kernels: answer)
+            yield ours
 
 
-def active_blocks(tokens: int, slots: int, heads: tuple[int, int], seed: int) -> Held:
+def active_blocks(tokens: int, slots: int, kv_heads: int, patch: pytest.MonkeyPatch) -> Held:
     """Of one layer, in blocks of 12 tokens, three units each."""
-    keys = torch.randn(tokens, heads[1], 16, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-    blocks = -(-tokens // 12)
-    chosen = torch.cat([torch.arange(slots - 1), torch.tensor([blocks - 1])]).to(DEVICE)
-    sets = []
-    for _ in range(2):
+    keys = torch.randn(tokens, kv_heads, 16, generator=torch.Generator().manual_seed(tokens)).to(DEVICE)
+    chosen = torch.tensor([*range(slots - 1), -(-tokens // 12) - 1], device=DEVICE)
+    held = Held(*(ActiveBlocks(12, 4, "async", ends=(1, 1)) for _ in range(2)), patch)
+    for each in held.each():
         cache = LayerCache(4)
         cache.append(keys, keys, torch.arange(tokens, device=DEVICE))
-        sets.append(ActiveBlocks(12, 4, "async", ends=(1, 1)))
-        sets[-1].copy_out(cache, chosen, block_rows(chosen, 12, tokens))
-    return Held(*sets, cache)
+        each.copy_out(cache, chosen, block_rows(chosen, 12, tokens))
+        each.park()
+    return held
 
 
 @pytest.mark.parametrize(("tokens", "slots", "heads"), [(130, 5, (4, 2)), (800, 40, (3, 1)), (20, 2, (2, 2))])
 def test_active_blocks_are_chosen_alike_by_kernels(
     tokens: int, slots: int, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = active_blocks(tokens, slots, heads, seed=tokens)
-    generator = torch.Generator().manual_seed(3)
-    for ours, kernel in ((held.plain, False), (held.device, True)):
-        monkeypatch.setattr(active_module, "kernels_take", lambda _, kernel=kernel: kernel)
-        ours.park()
+    held = active_blocks(tokens, slots, heads[1], monkeypatch)
     assert_alike(held)
+    generator = torch.Generator().manual_seed(3)
     for gamma in (1.0, 0.5, 0.9, 0.0, 1.0):
-        q, sources = torch.randn(1, heads[0], 16, generator=generator).to(DEVICE), []
-        for ours, kernel in ((held.plain, False), (held.device, True)):
-            monkeypatch.setattr(active_module, "kernels_take", lambda _, kernel=kernel: kernel)
-            sources.append(ours.rechoose(3 * q, gamma))
-        assert torch.equal(*sources)
+        q = 3 * torch.randn(1, heads[0], 16, generator=generator).to(DEVICE)
+        assert torch.equal(*(each.rechoose(q, gamma) for each in held.each()))
         assert_alike(held)
     assert slots == 2 or held.device.swaps > 0
     assert torch.equal(held.plain.take_back(), held.device.take_back())
