@@ -147,12 +147,12 @@ def test_rows_that_are_part_of_what_is_there_may_go_on() -> None:
 
 
 def test_few_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded_prefill, "_MOST", 2)
+    monkeypatch.setattr(recorded_prefill, "_MOST", 4)  # two for each length
     _, graphed = engines()
     assert graphed.prefill is not None
     for length in (100, 200, 300, 400):
         list(graphed.stream(build("full", graphed), Request(PROMPT.repeat(2)[:length], 1)))
-    assert [size for _, size in graphed.prefill._replays] == [384, 512] and graphed.prefill.captures == 4
+    assert [size for _, size in graphed.prefill._replays] == [384, 384, 512, 512] and graphed.prefill.captures == 8
 
 
 def test_timed_parts_take_the_hooks() -> None:
