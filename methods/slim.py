@@ -74,6 +74,9 @@ class Slim(Reselecting):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.layers = pruning_layers(self.options.layers, model.shape.layers)
+        votes, places = self.options.votes, reversed([*enumerate(self.layers)])
+        # The place among the budgets of the choice that a layer votes on; the last that votes is ahead of it.
+        self._choices = {layer: at for at, first in places for layer in range(max(0, first - votes), first)}
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -111,12 +114,7 @@ class Slim(Reselecting):
     def prefill_hooks(self, layer: int) -> Collection[Hook]:
         """Where layers vote, and ahead of a pruning layer, where the choice falls."""
         where: Hook = "after_attention" if self.options.ff == "survivors" else "after_layer"
-        return [] if self._next(layer) is None else [where]
-
-    def _next(self, layer: int) -> int | None:
-        """The place among the budgets of the choice that this layer votes on; the last that votes is ahead of it."""
-        ahead = [at for at, first in enumerate(self.layers) if 0 < first - layer <= self.options.votes]
-        return ahead[0] if ahead else None
+        return [where] if layer in self._choices else []
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
@@ -127,7 +125,7 @@ class Slim(Reselecting):
         return self._prune(layer, rows, heads, step) if self.options.ff == "all" else rows
 
     def _prune(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
-        at = self._next(layer) if step.phase == "prefill" else None
+        at = self._choices.get(layer) if step.phase == "prefill" else None
         if at is None:
             return rows
         budget, chosen_here = self.budgets[at], layer + 1 == self.layers[at]

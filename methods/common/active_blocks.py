@@ -23,6 +23,9 @@ NONE = torch.iinfo(torch.int64).max
 """Block in a slot that the request does not have: behind all others, in ascending order."""
 
 
+_NO_CACHE = LayerCache(0)
+
+
 class ActiveBlocks:
     """The active set of one layer. Serves requests one after the other; memory is kept as `capacity` says.
 
@@ -50,7 +53,7 @@ class ActiveBlocks:
         self.memory = object()
         self._lift = self._unit_lift = self.units = torch.empty(0)
         self._state = self._before = torch.zeros(2, dtype=torch.int64)
-        self.forget()
+        self._let_go()
 
     @property
     def active(self) -> Tensor:
@@ -97,9 +100,13 @@ class ActiveBlocks:
         self._state, self._before = like.new_empty((2, slot_room + 2), dtype=torch.int64)
 
     def forget(self) -> None:
-        """Lets go of the request's cache."""
-        self._store.forget()
-        self._cache, self._origin, self._chosen, self._index = LayerCache(0), *(torch.empty(0) for _ in range(3))
+        """Lets go of the request's cache, if it has not yet: the next request's first layer waits."""
+        if self._cache is not _NO_CACHE:
+            self._store.forget()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._cache, self._origin, self._chosen, self._index = _NO_CACHE, *(torch.empty(0) for _ in range(3))
 
     def _prepare(self) -> None:
         keys, block, unit = self._cache.keys, self.block, self._unit
