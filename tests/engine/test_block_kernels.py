@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -90,15 +91,20 @@ class Held:
 
     def each(self) -> Iterator[ActiveBlocks]:
         for ours, by_kernels in ((self.plain, False), (self.device, True)):
-            self.patch.setattr(active_module, "kernels_take", lambda _, answer=by_kernels: answer)
+            self.patch.setattr(active_module, "kernels_take", partial(_answer, by_kernels))
             yield ours
+
+
+def _answer(answer: bool, _: torch.Tensor) -> bool:
+    return answer
 
 
 def active_blocks(tokens: int, slots: int, kv_heads: int, patch: pytest.MonkeyPatch) -> Held:
     """Of one layer, in blocks of 12 tokens, three units each."""
     keys = torch.randn(tokens, kv_heads, 16, generator=torch.Generator().manual_seed(tokens)).to(DEVICE)
     chosen = torch.tensor([*range(slots - 1), -(-tokens // 12) - 1], device=DEVICE)
-    held = Held(*(ActiveBlocks(12, 4, "async", ends=(1, 1)) for _ in range(2)), patch)
+    plain, device = (ActiveBlocks(12, 4, "async", ends=(1, 1)) for _ in range(2))
+    held = Held(plain, device, patch)
     for each in held.each():
         cache = LayerCache(4)
         cache.append(keys, keys, torch.arange(tokens, device=DEVICE))
