@@ -77,8 +77,9 @@ def test_rows_that_go_on(attended: int | None) -> None:
     rows, index = Rows(wide[:, :24], torch.arange(12, device=DEVICE) * 3, more), torch.tensor([0, 3, 4, 11])
     expected = rows.select(index.to(DEVICE))
     found = take_rows(rows.hidden, rows.positions, rows.attended, index.to(DEVICE))
-    for ours, theirs in zip(found, (expected.hidden, expected.positions, expected.attended), strict=True):
-        assert ours is theirs is None or torch.equal(ours, theirs)
+    pairs = zip(found, (expected.hidden, expected.positions, expected.attended), strict=True)
+    for ours, theirs in pairs:
+        assert ours is theirs if ours is None or theirs is None else torch.equal(ours, theirs)
 
 
 @dataclass(frozen=True)
