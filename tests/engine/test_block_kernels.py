@@ -79,7 +79,8 @@ def test_rows_that_go_on(attended: int | None) -> None:
     found = take_rows(rows.hidden, rows.positions, rows.attended, index.to(DEVICE))
     pairs = zip(found, (expected.hidden, expected.positions, expected.attended), strict=True)
     for ours, theirs in pairs:
-        assert ours is theirs if ours is None or theirs is None else torch.equal(ours, theirs)
+        assert (ours is None) == (theirs is None)
+        assert ours is None or theirs is None or torch.equal(ours, theirs)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ _MOST = 4096
 PROJECT, ATTEND, FEED_FORWARD = range(3)
 VERBS = 3
 
+_FIRST = 2 * VERBS
+"""Verbs that take the device as long as the host takes to make the caches of all other layers."""
+
 
 class Span(NamedTuple):
     """Verbs that follow each other: number `VERBS` * layer + verb, from `begin` up to `end`.
@@ -269,10 +272,10 @@ class Passage:
 
 
 def _parts(span: Span) -> list[Span]:
-    """The first layer is one by itself: the device has it to do while the caches of those behind it are made."""
-    if span.begin or span.end <= VERBS:
+    """The first layers are one by themselves: the device has them to do while the caches of the others are made."""
+    if span.begin or span.end <= _FIRST:
         return [span]
-    return [Span(0, VERBS, shows=False), span._replace(begin=VERBS)]
+    return [Span(0, _FIRST, shows=False), span._replace(begin=_FIRST)]
 
 
 def _append_to(caches: Sequence[LayerCache]) -> Callable[[int, Heads], None]:
