@@ -74,7 +74,10 @@ def test_blocks_are_worth_their_best_units() -> None:
 def test_rows_that_go_on(attended: int | None) -> None:
     wide = torch.randn(12, 30, device=DEVICE)
     more = None if attended is None else torch.randn(12, attended, device=DEVICE)
-    rows, index = Rows(wide[:, :24], torch.arange(12, device=DEVICE) * 3, more), torch.tensor([0, 3, 4, 11])
+    rows, index = (
+        Rows(wide[:, :24], torch.arange(12, device=DEVICE) * 3, more),
+        torch.tensor([0, 9, 3, 9, 4, 9, 11, 9])[::2],
+    )
     expected = rows.select(index.to(DEVICE))
     found = take_rows(rows.hidden, rows.positions, rows.attended, index.to(DEVICE))
     pairs = zip(found, (expected.hidden, expected.positions, expected.attended), strict=True)

@@ -24,11 +24,11 @@ def take_rows(
     m = len(index)
     carried = [hidden] if attended is None else [hidden, attended]
     taken, places = [x.new_empty((m, x.shape[1])) for x in carried], positions.new_empty(m)
-    assert all(x.stride(1) == 1 for x in carried) and positions.is_contiguous() and index.is_contiguous()
+    assert all(x.stride(1) == 1 for x in carried) and positions.is_contiguous()
     # What is not carried is not touched.
     x, out = carried[-1], taken[-1]
     _take[m, len(carried)](
-        hidden, x, positions, index, taken[0], out, places, hidden.stride(0), x.stride(0), hidden.shape[1], x.shape[1],
+        hidden, x, positions, index.contiguous(), taken[0], out, places, hidden.stride(0), x.stride(0), hidden.shape[1], x.shape[1],
         BLOCK=triton.next_power_of_2(max(hidden.shape[1], x.shape[1])), num_warps=4,
     )  # fmt: skip
     return taken[0], places, None if attended is None else out
