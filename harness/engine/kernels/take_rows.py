@@ -28,8 +28,8 @@ def take_rows(
     # What is not carried is not touched.
     x, out = carried[-1], taken[-1]
     _take[m, len(carried)](
-        hidden, x, positions, index.contiguous(), taken[0], out, places, hidden.stride(0), x.stride(0), hidden.shape[1], x.shape[1],
-        BLOCK=triton.next_power_of_2(max(hidden.shape[1], x.shape[1])), num_warps=4,
+        hidden, x, positions, index.contiguous(), taken[0], out, places, hidden.stride(0), x.stride(0),
+        hidden.shape[1], x.shape[1], BLOCK=triton.next_power_of_2(max(hidden.shape[1], x.shape[1])), num_warps=4,
     )  # fmt: skip
     return taken[0], places, None if attended is None else out
 
