@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Hashable, MutableMapping, Sequence
-from contextlib import nullcontext
 from functools import reduce
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -19,7 +18,6 @@ from torch import Tensor
 from harness.engine.cache import LayerCache
 from harness.engine.parallel import ALONE, Ranks
 from harness.engine.replay.decode_table import DecodeTable
-from harness.engine.replay.overlap import SideStream
 from harness.engine.replay.recorded import ROW_COUNTS
 from harness.engine.replay.replay import Replay
 from harness.engine.replay.rows import RowAttention
@@ -56,8 +54,6 @@ class Revival(Replay):
         self._segments = [range(*ends) for ends in pairwise((0, *layers, depth))]
         self._memory: _Memory | None = None
         self._attention: RowAttention | None = None
-        # Sums over ranks come in the same order on all of them, so on one stream.
-        self._side = SideStream() if ranks.size == 1 else None
         self._slots = torch.empty(0)
         self._moved = False
         self.recomputed = 0
@@ -152,13 +148,10 @@ class Revival(Replay):
     def after_attention(self, layer: int, heads: Heads, table: DecodeTable, *, last: bool) -> None:
         """At the end of a segment: chooses for the next one, by the attention of the newest token, the last row.
 
-        Beside the feed forward, so that the host learns how many rows come while the layer runs on.
+        Ahead of the feed forward, so that the host learns how many rows come while the layer runs on.
         """
-        if last and layer + 1 in self._starts:
-            with nullcontext() if self._side is None else self._side.beside(heads.q):
-                self._choose(layer, heads, table)
-
-    def _choose(self, layer: int, heads: Heads, table: DecodeTable) -> None:
+        if not last or layer + 1 not in self._starts:
+            return
         assert self._attention is not None
         before, held = self._segment(layer), self._held
         tokens, count = held.state.tokens[before], held.state.counts[before, 1:2]
@@ -176,11 +169,7 @@ class Revival(Replay):
     def after_layer(self, layer: int, rows: Rows, *, last: bool) -> None:
         """Behind a segment's last layer: puts the hidden states of revived rows back to where they were on hold."""
         segment, held = self._segment(layer), self._held
-        if layer + 1 < self._segments[segment].stop:
-            return
-        if last and self._side is not None:
-            self._side.join()
-        if not segment:
+        if not segment or layer + 1 < self._segments[segment].stop:
             return
         if layer + 1 in self._starts:
             held.kernels.leave(held.state, rows.hidden, rows.positions, self._slots, last=last)
