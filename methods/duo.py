@@ -79,19 +79,19 @@ class Duo(Method):
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Forgets the last request, and its scores."""
         super().begin(prompt_len, max_new_tokens)
-        gates, self._scores, self._count = self.options.heads, list[Tensor](), 0
+        gates, self._scores, self._count, self._streams = self.options.heads, list[Tensor](), 0, False
         self.full = self._choose(torch.tensor(gates.rows)) if gates else []
 
     def attend(self, layer: int, heads: Heads, step: Step) -> Tensor:
         """Attends to all that each head holds; what streaming heads are not to keep then goes."""
-        if step.phase == "prefill" and self.full:
+        if step.phase == "prefill" and self._streams:
             each = zip(heads.k.unbind(1), heads.v.unbind(1), strict=True)
             self._store(layer, (HeadTokens(k, v, heads.positions) for k, v in each))
             return self.model.attention.causal(heads.q, heads.k, heads.v)
         out = super().attend(layer, heads, step)
-        if step.phase == "prefill":
+        if step.phase == "prefill" and not self.full:
             self._rate(heads)
-        else:
+        elif step.phase == "decode" and self._streams:
             self._slide(layer)
         return out
 
@@ -115,13 +115,13 @@ class Duo(Method):
         with self.model.part("select"):
             self.full = self._choose(self.model.ranks.gather(torch.stack(self._scores), 1))
         self._scores.clear()
-        for layer, cache in enumerate(self.cache):
+        for layer, cache in enumerate(self.cache if self._streams else ()):
             self._store(layer, cache.heads())
 
     def _choose(self, gates: Tensor) -> list[list[bool]]:
         """Which heads are full, of those that are here, by the gates of all."""
         every = full_heads(gates, self.options.sparsity)
-        self._count = sum(map(sum, every))
+        self._count, self._streams = sum(map(sum, every)), not all(map(all, every))
         return [self.model.ranks.own_heads(row) for row in every]
 
     def _slide(self, layer: int) -> None:
@@ -132,6 +132,8 @@ class Duo(Method):
 
     def replay(self) -> Replay:
         """Heads of different lengths; whether streaming ones are full, and slide, is decided on the device."""
+        if not self._streams:
+            return self.dense_replay
         self._replay.prepare(self.cache, self.full)
         return self._replay
 

@@ -28,6 +28,7 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
 from harness.options import Budget, OptionSet, budget_tokens
+from methods.common.best import best
 from methods.common.reviving import Reviving
 from methods.common.schedule import check_schedule, pruning_layers, requested_tokens
 from methods.common.scores import token_attention
@@ -105,7 +106,7 @@ class LazyLLM(Reviving):
             scores = self.model.ranks.mean(token_attention(q, keys))
         with self.model.part("select"):
             scores[-1:].fill_(torch.inf)  # an element by its number would be sent from the host, which waits
-            return scores.topk(count).indices.sort().values
+            return best(scores.unsqueeze(0), count)[0]
 
     def counts(self, seen: int) -> list[int]:
         """The keep ratios in tokens, one pruning point behind the other."""

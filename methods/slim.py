@@ -35,7 +35,7 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads, Rows, Step
 from harness.errors import InputError
 from harness.options import Budget, OptionSet
-from methods.common.blocks import Relevance, block_maxima, block_rows, unit_scores
+from methods.common.blocks import Relevance, best_blocks, block_maxima, unit_scores
 from methods.common.reselecting import Reselecting
 from methods.common.schedule import budgets_in_tokens, check_schedule, pruning_layers, requested_tokens
 
@@ -74,6 +74,9 @@ class Slim(Reselecting):
     def __init__(self, options: OptionSet, model: ModelContext) -> None:
         super().__init__(options, model)
         self.layers = pruning_layers(self.options.layers, model.shape.layers)
+        votes, places = self.options.votes, reversed([*enumerate(self.layers)])
+        # The place among the budgets of the choice that a layer votes on; the last that votes is ahead of it.
+        self._choices = {layer: at for at, first in places for layer in range(max(0, first - votes), first)}
 
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
@@ -111,12 +114,7 @@ class Slim(Reselecting):
     def prefill_hooks(self, layer: int) -> Collection[Hook]:
         """Where layers vote, and ahead of a pruning layer, where the choice falls."""
         where: Hook = "after_attention" if self.options.ff == "survivors" else "after_layer"
-        return [] if self._next(layer) is None else [where]
-
-    def _next(self, layer: int) -> int | None:
-        """The place among the budgets of the choice that this layer votes on; the last that votes is ahead of it."""
-        ahead = [at for at, first in enumerate(self.layers) if 0 < first - layer <= self.options.votes]
-        return ahead[0] if ahead else None
+        return [where] if layer in self._choices else []
 
     def after_attention(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
         """Drops rows before the feed forward of the layer ahead of a pruning layer."""
@@ -127,7 +125,7 @@ class Slim(Reselecting):
         return self._prune(layer, rows, heads, step) if self.options.ff == "all" else rows
 
     def _prune(self, layer: int, rows: Rows, heads: Heads, step: Step) -> Rows:
-        at = self._next(layer) if step.phase == "prefill" else None
+        at = self._choices.get(layer) if step.phase == "prefill" else None
         if at is None:
             return rows
         budget, chosen_here = self.budgets[at], layer + 1 == self.layers[at]
@@ -136,46 +134,43 @@ class Slim(Reselecting):
                 self.keep_whole(layer)
             return rows
         with self.model.part("score"):
-            self._votes.append(self.block_scores(heads))
+            self._votes.append(self.unit_scores(heads))
         return self._chosen(layer, rows, budget) if chosen_here else rows
 
     def _chosen(self, layer: int, rows: Rows, budget: int) -> Rows:
+        block, count = self.options.block, len(rows)
         with self.model.part("select"):
-            scores = torch.stack(self._votes).mean(0)
-            self._votes.clear()
-            chosen = self.choose(self._lifted(scores), budget, len(rows))
-            index = block_rows(chosen, self.options.block, len(rows))
+            scores, units = self._counted()
+            chosen, index = best_blocks(
+                scores, (budget + -count % block) // block, block, count, self.ends, units=units
+            )
         if self.options.reselect == "C":
-            self.copy_out(layer, chosen)
+            self.copy_out(layer, chosen, index)
         with self.model.part("gather"):
             return rows.select(index)
 
-    def block_scores(self, heads: Heads) -> Tensor:
-        """Relevance of each block of the rows that are left, [ceil(n / block)]."""
+    def _counted(self) -> tuple[Tensor, int]:
+        """The votes that were cast, of units or, if there are several, of whole blocks; and how many make a block."""
+        votes, units = self._votes, self.options.block // self.options.unit
+        self._votes = []
+        if len(votes) == 1:
+            return votes[0], units
+        return torch.stack([block_maxima(vote, units) for vote in votes]).mean(0), 1
+
+    def unit_scores(self, heads: Heads) -> Tensor:
+        """Relevance of each unit of the rows that are left, [ceil(n / unit)]."""
         options, last = self.options, slice(-self.options.w, None)
         raters = self._raters(heads.positions[last])
-        units = unit_scores(options.score, heads.q[last], heads.k, raters, options.unit, self.model.ranks)
-        return block_maxima(units, options.block // options.unit)
+        return unit_scores(options.score, heads.q[last], heads.k, raters, options.unit, self.model.ranks)
 
     def _raters(self, positions: Tensor) -> Tensor:
-        """How much the queries of the last rows count: equally if they are of the prompt's last `w`, else not at all.
+        """Which queries of the last rows rate: those of the prompt's last `w`; [w] int64 -> [w] bool.
 
-        How many those are only the device knows, so the others stay, at weight 0: [w] int64 -> [w] float32.
+        How many those are only the device knows, so the others stay, and count nothing.
         """
-        last = (positions >= self.prompt_len - self.options.w).float()
-        return last / last.sum()
+        return positions >= self.prompt_len - self.options.w
 
-    def lift(self, blocks: int) -> Tensor:
+    @property
+    def ends(self) -> tuple[int, int]:
         """As in `Reselecting`: sink and tail."""
-        return self._lifted(torch.zeros(blocks, device=self.cache[0].keys.device))
-
-    def _lifted(self, scores: Tensor) -> Tensor:
-        """Makes sink and tail the best blocks, in place, [blocks]."""
-        scores[: self.options.sink].fill_(torch.inf)
-        scores[-self.options.tail :].fill_(torch.inf)
-        return scores
-
-    def choose(self, scores: Tensor, budget: int, rows: int) -> Tensor:
-        """The best blocks that fit into `budget` of the `rows` tokens, [m] ascending; all but the last one are full."""
-        missing = scores.shape[0] * self.options.block - rows
-        return scores.topk((budget + missing) // self.options.block).indices.sort().values
+        return self.options.sink, self.options.tail

@@ -58,6 +58,12 @@ class LayerCache:
         return self._values[self._start : self._start + self.length]
 
     @property
+    def addresses(self) -> tuple[int, int]:
+        """Of `keys` and of `values`, without making them: a step's host has to ask every layer."""
+        skipped = self._start * self._keys.stride(0) * self._keys.element_size()
+        return self._keys.data_ptr() + skipped, self._values.data_ptr() + skipped
+
+    @property
     def positions(self) -> Tensor:
         """Original positions of the tokens that each KV head holds, [length, kv_heads] int64, a view."""
         return self._held_positions.expand(-1, self._keys.shape[1] if self._keys.dim() > 1 else 1)
@@ -167,6 +173,8 @@ class LayerCache:
 
     def make_room(self, count: int) -> bool:
         """Has room for `count` tokens behind the cached ones, of which there is at least one; returns as `claim`."""
+        if self.room >= count:
+            return False
         before = self._keys
         self._reserve(self._keys[:0], self._values[:0], self._positions[:0], count)
         return self._keys is not before

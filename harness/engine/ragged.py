@@ -112,6 +112,11 @@ class RaggedCache(LayerCache):
         _no_tensor()
 
     @property
+    def addresses(self) -> tuple[int, int]:
+        """There are no such tensors."""
+        _no_tensor()
+
+    @property
     def positions(self) -> Tensor:
         """There is no such tensor."""
         _no_tensor()

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from harness.engine.hardware import kernels_run
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -30,7 +32,11 @@ class Rows:
         return self.positions.shape[0]
 
     def select(self, index: Tensor) -> Rows:
-        """The rows at `index` ([m] int64, ascending), everything they carry included."""
+        """The rows at `index` ([m] int64, ascending), everything they carry included; one launch where kernels run."""
+        if kernels_run(index.device):
+            from harness.engine.kernels.take_rows import take_rows
+
+            return Rows(*take_rows(self.hidden, self.positions, self.attended, index))
         attended = None if self.attended is None else self.attended.index_select(0, index)
         return Rows(self.hidden.index_select(0, index), self.positions.index_select(0, index), attended)
 

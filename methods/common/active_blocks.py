@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import LayerCache
+from harness.engine.hardware import kernels_take
 from harness.engine.parallel import ALONE, Ranks
-from methods.common.blocks import block_maxima, block_rows, block_tokens, unit_attention, unit_means
+from methods.common.blocks import block_maxima, block_rows, block_tokens, lifted, unit_attention, unit_means
 from methods.common.capacity import capacity
 from methods.common.host_store import HostStore, Offload
 from methods.common.take import take
 
 NONE = torch.iinfo(torch.int64).max
 """Block in a slot that the request does not have: behind all others, in ascending order."""
+
+
+_NO_CACHE = LayerCache(0)
 
 
 class ActiveBlocks:
@@ -34,19 +38,22 @@ class ActiveBlocks:
         units: mean keys of the units, [room for units, kv_heads, head_dim].
     """
 
-    def __init__(self, block: int, unit: int, offload: Offload, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, block: int, unit: int, offload: Offload, ranks: Ranks = ALONE, *, ends: tuple[int, int] = (0, 1)
+    ) -> None:
         """
         Args:
             block, unit: tokens of each.
             offload: where the prompt waits, see `HostStore`.
             ranks: that choose together.
+            ends: first and last blocks that are always active.
         """
-        self.block, self._unit, self._ranks = block, unit, ranks
+        self.block, self._unit, self._ranks, self._ends = block, unit, ranks, ends
         self._store = HostStore(offload)
         self.memory = object()
         self._lift = self._unit_lift = self.units = torch.empty(0)
         self._state = self._before = torch.zeros(2, dtype=torch.int64)
-        self.forget()
+        self._let_go()
 
     @property
     def active(self) -> Tensor:
@@ -63,19 +70,22 @@ class ActiveBlocks:
         """Steps in which blocks came in, [1] int64. A view."""
         return self._state[-1:]
 
-    def copy_out(self, cache: LayerCache, chosen: Tensor) -> None:
+    def copy_out(self, cache: LayerCache, chosen: Tensor, index: Tensor) -> None:
         """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention.
+
+        What the first decode step chooses with is made beside the prefill, too.
 
         Args:
             cache: of the layer, holding all prompt tokens that entered it and nothing else.
             chosen: the blocks that are active first, [slots] ascending, the last block among them.
+            index: their tokens, ascending.
 
         Raises:
             InputError: the host has no memory for what is to wait there.
         """
-        self._store.copy_out(cache)
-        self._cache, self._origin, self._chosen = cache, cache.token_positions, chosen
-        self._state.zero_()
+        self._cache, self._origin, self._chosen, self._index = cache, cache.token_positions, chosen, index
+        self._make_room(-(-cache.length // self.block), len(chosen), cache.keys)
+        self._store.copy_out(cache, ahead=self._prepare)
 
     def _make_room(self, blocks: int, slots: int, like: Tensor) -> None:
         held = len(self._lift), len(self.active)
@@ -90,35 +100,55 @@ class ActiveBlocks:
         self._state, self._before = like.new_empty((2, slot_room + 2), dtype=torch.int64)
 
     def forget(self) -> None:
-        """Lets go of the request's cache."""
-        self._store.forget()
-        self._cache, self._origin, self._chosen = LayerCache(0), torch.empty(0), torch.empty(0)
+        """Lets go of the request's cache, if it has not yet: the next request's first layer waits."""
+        if self._cache is not _NO_CACHE:
+            self._store.forget()
+            self._let_go()
 
-    @property
-    def blocks(self) -> int:
-        """Blocks of the request's prompt in this layer."""
-        return -(-len(self._origin) // self.block)
+    def _let_go(self) -> None:
+        self._cache, self._origin, self._chosen, self._index = _NO_CACHE, *(torch.empty(0) for _ in range(3))
 
-    def park(self, lift: Tensor) -> None:
-        """Prepares for the first decode step: only the active blocks are left in the cache.
+    def _prepare(self) -> None:
+        keys, block, unit = self._cache.keys, self.block, self._unit
+        own = self.units, self._unit_lift, self._lift, self._state, self._before
+        if kernels_take(keys):
+            from harness.engine.kernels.active_set import prepare
 
-        Args:
-            lift: what every step adds to the blocks' scores, [blocks] float32: infinity for those that always stay.
-        """
-        cache = self._cache
-        self._make_room(len(lift), len(self._chosen), cache.keys)
-        means = unit_means(cache.keys, self._unit)
+            prepare(keys, self._chosen, *own, unit=unit, block=block, ends=self._ends)
+            return
+        means = unit_means(keys, unit)
         _overwrite(self.units, means, 0)
-        _overwrite(self._unit_lift, lift.new_zeros(len(means)), -torch.inf)
-        _overwrite(self._lift, lift, -torch.inf)
+        _overwrite(self._unit_lift, self._unit_lift.new_zeros(len(means)), -torch.inf)
+        blocks = self._lift.new_zeros(-(-len(keys) // block))
+        _overwrite(self._lift, lifted(blocks, *self._ends), -torch.inf)
         self._state.zero_()
         _overwrite(self.active, self._chosen, NONE)
         self._before.copy_(self._state)
+
+    def park(self) -> None:
+        """Ahead of the first decode step: only the active blocks are left in the cache."""
         self._store.wait()
-        index = block_rows(self._chosen, self.block, len(self._origin))
+        cache = self._cache
         whole = cache.keys, cache.values, cache.token_positions
         cache.reset()
-        take(cache, *whole, index)
+        take(cache, *whole, self._index)
+
+    def rechoose(self, q: Tensor, gamma: float) -> Tensor:
+        """Decides, by a step's query, what the next steps attend to; the caller brings it in.
+
+        Args:
+            q: [1, heads, head_dim].
+            gamma: least share of the blocks that this query wants that must be active for the set to stay.
+
+        Returns:
+            As `reselect` does.
+        """
+        if not kernels_take(q):
+            return self.reselect(self.wanted(q), gamma)
+        from harness.engine.kernels import active_set
+
+        relevance = self._ranks.mean(active_set.rate(q, self.units, self._unit_lift))
+        return active_set.reselect(relevance, self._lift, self._state, self._before, gamma)
 
     def wanted(self, q: Tensor) -> Tensor:
         """The best blocks for a step, as many as the request has slots, ascending, then `NONE`: [room for slots] int64.

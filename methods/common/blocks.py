@@ -20,20 +20,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from harness.engine.hardware import kernels_run, kernels_take
 from harness.engine.parallel import Ranks
 from methods.common.scores import head_attention, head_dots, head_logits, last_attention, token_attention
 
 Relevance = Literal["token_softmax", "token_peak", "query_peak", "softmax", "absdot"]
 
 
-def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit: int, ranks: Ranks) -> Tensor:
+def unit_scores(reading: Relevance, q: Tensor, k: Tensor, raters: Tensor, unit: int, ranks: Ranks) -> Tensor:
     """Relevance of each unit to the last queries.
 
     Args:
         reading: which one, see above.
         q: [w, heads, d], the queries of the last w of the n tokens.
         k: [n, kv_heads, d].
-        weights: how much each query counts, [w] float32, summing to 1.
+        raters: which queries count, [w] bool.
         unit: tokens a unit.
         ranks: who has the other heads.
 
@@ -41,18 +42,60 @@ def unit_scores(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit:
         [ceil(n / unit)] float32, over the heads of all ranks.
     """
     if reading == "token_peak":
-        return ranks.max(unit_sums(head_attention(q, k, weights).T, unit).amax(1))
-    return ranks.mean(_mean_over_heads(reading, q, k, weights, unit))
+        return ranks.max(unit_sums(head_attention(q, k, _weights(raters)).T, unit).amax(1))
+    return ranks.mean(_mean_over_heads(reading, q, k, raters, unit))
 
 
-def _mean_over_heads(reading: Relevance, q: Tensor, k: Tensor, weights: Tensor, unit: int) -> Tensor:
+def _mean_over_heads(reading: Relevance, q: Tensor, k: Tensor, raters: Tensor, unit: int) -> Tensor:
+    if reading == "query_peak":
+        return query_peaks(q, k, raters, unit)
+    weights = _weights(raters)
     if reading == "token_softmax":
         return unit_sums(token_attention(q, k, weights), unit)
-    if reading == "query_peak":
-        return unit_sums((last_attention(q, k) * weights.view(-1, 1)).amax(1).mean(0), unit)
     mean = torch.einsum("w,whd->hd", weights, q.float()).to(q.dtype).unsqueeze(0)
     means = unit_means(k, unit)
     return unit_attention(mean, means) if reading == "softmax" else unit_absdot(mean, means)
+
+
+def query_peaks(q: Tensor, k: Tensor, raters: Tensor, unit: int) -> Tensor:
+    """Attention of each token from the query that wants it most, mean over heads, summed over units.
+
+    Shapes as in `unit_scores`.
+    """
+    if kernels_take(k):
+        from harness.engine.kernels.query_peaks import query_peaks
+
+        return query_peaks(q, k, unit, raters)
+    return unit_sums((last_attention(q, k) * _weights(raters).view(-1, 1)).amax(1).mean(0), unit)
+
+
+def _weights(raters: Tensor) -> Tensor:
+    """Each an equal part of 1: [w] bool -> [w] float32."""
+    counted = raters.float()
+    return counted / counted.sum()
+
+
+def best_blocks(
+    scores: Tensor, count: int, block: int, rows: int, ends: tuple[int, int], *, units: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The best blocks, in the order of the text, and their tokens.
+
+    Args:
+        scores: of units, float32, `units` a block, which is worth as much as its best; the last may have fewer.
+        count: how many are chosen; as many as `ends` at least.
+        block: tokens a block; the last one may be shorter.
+        rows: tokens of all blocks.
+        ends: first and last blocks that are chosen whatever their scores; the last one is.
+
+    Returns:
+        [count] int64, and indices of tokens, int64; both ascending.
+    """
+    if kernels_run(scores.device):
+        from harness.engine.kernels.block_select import best_blocks
+
+        return best_blocks(scores, count, block, rows, *ends, units=units)
+    chosen = lifted(block_maxima(scores, units), *ends).topk(count).indices.sort().values
+    return chosen, block_rows(chosen, block, rows)
 
 
 def unit_attention(q: Tensor, means: Tensor, lift: Tensor | float = 0.0) -> Tensor:
@@ -86,6 +129,13 @@ def unit_sums(x: Tensor, unit: int) -> Tensor:
     """Sum over runs of `unit` tokens, the last run possibly shorter: [n, ...] -> [ceil(n / unit), ...]."""
     padded = pad(x, (0, 0) * (x.dim() - 1) + (0, -x.shape[0] % unit))
     return padded.reshape(-1, unit, *x.shape[1:]).sum(1)
+
+
+def lifted(scores: Tensor, sink: int, tail: int) -> Tensor:
+    """Makes the first `sink` and the last `tail` blocks the best ones, in place, [blocks]."""
+    scores[:sink].fill_(torch.inf)
+    scores[-tail:].fill_(torch.inf)
+    return scores
 
 
 def block_maxima(units: Tensor, per_block: int) -> Tensor:

@@ -9,6 +9,7 @@ On a CPU "host" and "device" are the same memory; what is counted as host memory
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -64,7 +65,7 @@ class HostStore:
         """Bytes of the cache's device that are held beyond the request's own: none on a GPU, room to grow on a CPU."""
         return self.held_nbytes - self.nbytes if self._memory.device == self.addresses.device else 0
 
-    def copy_out(self, cache: LayerCache, spare: int = 0) -> None:
+    def copy_out(self, cache: LayerCache, spare: int = 0, *, ahead: Callable[[], None] | None = None) -> None:
         """Begins to copy all keys and values that the cache holds now. They must not be overwritten before `wait`.
 
         Freeing them is safe at any time: they are held until then.
@@ -72,6 +73,7 @@ class HostStore:
         Args:
             cache: with n tokens.
             spare: tokens to have room for behind them.
+            ahead: work that may run where the copy does, ahead of it: it is done when `wait` is.
 
         Raises:
             InputError: the host has no memory for them.
@@ -80,8 +82,9 @@ class HostStore:
         self._make_room(cache.keys, cache.length + spare)
         self._serve(cache.length + spare)
         if cache.keys.is_cuda:
-            self._copy_on(self._stream(), cache)
+            self._copy_on(self._stream(), cache, ahead or _nothing)
         else:
+            (ahead or _nothing)()
             self._copy(cache)
 
     def wait(self) -> None:
@@ -145,10 +148,11 @@ class HostStore:
         self._side = self._side or cuda.Stream()
         return self._side
 
-    def _copy_on(self, stream: Any, cache: LayerCache) -> None:
+    def _copy_on(self, stream: Any, cache: LayerCache, ahead: Callable[[], None]) -> None:
         # Behind what computed the keys, and behind the last request's steps, which may still read this memory.
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
+            ahead()
             self._copy(cache)
             self._copied = stream.record_event()
         # Not `record_stream`: the allocator would not serve others from what is freed until the host has seen the copy
@@ -161,3 +165,7 @@ class HostStore:
             pieces = zip(store.unbind(1), now.unbind(1), strict=True) if self._heads_apart else [(store, now)]
             for into, piece in pieces:
                 into.copy_(piece, non_blocking=True)
+
+
+def _nothing() -> None:
+    pass

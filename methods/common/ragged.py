@@ -29,7 +29,9 @@ class RaggedHeads(Evicting):
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Forgets the last request and makes room for the next."""
         super().begin(prompt_len, max_new_tokens)
-        self.cache = [RaggedCache(cache.spare, cache.most) for cache in self.cache]
+        # Heads that keep everything keep the same, and need no memory each of its own.
+        if any(self.budget(layer) < prompt_len for layer in range(len(self.cache))):
+            self.cache = [RaggedCache(cache.spare, cache.most) for cache in self.cache]
 
     def choose_each(self, scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The tokens of each KV head that stay, and how many those are, at least one.
@@ -79,4 +81,4 @@ class RaggedHeads(Evicting):
 
     def replay(self) -> Replay | None:
         """Every new token attends to all that each head has left."""
-        return self._replay
+        return self._replay if isinstance(self.cache[0], RaggedCache) else self.dense_replay

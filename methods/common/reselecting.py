@@ -65,16 +65,19 @@ class Reselecting(Method):
         for active in self.active.values():
             active.forget()
 
-    def lift(self, blocks: int) -> Tensor:
-        """What makes those blocks the best that always stay: infinity there, else 0, [blocks] float32."""
-        raise NotImplementedError
+    @property
+    def ends(self) -> tuple[int, int]:
+        """First and last blocks that are always active; the last one is."""
+        return 0, 1
 
-    def copy_out(self, layer: int, chosen: Tensor) -> None:
+    def copy_out(self, layer: int, chosen: Tensor, index: Tensor) -> None:
         """Begins to copy a layer's keys and values out, in the prefill; see `ActiveBlocks.copy_out`."""
         options = self.options
         if layer not in self.active:
-            self.active[layer] = ActiveBlocks(options.block, options.unit, options.offload, self.model.ranks)
-        self.active[layer].copy_out(self.cache[layer], chosen)
+            self.active[layer] = ActiveBlocks(
+                options.block, options.unit, options.offload, self.model.ranks, ends=self.ends
+            )
+        self.active[layer].copy_out(self.cache[layer], chosen, index)
 
     def keep_whole(self, layer: int) -> None:
         """A layer parks nothing, so that no memory is kept for it either."""
@@ -86,7 +89,7 @@ class Reselecting(Method):
             return super().attend(layer, heads, step)
         self._park()
         out, active = super().attend(layer, heads, step), self.active[layer]
-        active.bring_in(active.reselect(active.wanted(heads.q[-1:]), self.options.gamma))
+        active.bring_in(active.rechoose(heads.q[-1:], self.options.gamma))
         return out
 
     def replay(self) -> Replay:
@@ -98,7 +101,7 @@ class Reselecting(Method):
         """Once a request, ahead of decode: the caches are left with their active blocks."""
         if not self._parked:
             for active in self.active.values():
-                active.park(self.lift(active.blocks))
+                active.park()
         self._parked = True
 
     def kv_bytes(self) -> int:

@@ -188,10 +188,10 @@ class Revival(Replay):
 
     def _wait(self, segment: int) -> int:
         held, idle = self._held, False
-        while (count := int(held.arriving[segment])) < 0:
+        while (count := int(held.told[segment])) < 0:
             assert not idle, "the device has no number of rows to tell"
             idle = held.device.type != "cuda" or torch.cuda.current_stream(held.device).query()
-        held.arriving[segment] = -1
+        held.told[segment] = -1
         return count
 
     def give_back(self, caches: Sequence[LayerCache], count: int, position: int) -> None:
@@ -223,6 +223,7 @@ class _Memory:
         state: where all tokens are.
         scores: [room] float32, of the tokens that a pruning point chooses from.
         arriving: [segments] int64, pinned: how many rows enter each, as the host learns it; -1 until it does.
+        told: the same memory, as the host reads it soonest.
     """
 
     def __init__(self, segments: int, room: int, device: torch.device) -> None:
@@ -233,6 +234,7 @@ class _Memory:
         self.state.tokens[0] = torch.arange(room, device=device)
         self.scores = torch.zeros(room, device=device)
         self.arriving = torch.zeros(segments, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self.told = self.arriving.numpy()
 
     @property
     def nbytes(self) -> int:

@@ -44,7 +44,7 @@ class SlimReplay(Replay):
         if layer in self._active:
             active = self._active[layer]
             with nullcontext() if self._side is None else self._side.beside(heads.q):
-                self._fetch(layer, active.reselect(active.wanted(heads.q), self._gamma), table)
+                self._fetch(layer, active.rechoose(heads.q, self._gamma), table)
         return out
 
     def seats(self, count: int) -> Replay:

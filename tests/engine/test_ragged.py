@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from harness.engine.attention import Attention
-from harness.engine.cache import HeadTokens
+from harness.engine.cache import HeadTokens, LayerCache
 from harness.engine.ragged import RaggedCache
 
 D, SPARE = 16, 5
@@ -57,6 +57,13 @@ def test_attention_sees_what_each_head_holds(new: int) -> None:
     torch.testing.assert_close(cache.attend(Attention(), q), Attention().masked(q, keys, values, mask))
     cache.extended(2, 6 + new)
     assert [len(own.positions) for own in cache.heads()] == [5 + new, 3 + new]
+
+
+def test_addresses_are_those_of_what_is_held() -> None:
+    cache, x = LayerCache(SPARE), torch.randn(6, 2, D)
+    cache.append(x, -x, torch.arange(6))
+    cache.slide(1, 2)
+    assert cache.addresses == (cache.keys.data_ptr(), cache.values.data_ptr())
 
 
 def test_there_is_no_tensor_of_all_heads() -> None:

@@ -89,9 +89,9 @@ def test_what_is_recorded_is_what_the_method_leaves_alone() -> None:
     for text in ("full", f"slim:{SCHEDULE}", "h2o:budget=0.5:window=8"):
         list(graphed.stream(build(text, graphed), Request(PROMPT, 1)))
     spans = {(span.begin, span.end, size) for span, size in graphed.prefill._replays}
-    # Three verbs a layer; a span ends ahead of what a method does itself.
+    # Three verbs a layer; a span ends ahead of what a method does itself, and behind the first two layers.
     full, attending = (
-        {(0, 18, 256)},
+        {(0, 6, 256), (6, 18, 256)},
         {(0, 1, 256), *((verb, verb + 2, 256) for verb in (2, 5, 8, 11, 14)), (17, 18, 256)},
     )
     assert spans == full | {(0, 5, 256), (5, 11, 256), (11, 18, 128)} | attending
@@ -100,11 +100,11 @@ def test_what_is_recorded_is_what_the_method_leaves_alone() -> None:
 @pytest.mark.parametrize(
     ("text", "memory", "spans"),
     [
-        ("snapkv:budget=0.5:window=8", 1 << 29, {(0, 18, 256)}),
-        ("adakv:budget=0.5:window=8", 1 << 29, {(0, 18, 256)}),
-        ("fastkv:budget=0.5:keep=0.5:window=8:cut=2", 1 << 29, {(0, 9, 256), (9, 18, 128)}),
+        ("snapkv:budget=0.5:window=8", 1 << 29, {(0, 6, 256), (6, 18, 256)}),
+        ("adakv:budget=0.5:window=8", 1 << 29, {(0, 6, 256), (6, 18, 256)}),
+        ("fastkv:budget=0.5:keep=0.5:window=8:cut=2", 1 << 29, {(0, 6, 256), (6, 9, 256), (9, 18, 128)}),
         # Five layers would fit, and the parts are even.
-        ("knorm:budget=0.5", 5 * 4 * 256 * 2 * KV_HEADS * HEAD_DIM, {(0, 9, 256), (9, 18, 256)}),
+        ("knorm:budget=0.5", 5 * 4 * 256 * 2 * KV_HEADS * HEAD_DIM, {(0, 6, 256), (6, 9, 256), (9, 18, 256)}),
         ("pyramidkv:budget=0.5:window=8", 1, {(verb, verb + 3, 256) for verb in range(0, 18, 3)}),
     ],
 )
@@ -175,12 +175,12 @@ def test_rows_that_are_part_of_what_is_there_may_go_on() -> None:
 
 
 def test_few_recordings_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded_prefill, "_MOST", 2)
+    monkeypatch.setattr(recorded_prefill, "_MOST", 4)  # two for each length
     _, graphed = engines()
     assert graphed.prefill is not None
     for length in (100, 200, 300, 400):
         list(graphed.stream(build("full", graphed), Request(PROMPT.repeat(2)[:length], 1)))
-    assert [size for _, size in graphed.prefill._replays] == [384, 512] and graphed.prefill.captures == 4
+    assert [size for _, size in graphed.prefill._replays] == [384, 384, 512, 512] and graphed.prefill.captures == 8
 
 
 def test_timed_parts_take_the_hooks() -> None:

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from harness.engine import cache as layer_cache
+from harness.engine import step
 from harness.engine.engine import Engine
 from harness.engine.request import Request
 from methods import keydiff
-from methods.common import best, future, scores
+from methods.common import active_blocks, best, blocks, future, scores, take
 from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import build, random_ids, tiny_model, tiny_shape
 
-for name in ("token_select", "take_tokens", "column_sums", "normal_queries", "unlike_keys", "rowwise"):
+for name in (
+    "token_select", "take_tokens", "column_sums", "normal_queries", "unlike_keys", "rowwise",
+    "query_peaks", "block_select", "take_rows", "active_set",
+):  # fmt: skip
     kernels(name)
 
 LAYERS, PROMPT, BUDGET = 2, 80, 30
@@ -40,7 +44,7 @@ def kept(text: str, ids: Tensor) -> list[list[int]]:
 
 
 def switch(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
-    for module in (best, layer_cache, scores, future, keydiff):
+    for module in (active_blocks, best, blocks, layer_cache, scores, future, keydiff, step, take):
         for door in {"kernels_run", "kernels_take"} & vars(module).keys():
             monkeypatch.setattr(module, door, lambda _: on)
 
@@ -52,6 +56,28 @@ def test_kernels_keep_what_plain_formulas_keep(text: str, monkeypatch: pytest.Mo
     expected = kept(text, ids)
     switch(monkeypatch, True)
     assert kept(text, ids) == expected
+
+
+SCHEDULE = "layers=1/2:{}=40/24"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"slim:{SCHEDULE.format('budgets')}:block=8:unit=4:w=12:gamma=1",
+        f"slim:{SCHEDULE.format('budgets')}:block=8:unit=4:w=12:gamma=1:votes=2:ff=all",
+        f"lazyllm:{SCHEDULE.format('keep')}",
+        f"lazyllm:{SCHEDULE.format('keep')}:revive=false",
+    ],
+)
+def test_kernels_drop_the_rows_that_plain_formulas_drop(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on, ids, found = Engine(copy.deepcopy(tiny_model(layers=4)).to(DEVICE), tiny_shape(layers=4)), random_ids(75), []
+    for kernel in (False, True):
+        switch(monkeypatch, kernel)
+        method = build(text, on)
+        tokens = list(on.stream(method, Request(ids.to(DEVICE), 5)))
+        found.append((tokens, [cache.token_positions.tolist() for cache in method.cache], method.notes()))
+    assert found[0] == found[1]
 
 
 @pytest.mark.cuda

@@ -51,7 +51,7 @@ def test_editing_what_a_method_imports_changes_its_hash_and_no_other(copied: Pat
 def test_full_attention_s_answers_do_not_depend_on_what_other_methods_decode_with() -> None:
     covered = {*source.source_files(Engine), *source.source_files(METHODS.get("full"))}
     kernels = {name.rpartition(".")[2] for name in covered if ".kernels." in name}
-    assert kernels == {"decode_attention", "online_softmax", "gemv", "rowwise", "store_rows"}
+    assert kernels == {"decode_attention", "online_softmax", "gemv", "rowwise", "store_rows", "take_rows"}
     assert not [name for name in covered if name.startswith(("methods.common", "methods.replay"))]
     replays = {name.rpartition(".")[2] for name in covered if ".replay." in name}
     assert replays == {"decode_table", "overlap", "places", "recorded", "recorded_prefill", "replay"}

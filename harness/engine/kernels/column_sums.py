@@ -106,19 +106,25 @@ def absolute_sums(each: Sequence[Tensor], v: Tensor, tile: Tile = _ABSOLUTE_TILE
 
 def row_norms(q: Tensor, k: Tensor, tile: Tile = _NORMS_TILE) -> Tensor:
     """The norms that `attention_sums` asks for, [w, heads] float32, where no attention has left them: one more pass."""
-    (w, heads, d), kv_heads = q.shape, k.shape[1]
-    group, shares = heads // kv_heads, triton.cdiv(len(k), _SHARE)
-    norms = torch.empty((shares, w, heads), dtype=torch.float32, device=q.device)
-    _norms[kv_heads, shares, triton.cdiv(w * group, tile.rows)](
-        q, k, norms, w, len(k), *_strides(q, k),
-        SCALE=d**-0.5 * LOG2_E.value, HEADS=heads, GROUP=group, DIM=d,
-        SHARE=_SHARE, **tile.options(),
-    )  # fmt: skip
-    if shares == 1:
+    norms = share_norms(q, k, _SHARE, tile)
+    if len(norms) == 1:
         return norms[0]
     whole = torch.empty_like(norms[0])
-    _join[(triton.cdiv(w * heads, _JOINED),)](norms, whole, w * heads, shares, BLOCK=_JOINED, num_warps=4)
+    _join[(triton.cdiv(whole.numel(), _JOINED),)](norms, whole, whole.numel(), len(norms), BLOCK=_JOINED, num_warps=4)
     return whole
+
+
+def share_norms(q: Tensor, k: Tensor, share: int, tile: Tile = _NORMS_TILE) -> Tensor:
+    """The same by shares of so many tokens, [shares, w, heads]; of a row that sees none, next to nothing."""
+    (w, heads, d), kv_heads = q.shape, k.shape[1]
+    group, shares = heads // kv_heads, triton.cdiv(len(k), share)
+    norms = torch.empty((shares, w, heads), dtype=torch.float32, device=q.device)
+    _norms[kv_heads, shares, triton.cdiv(w * group, tile.rows)](
+        q, k, norms, w, len(k), share, *_strides(q, k),
+        SCALE=d**-0.5 * LOG2_E.value, HEADS=heads, GROUP=group, DIM=d,
+        **tile.options(),
+    )  # fmt: skip
+    return norms
 
 
 def _grid(y: Tensor, tile: Tile) -> tuple[int, int]:
@@ -203,17 +209,17 @@ def _sums(
     tl.store(sums + kv_head.to(tl.int64) * n + column, tl.sum(acc, 0) * factor, mask=column < n)
 
 
-@triton.jit(do_not_specialize=["count", "n"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["count", "n", "size"])  # type: ignore[untyped-decorator]
 def _norms(
-    x, y, norms, count, n, x_stride, x_head, y_stride, y_head,
+    x, y, norms, count, n, size, x_stride, x_head, y_stride, y_head,
     SCALE: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr,
-    SHARE: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ) -> Any:  # fmt: skip
     """A tile of rows against a share of the tokens."""
     kv_head, share = tl.program_id(0), tl.program_id(1)
     row, head, there, tile = _tile(x, tl.program_id(2) * ROWS, count, kv_head, x_stride, x_head, GROUP, DIM, ROWS)
     top, total = tl.full((ROWS,), -1.0e30, tl.float32), tl.zeros((ROWS,), tl.float32)
-    for first in tl.range(share * SHARE, tl.minimum((share + 1) * SHARE, n), COLUMNS):
+    for first in tl.range(share * size, tl.minimum((share + 1) * size, n), COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         key = _columns(y, column, n, kv_head, y_stride, y_head, DIM)
         seen = (column < n)[None, :] & (column[None, :] <= n - count + row[:, None])

@@ -70,7 +70,7 @@ class DecodeTable:
 
     def move(self, layers: range, caches: Sequence[LayerCache]) -> None:
         """The keys and values of these layers lie elsewhere from now on."""
-        rows = [[caches[layer].keys.data_ptr(), caches[layer].values.data_ptr()] for layer in layers]
+        rows = [caches[layer].addresses for layer in layers]
         self.rows[layers.start : layers.stop, :_LENGTH].copy_(torch.tensor(rows), non_blocking=True)
 
     def slide(self, most: int, token_nbytes: int) -> None:
@@ -98,4 +98,4 @@ class DecodeTable:
 
 
 def _rows(caches: Sequence[LayerCache]) -> Tensor:
-    return torch.tensor([[cache.keys.data_ptr(), cache.values.data_ptr(), cache.length] for cache in caches])
+    return torch.tensor([[*cache.addresses, cache.length] for cache in caches])

@@ -155,7 +155,7 @@ class RecordedDecode:
 
     def _place(self, token: Tensor, positions: Sequence[int]) -> None:
         self._token.copy_(token)
-        self._position.copy_(torch.tensor(positions))
+        self._position.copy_(torch.tensor(positions), non_blocking=True)
 
     def _finish(self, replay: Replay, caches: Sequence[LayerCache]) -> None:
         """Replays what is behind the first cut."""

@@ -42,6 +42,9 @@ _MOST = 4096
 PROJECT, ATTEND, FEED_FORWARD = range(3)
 VERBS = 3
 
+_FIRST = 2 * VERBS
+"""Verbs that take the device as long as the host takes to make the caches of all other layers."""
+
 
 class Span(NamedTuple):
     """Verbs that follow each other: number `VERBS` * layer + verb, from `begin` up to `end`.
@@ -295,8 +298,16 @@ class Passage:
     def _run(self, span: Span) -> None:
         if span.begin == span.end:
             return
-        self.rows, heads = self._prefill.run(span, self.rows, self._held or self._places)
-        self._heads, self._done = heads or self._heads, span.end
+        for part in _parts(span):
+            self.rows, heads = self._prefill.run(part, self.rows, self._held or self._places)
+            self._heads, self._done = heads or self._heads, part.end
+
+
+def _parts(span: Span) -> list[Span]:
+    """The first layers are one by themselves: the device has them to do while the caches of the others are made."""
+    if span.begin or span.end <= _FIRST:
+        return [span]
+    return [Span(0, _FIRST, shows=False), span._replace(begin=_FIRST)]
 
 
 def _fill(place: Tensor, rows: Tensor, size: int) -> None:
