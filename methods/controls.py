@@ -38,10 +38,12 @@ class Random(Slim):
 
     options: Options
 
-    def block_scores(self, heads: Heads) -> Tensor:
-        """Noise, the same for the same seed, prompt length and number of rows."""
+    def unit_scores(self, heads: Heads) -> Tensor:
+        """Noise, one number for all units of a block, the same for the same seed, prompt length and number of rows."""
+        block, unit = self.options.block, self.options.unit
         noise = torch.Generator().manual_seed(hash((self.options.seed, self.prompt_len, len(heads))) % 2**63)
-        return torch.rand(-(-len(heads) // self.options.block), generator=noise).to(heads.k.device)
+        blocks = torch.rand(-(-len(heads) // block), generator=noise)
+        return blocks.repeat_interleave(block // unit)[: -(-len(heads) // unit)].to(heads.k.device)
 
 
 class Recent(Slim):
@@ -56,9 +58,9 @@ class Recent(Slim):
 
         reselect: Literal["C", "A"] = Field("A", description="what decode chooses from; C would choose by relevance")
 
-    def block_scores(self, heads: Heads) -> Tensor:
+    def unit_scores(self, heads: Heads) -> Tensor:
         """The later, the better."""
-        return torch.arange(-(-len(heads) // self.options.block), dtype=torch.float32, device=heads.k.device)
+        return torch.arange(-(-len(heads) // self.options.unit), dtype=torch.float32, device=heads.k.device)
 
 
 class RandomKV(Evicting):

@@ -215,7 +215,7 @@ def test_conformance_prints_a_line_a_check_and_exits_0_or_1(tmp_path: Path, caps
     path = method_file(tmp_path / "own.py", "own", simulated=True)
     assert run("conformance", "own", "--method-file", str(path), "--layers", "3") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["pass"] * 10 + ["skip"] + ["pass"] * 4
+    assert [line.split()[0] for line in lines[:-1]] == ["pass"] * 11 + ["skip"] + ["pass"] * 4
     assert lines[-1].startswith("own: conforms; simulated")
     path.write_text(path.read_text() + "    def tokens_kept(self):\n        return [0]\n")
     assert run("conformance", "own", "--method-file", str(path)) == 1
