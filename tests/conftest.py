@@ -62,6 +62,12 @@ def forget_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(METHODS, "_classes", METHODS._classes.copy())
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of runs draw nothing, which would take most of the time."""
+    monkeypatch.setattr("harness.report.build.figures", lambda *_: [])
+
+
 @pytest.fixture(scope="session")
 def longbench_dir() -> Path:
     """A folder of LongBench records; tests that need one are skipped where there is none."""

@@ -57,12 +57,21 @@ class Section:
     @property
     def title(self) -> str:
         """In words."""
-        return self.group.title + (f", {self.budget:.3g} kept" if self.budget else "")
+        return f"{self.group.title}, {at_budget(self.budget)}"
 
     @cached_property
     def kinds(self) -> list[str]:
         """Kinds of tasks, in order of first appearance."""
         return list(dict.fromkeys(self.rows["kind"]))
+
+    @cached_property
+    def reference(self) -> dict[str, float]:
+        """Full attention's score in points, over all ("") and by kind; no loss is greater than that."""
+        full = self.rows.assign(score=self.rows["score"] - self.rows["diff"]).drop_duplicates(["cell", "sample"])
+        cells = full.groupby(["kind", "cell"])["score"].mean() * 100
+        return {"": float(cells.mean())} | {
+            str(kind): float(mean) for kind, mean in cells.groupby("kind").mean().items()
+        }
 
     @cached_property
     def standings(self) -> list[Standing]:
@@ -72,6 +81,11 @@ class Section:
         return sorted(found, key=lambda one: (one.rank or (10**6,))[0] + (-one.loss.value or 0.0) / 1e6)
 
 
+def at_budget(budget: float) -> str:
+    """In words; 0 where nobody matched one."""
+    return f"budget {budget:.3g}" if budget else "options as given"
+
+
 @dataclass(frozen=True)
 class Pace:
     """Times and bytes of an entrant beside full attention's, at one length.
@@ -79,6 +93,7 @@ class Pace:
     Attributes:
         entrant, budget, length: which.
         entry: the run that has it, the first of several.
+        kept: mean share of the context's tokens, over layers and KV heads.
         ttft, tpot, e2e, kv: full attention's over the entrant's.
     """
 
@@ -86,6 +101,7 @@ class Pace:
     budget: float
     length: int
     entry: str
+    kept: float
     ttft: Found
     tpot: Found
     e2e: Found
@@ -203,10 +219,13 @@ def _sections(group: Group) -> list[Section]:
 def _standing(name: str, rows: pd.DataFrame, places: dict[str, tuple[int, int, int]]) -> Standing:
     kinds = {str(kind): loss(part) for kind, part in rows.groupby("kind", sort=False)}
     first = rows.iloc[0]
-    kept = float(rows["kept"].mean()) if rows["kept"].notna().any() else math.nan
-    return Standing(name, first["method"], first["label"], loss(rows), places.get(name), kept, kinds)
+    return Standing(name, first["method"], first["label"], loss(rows), places.get(name), _kept(rows), kinds)
+
+
+def _kept(rows: pd.DataFrame) -> float:
+    return float(rows["kept"].mean()) if rows["kept"].notna().any() else math.nan
 
 
 def _pace(entrant: str, budget: float, length: int, rows: pd.DataFrame) -> Pace:
     ttft, tpot, e2e, kv = (ratio(rows, measure) for measure in ("ttft", "tpot", "e2e", "kv"))
-    return Pace(entrant, budget, length, str(rows["entry"].iloc[0]), ttft, tpot, e2e, kv)
+    return Pace(entrant, budget, length, str(rows["entry"].iloc[0]), _kept(rows), ttft, tpot, e2e, kv)

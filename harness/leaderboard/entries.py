@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from harness.errors import InputError
 from harness.report import formats
 from harness.report.recorded import Recorded, read
+from harness.runner.catalog import METHODS
 from harness.statistics.paired import REFERENCE
 
 
@@ -31,6 +32,7 @@ class Entry:
         run: its records.
         budget: share that its methods were matched to; NaN where nobody did.
         names: method label -> what it is called on the board; labels that are not here are themselves.
+        unmatched: labels that meet no budget whatever the run's is: they keep everything, and read it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Entry:
     run: Recorded
     budget: float = math.nan
     names: Mapping[str, str] = field(default_factory=dict)
+    unmatched: Collection[str] = ()
 
 
 class Conditions(NamedTuple):
@@ -111,7 +114,16 @@ def read_entry(name: str, folder: Path) -> Entry:
     methods = {label: label.partition(":")[0] for label in run.methods}
     counts = Counter(methods.values())
     names = {label: method for label, method in methods.items() if counts[method] == 1}
-    return Entry(name, folder, run, float(budget[1]), names)
+    return Entry(name, folder, run, float(budget[1]), names, list(_unmatched(run)))
+
+
+def _unmatched(run: Recorded) -> Iterator[str]:
+    """Sparse prefills, say; of methods that keep all and attend to a share the share is what was matched."""
+    for label, kept in run.contenders.groupby("method", sort=False)["kept_fraction"].mean().items():
+        name = str(label).partition(":")[0]
+        attends = name in METHODS.names() and METHODS.get(name).counted == "attended"
+        if kept == 1 and not attends:
+            yield str(label)
 
 
 _BUDGET = re.compile(r"kept=([0-9.]+)-")

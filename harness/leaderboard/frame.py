@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,11 +22,11 @@ def paired(entries: Sequence[Entry]) -> pd.DataFrame:
     """One row an answer.
 
     Returns:
-        Columns: `entry`, `label`, `entrant`, `method`, `budget`, `task`, `cell` (task and the version of its code),
-        `kind`, `length`, `sample`, `unit` (its context, or itself), `score`, `diff` (score less full attention's),
-        `ttft`, `tpot`, `e2e` (logs of full attention's time over this one's), `kv` (log of bytes of keys, values and
-        the method's own likewise), `kept` (share of tokens). NaN where either was not measured. An answer that several
-        runs have to a sample counts once.
+        Columns: `entry`, `label`, `entrant`, `method`, `budget` (NaN where none was met), `task`, `cell` (task and the
+        version of its code), `kind`, `length`, `sample`, `unit` (its context, or itself), `score`, `diff` (score less
+        full attention's), `ttft`, `tpot`, `e2e` (logs of full attention's time over this one's), `kv` (log of bytes of
+        keys, values and the method's own likewise), `kept` (share of tokens). NaN where either was not measured. An
+        answer that several runs have to a sample counts once.
     """
     frames = [_of_run(entry) for entry in entries]
     found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -44,7 +45,7 @@ def _of_run(entry: Entry) -> pd.DataFrame:
             "label": labels,
             "entrant": [entry.names.get(label, label) for label in labels],
             "method": [label.partition(":")[0] for label in labels],
-            "budget": entry.budget,
+            "budget": [math.nan if label in entry.unmatched else entry.budget for label in labels],
             "task": own["task"],
             "cell": [f"{task}@{version(entry, task)}" for task in own["task"]],
             "kind": [kind(task) for task in own["task"]],

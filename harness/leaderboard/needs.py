@@ -83,9 +83,9 @@ class Answer:
         if self.loss is None:
             return "loss not recorded"
         if self.standing == "shown":
-            return f"loses less than {points:g} points (95 %)"
+            return f"shown to lose less than {points:g} points (95 %)"
         if self.standing == "loses":
-            return f"lost more than {points:g} points"
+            return f"shown to lose more than {points:g} points (95 %)"
         if self.standing == "doubtful":
             return f"likely loses more than {points:g} points"
         return f"undecided: may lose {max(0.0, -self.loss.low):.1f} points"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Bbox
 
-from harness.leaderboard.board import CONTROLS, Clock, Section
+from harness.leaderboard.board import CONTROLS, Clock, Section, at_budget
 from harness.leaderboard.effects import Found
 from harness.report.figures import canvas, colour_of, marker_of, tidy
 from harness.report.plots import pareto
@@ -53,7 +53,7 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
     figure = canvas(8.5, 5.2)
     axes = figure.subplots()
     for index, (budget, own) in enumerate(points.items()):
-        _scatter(axes, own, index, f"{budget:.3g} kept" if budget else "as asked for")
+        _scatter(axes, own, index, at_budget(budget))
     sure = [point for point in everyone if point.loss.sure]
     best = [sure[index] for index in pareto([(-point.gain.value, point.loss.value) for point in sure])]
     axes.plot(*_columns([one.at for one in best]), "--", color="#888888", linewidth=1)

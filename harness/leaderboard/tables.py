@@ -10,20 +10,22 @@ from urllib.parse import quote
 
 from harness.leaderboard.board import PROTOCOLS, Board, Clock, Section, Standing
 from harness.leaderboard.effects import Found, loss
-from harness.leaderboard.entries import Entry, timed
+from harness.leaderboard.entries import Entry, asked, timed
 from harness.leaderboard.needs import NEEDS, SHOWN, Answer, Need, answers, missing
 from harness.report import formats
 from harness.report.table import Cell, Table, label, number
 from harness.storage.samples import PACKED, SAMPLES
 
 _LOSS = (
-    "Points: score less full attention's on the same samples; tasks and lengths count the same; 95 % intervals. Rank: "
-    "by mean score over the samples that all have answered, with the 95 % interval of the place (bootstrap). Kept: "
-    "share of the context's tokens over layers and KV heads, as recorded."
+    "Against full: score less full attention's on the same samples, in points; tasks and lengths count the same; 95 % "
+    "intervals. Rank: by mean score over the samples that all have answered, with the 95 % interval of the place "
+    "(bootstrap). Kept: share of the context's tokens over layers and KV heads, as recorded; of what keeps all, and "
+    "meets a budget, a decode step reads that share. Options: of the first run; other lengths differ in numbers."
 )
 _TIMES = (
     "Full attention's time, or bytes of keys, values and the method's own stores, over the method's: above 1 is "
-    "better. A length links to its run's page."
+    "better. Kept: as recorded; a method that takes tokens back when it needs them holds more bytes. A length links to "
+    "its run's page."
 )
 _RUNS = "A run links to its page with every sample, its records to their file: all numbers here come from these."
 _CELLS = "One row a task. A task links to its run's page, which has every sample."
@@ -37,7 +39,7 @@ def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
         "among those of whom nobody can tell yet, if they win more. Wins from: shortest prompt from which on it beats "
         f"full attention at every length recorded. {_places(board)}"
     )
-    head = ["you want", "method", "budget", "kept", "wins", "at tokens", "loses, points", "how sure", "wins from"]
+    head = ["you want", "method", "budget", "kept", "wins", "at tokens", "against full", "n", "how sure", "wins from"]
     found = answers(board, points, shown)
     rows = [row for need in NEEDS for row in _needs(need, [one for one in found if one.need is need], board, points)]
     return Table("needs", "Which method for what", note, head, rows, labels=2)
@@ -46,18 +48,28 @@ def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
 def _places(board: Board) -> str:
     """Which model lost and which one won."""
     groups = [section.group for protocol in PROTOCOLS for section in board.judged(protocol)]
-    lost = f"Losses: {groups[0].conditions.model}, {groups[0].conditions.numbers}." if groups else "No losses."
+    lost = f"{_lost(board)}: {groups[0].conditions.model}, {groups[0].conditions.numbers}." if groups else "No scores."
     if board.clock is None:
         return lost
     said = board.clock.group.conditions
     return f"{lost} Times and bytes: {said.model}, {said.numbers}, {said.place}."
 
 
+def _lost(board: Board) -> str:
+    """What scores are of."""
+    own = [
+        f"{section.reference['']:.0f} with the {asked(protocol)}"
+        for protocol in PROTOCOLS
+        for section in board.judged(protocol)[:1]
+    ]
+    return f"Against full: score less full attention's ({' and '.join(own)}), in points, of n samples"
+
+
 def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> Iterator[list[Cell]]:
     yield from (_need(one, points) for one in found)
     if not found:
         nothing = number(None, formats.NOTHING)
-        yield [label(need.title), label("nobody yet"), *[nothing] * 5, Cell(missing(board, need)), nothing]
+        yield [label(need.title), label("nobody yet"), *[nothing] * 6, Cell(missing(board, need)), nothing]
 
 
 def _need(one: Answer, points: float) -> list[Cell]:
@@ -68,7 +80,7 @@ def _need(one: Answer, points: float) -> list[Cell]:
         number(one.kept, formats.percent(one.kept)),
         number(one.gain.value, f"{one.need.won} {_ratio(one.gain)}", one.gain.low, one.gain.high),
         number(one.length, f"{one.length:,}"),
-        _points(one.loss) if one.loss else number(None, formats.NOTHING),
+        *([_points(one.loss), _count(one.loss)] if one.loss else [number(None, formats.NOTHING)] * 2),
         Cell(one.sureness(points)),
         Cell(one.starts),
     ]
@@ -76,9 +88,14 @@ def _need(one: Answer, points: float) -> list[Cell]:
 
 def losses_table(section: Section, name: str, up: str = "") -> Table:
     """One row an entrant: rank, loss, and loss by kind of task."""
-    head = ["method", "rank", "loss", "n", "kept", *section.kinds]
+    head = ["method", "rank", "against full", "n", "kept", *section.kinds, "options"]
     rows = [_standing(one, section, up) for one in section.standings]
-    return Table(name, section.title, _LOSS, head, rows, labels=1)
+    return Table(name, section.title, f"{_reference(section)} {_LOSS}", head, rows, labels=1)
+
+
+def _reference(section: Section) -> str:
+    scores = [f"{kind} {section.reference[kind]:.0f}" for kind in section.kinds]
+    return f"Full attention scores {section.reference['']:.0f}: {', '.join(scores)}."
 
 
 def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
@@ -86,23 +103,25 @@ def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
         label(one.entrant, up + page_of(one.method)),
         _rank(one.rank),
         _points(one.loss),
-        number(one.loss.samples, str(one.loss.samples)),
+        _count(one.loss),
         number(one.kept, formats.percent(one.kept)),
         *(_points(one.kinds[kind]) if kind in one.kinds else number(None, formats.NOTHING) for kind in section.kinds),
+        label(one.label.partition(":")[2] or formats.NOTHING),
     ]
 
 
 def times_table(clock: Clock, name: str, method: str | None = None, up: str = "") -> Table:
     """One row an entrant and length; of one method if it is named."""
-    head = ["method", "kept", "length", "TTFT", "time a token", "end to end", "KV bytes", "n"]
+    head = ["method", "budget", "kept", "length", "TTFT", "time a token", "end to end", "KV bytes", "n"]
     paces = sorted(clock.paces, key=lambda pace: (pace.length, -pace.ttft.value))
     rows = [
         [
             label(pace.entrant),
             number(pace.budget or None, _share(pace.budget)),
+            number(pace.kept, formats.percent(pace.kept)),
             Cell(f"{pace.length:,}", pace.length, link=up + run_page(pace.entry)),
             *(number(one.value, _ratio(one), one.low, one.high) for one in (pace.ttft, pace.tpot, pace.e2e, pace.kv)),
-            number(pace.ttft.samples, str(pace.ttft.samples)),
+            _count(pace.ttft),
         ]
         for pace in paces
         if method is None or pace.entrant.partition(":")[0] == method
@@ -137,7 +156,7 @@ def _run(entry: Entry, folder: Path) -> list[Cell]:
 
 def cells_table(board: Board, method: str) -> Table:
     """Every task of one method, worst first."""
-    head = ["task", "loss", "n", "score", "kept", "options", "protocol"]
+    head = ["task", "against full", "n", "score", "kept", "options", "protocol"]
     found = [row for section in board.sections for row in _cells(section, method)]
     rows = [row for _, row in sorted(found, key=lambda pair: pair[0])]
     return Table("cells", "Task by task, worst first", _CELLS, head, rows, labels=1)
@@ -150,7 +169,7 @@ def _cells(section: Section, method: str) -> Iterator[tuple[float, list[Cell]]]:
         row = [
             label(task, f"../{run_page(str(entry))}#samples"),
             _points(found),
-            number(found.samples, str(found.samples)),
+            _count(found),
             number(part["score"].mean() * 100, formats.score(part["score"].mean() * 100)),
             number(part["kept"].mean(), formats.percent(part["kept"].mean())),
             label(options),
@@ -171,6 +190,10 @@ def run_page(entry: str) -> str:
 
 def _points(found: Found) -> Cell:
     return number(found.value, formats.points(found.value, found.low, found.high), found.low, found.high)
+
+
+def _count(found: Found) -> Cell:
+    return number(found.samples, str(found.samples))
 
 
 def _ratio(found: Found) -> str:

@@ -48,12 +48,11 @@ def study_command(
     began = time.monotonic()
     _warn_once()
     study = read_study(file, model)
-    runs = study_runs(study, data_dir, only)
     if source is not None:
         if dry_run or any(given is not None for given in (output, minutes, samples)):
             raise InputError("--from draws what is recorded: no --dry-run, no --output, no --minutes, no --samples")
-        return _draw(study, runs, source)
-    runs, left_out = check_runs(runs)
+        return _draw(study, source, only)
+    runs, left_out = check_runs(study_runs(study, data_dir, only))
     for line in left_out:
         print(f"harness: {line}", file=sys.stderr, flush=True)
     folder = output or Path("results") / file.stem
@@ -62,7 +61,12 @@ def study_command(
 
         return print(outlook(study, runs, folder, samples), flush=True)
     deadline = math.inf if minutes is None else began + 60 * minutes
-    _run(study, runs, folder, deadline, samples)
+    whole, failures = _run(runs, folder, deadline, samples)
+    if not whole:
+        return print(f"time is up: {folder} is balanced so far; the same command goes on, --from {folder} draws")
+    _draw(study, folder, only)
+    if failures:
+        raise typer.Exit(1)
 
 
 def _warn_once() -> None:
@@ -77,8 +81,8 @@ def _warn_once() -> None:
     warnings.showwarning = show
 
 
-def _run(study: StudyFile, runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int | None) -> None:
-    """Everything, or what fits; drawn is what is whole, since drawing takes time of a device that others wait for."""
+def _run(runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int | None) -> tuple[bool, list[str]]:
+    """Everything, or what fits; what is not whole is not drawn: that takes time of a device that others wait for."""
     from rich.console import Console
 
     from harness.runner.terminal import INTERRUPTED
@@ -91,15 +95,11 @@ def _run(study: StudyFile, runs: Sequence[StudyRun], folder: Path, deadline: flo
         raise typer.Exit(INTERRUPTED) from None
     for failure in failures:
         print(f"harness: {failure}", file=sys.stderr, flush=True)
-    if not whole:
-        return print(f"time is up: {folder} is balanced so far; the same command goes on, --from {folder} draws")
-    _draw(study, runs, folder)
-    if failures:
-        raise typer.Exit(1)
+    return whole, failures
 
 
-def _draw(study: StudyFile, runs: Sequence[StudyRun], folder: Path) -> None:
+def _draw(study: StudyFile, folder: Path, only: str) -> None:
     from harness.runner.terminal import show
     from harness.study.page import write
 
-    show(*write(study, runs, folder))
+    show(*write(study, folder, only))

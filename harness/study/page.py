@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from harness.errors import InputError
-from harness.leaderboard.board import Board
+from harness.leaderboard.board import Board, Section
 from harness.leaderboard.entries import Entry, read_entry
 from harness.leaderboard.frame import paired
 from harness.leaderboard.pages import Made, first_screen
 from harness.leaderboard.pages import write as write_pages
 from harness.report.table import Cell, Table, label, number
 from harness.reproduce.published.judge import judge_all
-from harness.storage.store import MANIFEST
 from harness.study.matching import TOLERANCE, Matched
-from harness.study.runs import StudyRun
+from harness.study.runs import StudyRun, recorded_runs
 from harness.study.samples import detectable
 from harness.study.study_file import StudyFile
 
@@ -33,29 +33,34 @@ _SAMPLES_NOTE = (
 )
 
 
-def write(study: StudyFile, runs: Sequence[StudyRun], folder: Path) -> tuple[str, list[Path]]:
+def write(study: StudyFile, folder: Path, only: str = "*") -> tuple[str, list[Path]]:
     """Draws what is recorded, into `report` in the study's folder.
+
+    Args:
+        study: the file.
+        folder: of its runs; models and data need not be here.
+        only: patterns of runs, with commas between them.
 
     Returns:
         The first screen for a terminal, and the files.
 
     Raises:
-        InputError: nothing is recorded, a run is corrupt, or a file cannot be written.
+        InputError: nothing is recorded, a pattern fits no run, a run is corrupt, or a file cannot be written.
     """
-    there = [run for run in runs if (folder / run.folder / MANIFEST).is_file()]
-    entries = [entry for run in there for entry in _entry(run, folder)]
+    runs, lacking = recorded_runs(study, folder, only)
+    entries = {run.folder: entry for run in runs for entry in _entry(run, folder)}
+    lacking += [run.folder for run in runs if run.folder not in entries]
     if not entries:
-        raise InputError(f"{folder} holds no records of {study.path}: expected {runs[0].folder} and others in it")
-    board = Board(entries)
-    recorded = {entry.name: entry for entry in entries}
-    known = [run for run in there if run.folder in recorded]
+        raise InputError(f"{folder} holds no records of {study.path}: expected {lacking[0]} and others in it")
+    board = Board(list(entries.values()))
+    known = [run for run in runs if run.folder in entries]
     made = Made(
         study.name,
         board,
         study.points,
         judge_all([folder / run.folder for run in known]),
         [matched_table(known, board), samples_table(board, study)],
-        list(_missing(runs, recorded)),
+        [*study.notes, *_finds(board, study), *_missing(known, lacking, entries)],
     )
     return first_screen(made), write_pages(made, folder / "report")
 
@@ -66,15 +71,24 @@ def _entry(run: StudyRun, folder: Path) -> Iterator[Entry]:
         yield found
 
 
-def _missing(runs: Sequence[StudyRun], there: dict[str, Entry]) -> Iterator[str]:
+def _missing(runs: Sequence[StudyRun], lacking: Sequence[str], there: Mapping[str, Entry]) -> Iterator[str]:
     """What is not recorded yet: whole runs, and samples of those that are there."""
-    none = [run.folder for run in runs if run.folder not in there]
-    if none:
-        yield f"{len(none)} of {len(runs)} runs have no records yet: {_few(none)}."
-    counts = [(run, _samples(there[run.folder])) for run in runs if run.folder in there]
+    if lacking:
+        yield f"{len(lacking)} of {len(lacking) + len(runs)} runs have no records yet: {_few(lacking)}."
+    counts = [(run, _samples(there[run.folder])) for run in runs]
     short = [f"{run.folder} ({n} of {run.spec.limit})" for run, n in counts if n < (run.spec.limit or 0)]
     if short:
         yield f"{len(short)} runs have fewer samples a task than the study asks for: {_few(short)}."
+
+
+def _finds(board: Board, study: StudyFile) -> Iterator[str]:
+    """How small a loss may be and still be found, beside the loss that the study is after."""
+    for section in board.sections:
+        power = _power(section)
+        yield (
+            f"{section.title}: {power.samples} samples a method find a loss of {power.least:.0f} points "
+            f"({power.methods} methods, 80 % power); {study.points:g} are wanted."
+        )
 
 
 def _samples(entry: Entry) -> int:
@@ -126,23 +140,35 @@ def _met(one: Matched, budget: float, recorded: float) -> str:
     return "yes" if abs(apart) <= TOLERANCE else f"no, {apart:+.1%}"
 
 
+class _Power(NamedTuple):
+    """What a section's samples find: a loss of so many points."""
+
+    methods: int
+    samples: int
+    spread: float
+    least: float
+
+
+def _power(section: Section) -> _Power:
+    differences = section.rows.groupby("entrant")["diff"]
+    methods, samples, spread = differences.ngroups, int(differences.count().median()), float(differences.std().mean())
+    return _Power(methods, samples, spread, 100 * detectable(samples, spread, methods))
+
+
 def samples_table(board: Board, study: StudyFile) -> Table:
     """Section -> samples a method, and the loss that they find."""
     head = ["scores", "methods", "samples a method", "standard deviation", "loss that is found", "wanted"]
-    rows = []
-    for section in board.sections:
-        counts = section.rows.groupby("entrant")["diff"].count()
-        spread = float(section.rows.groupby("entrant")["diff"].std().mean())
-        samples = int(counts.median())
-        least = 100 * detectable(samples, spread, len(counts))
-        rows.append(
-            [
-                label(section.title),
-                number(len(counts), str(len(counts))),
-                number(samples, str(samples)),
-                number(spread, f"{spread:.2f}"),
-                number(least, f"{least:.1f} points"),
-                number(study.points, f"{study.points:g} points"),
-            ]
-        )
+    rows = [_power_row(section, study.points) for section in board.sections]
     return Table("samples", "Samples", _SAMPLES_NOTE, head, rows, labels=1)
+
+
+def _power_row(section: Section, points: float) -> list[Cell]:
+    power = _power(section)
+    return [
+        label(section.title),
+        number(power.methods, str(power.methods)),
+        number(power.samples, str(power.samples)),
+        number(power.spread, f"{power.spread:.2f}"),
+        number(power.least, f"{power.least:.1f} points"),
+        number(points, f"{points:g} points"),
+    ]

@@ -13,8 +13,10 @@ from typing import NamedTuple
 from harness.engine.shape import ModelShape
 from harness.errors import InputError, MissingPackage
 from harness.models.load import describe
+from harness.predict.work import known_shape
 from harness.runner.plan import plan
 from harness.runner.spec import RunSpec, WrongOption, folder_name
+from harness.storage.store import MANIFEST, load_manifest
 from harness.study.matching import Matched, match
 from harness.study.study_file import MethodEntry, Part, StudyFile
 from harness.sweep.cells import SweepRun, multiply
@@ -62,14 +64,24 @@ def study_runs(study: StudyFile, data_dir: Path | None = None, only: str = "*") 
     Raises:
         InputError: a method, task or option that there is not, with the line; a pattern that fits no run.
     """
-    patterns = [pattern.strip() for pattern in only.split(",")]
-    points = [point for part in study.parts for point in _points(part)]
-    points.sort(key=lambda point: study.budgets.index(point.budget.text))
-    for pattern in patterns:
-        if not any(fnmatch(point.folder, pattern) for point in points):
-            raise InputError(f"--only {pattern!r} fits none of the runs: {points[0].folder}, ... {points[-1].folder}")
-    chosen = [point for point in points if any(fnmatch(point.folder, pattern) for pattern in patterns)]
-    return [_run(study, point, data_dir) for point in chosen]
+    return [_run(study, point, _shape(study, point.part), data_dir) for point in _points(study, only)]
+
+
+def recorded_runs(study: StudyFile, folder: Path, only: str = "*") -> tuple[list[StudyRun], list[str]]:
+    """The runs that a folder has, and the names of those that it lacks; neither models nor data need be here.
+
+    Args:
+        study: the file.
+        folder: of the study's runs.
+        only: see `study_runs`.
+
+    Raises:
+        InputError: as `study_runs`; a manifest that is corrupt, or does not say its model's shape.
+    """
+    points = _points(study, only)
+    there = [point for point in points if (folder / point.folder / MANIFEST).is_file()]
+    runs = [_run(study, point, _recorded_shape(folder / point.folder)) for point in there]
+    return runs, [point.folder for point in points if point not in there]
 
 
 def check_runs(runs: list[StudyRun]) -> tuple[list[StudyRun], list[str]]:
@@ -127,17 +139,27 @@ class _Point(NamedTuple):
         return f"{folder_name(self.part.grid.name)}/{name}"
 
 
-def _points(part: Part) -> Iterator[_Point]:
+def _points(study: StudyFile, only: str) -> list[_Point]:
+    """Those that patterns choose, the most important first."""
+    points = [point for part in study.parts for point in _points_of(part)]
+    points.sort(key=lambda point: study.budgets.index(point.budget.text))
+    patterns = [pattern.strip() for pattern in only.split(",")]
+    for pattern in patterns:
+        if not any(fnmatch(point.folder, pattern) for point in points):
+            raise InputError(f"--only {pattern!r} fits none of the runs: {points[0].folder}, ... {points[-1].folder}")
+    return [point for point in points if any(fnmatch(point.folder, pattern) for pattern in patterns)]
+
+
+def _points_of(part: Part) -> Iterator[_Point]:
     lengths: list[Entry | None] = [*part.grid.lengths] or [None]
     questions = part.grid.runs.get("question", [Entry("prompt", 1)])
     for budget, length, question in product(part.budgets, lengths, questions):
         yield _Point(part, budget, length, question)
 
 
-def _run(study: StudyFile, point: _Point, data_dir: Path | None) -> StudyRun:
+def _run(study: StudyFile, point: _Point, shape: ModelShape, data_dir: Path | None = None) -> StudyRun:
     part, budget, length, question = point
     tokens = int((length or part.length).text)
-    shape = _shape(study, part)
     methods = [found for entry in study.methods for found in _matched(study, entry, budget.text, shape, tokens)]
     labels = [MethodGrid(one.label, {}, budget.line) for one in methods if one.label is not None]
     axes = part.grid.runs | {"question": [question]}
@@ -165,6 +187,12 @@ def _shape(study: StudyFile, part: Part) -> ModelShape:
         return _described(models[0].text)
     except InputError as error:
         raise study.wrong(models[0].line, str(error)) from None
+
+
+def _recorded_shape(folder: Path) -> ModelShape:
+    if (shape := known_shape(load_manifest(folder))) is None:
+        raise InputError(f"{folder / MANIFEST} does not say its model's shape, for which options were found")
+    return shape
 
 
 _described = lru_cache(maxsize=8)(describe)

@@ -5,6 +5,7 @@ model: smollm2                     # of parts that name none; --model is another
 points: 3                          # loss that the samples are to find, in points over all tasks
 spread: 0.3                        # standard deviation of a paired difference of scores, for that
 budgets: [0.25, 0.5, 0.125]        # most important first: share of prompt tokens kept, mean over layers and KV heads
+notes: [slim prunes early here]    # what a reader of the page has to know, a text each
 methods:
 - full                           # without braces: fixed options, run at the first budget alone (full at each)
 - snapkv:budget={}               # {}: the share that meets the budget; {0.5}: half of it; {t}: in tokens
@@ -29,7 +30,7 @@ from harness.statistics.paired import REFERENCE
 from harness.sweep.grid_file import KEYS, GridFile, grid
 from harness.yaml_file import Entry, Node, read_yaml, wrong
 
-_KEYS = ("name", "model", "points", "spread", "budgets", "methods", "parts")
+_KEYS = ("name", "model", "points", "spread", "budgets", "notes", "methods", "parts")
 _PART_KEYS = (*(key for key in KEYS if key != "methods"), "budgets", "length")
 _LENGTH = Entry("8192", 1)
 
@@ -73,6 +74,7 @@ class StudyFile:
     budgets: list[str]
     methods: list[MethodEntry]
     parts: list[Part]
+    notes: list[str]
 
     def wrong(self, line: int, message: str) -> InputError:
         """The error for something in a line."""
@@ -107,6 +109,7 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
         [entry.text for entry in budgets],
         _methods(keys["methods"], budgets),
         parts,
+        [" ".join(item.text().split()) for item in keys["notes"].items("notes")] if "notes" in keys else [],
     )
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from rich.console import Console
 
 from harness.engine.shape import ModelShape
 from harness.errors import InputError, MissingPackage
-from harness.models.load import load
+from harness.models.load import describe, load
 from harness.runner.catalog import METHODS, parse_methods
 from harness.runner.loaded import Cell
 from harness.runner.progress import Advance
 from harness.runner.samples import Prompt
 from harness.runner.worker import WarmUp
 from harness.storage.record import Record
+from harness.storage.store import Manifest, load_manifest
 from harness.storage.store import load as load_records
-from harness.storage.store import load_manifest
 from harness.study.execute import Timed, TimeIsUp, run_study, stages
 from harness.study.matching import TOLERANCE, asked_share, filled, match
 from harness.study.runs import StudyRun, check_runs, study_runs
@@ -33,6 +33,8 @@ from harness.study.samples import detectable, samples_for
 from harness.study.study_file import read_study
 from tasks.needle import Needle
 from tests.command import run
+from tests.recorded import save
+from tests.storage.test_store import record as any_record
 
 FIELD = Path(__file__).resolve().parents[2] / "studies/field.yaml"
 QWEN = ModelShape("qwen2", 28, 1536, 8960, 12, 2, 128, 151936, 32768)
@@ -94,8 +96,8 @@ def test_every_method_of_the_field_meets_every_budget(shape: ModelShape, length:
         assert share == one.share == pytest.approx(float(budget), rel=TOLERANCE)
 
 
-def test_the_field_leaves_no_method_out() -> None:
-    entries = read_study(FIELD).methods
+def test_the_studies_leave_no_method_out() -> None:
+    entries = [entry for study in FIELD.parent.glob("*.yaml") for entry in read_study(study).methods]
     named = {parse_methods(filled(text.text, 0.5, 4096))[0].kind for one in entries for text in one.templates.values()}
     assert {METHODS.get(name) for name in METHODS.names()} - named == set()
 
@@ -315,6 +317,60 @@ def test_the_command_stops_in_time_and_draws(tmp_path: Path, capsys: pytest.Capt
     page = (folder / "report/methods/snapkv.html").read_text()
     assert "../runs/first/kept%3D0.25-length%3D768-question%3Dprompt/index.html#samples" in page or "Times" in page
     assert run("study", path, "--from", tmp_path / "nothing") == 2
+
+
+def recorded(study: Path, folder: Path) -> Path:
+    """Two runs of the first part, eight samples each, as if a model had answered."""
+    shape = asdict(describe(tiny(study.parent)))
+    for one in study_runs(read_study(study), only="first/kept=0.25-*"):
+        spec = {"question": one.spec.question, "limit": 8}
+        methods = [label.label for label in parse_methods(one.spec.methods)]
+        facts = {"shape": shape, "weights_hash": "w", "dtype": "bfloat16"}
+        manifest = Manifest(
+            run_hash=one.folder,
+            model="tiny.gguf",
+            device="cpu",
+            methods=methods,
+            tasks=["needle"],
+            spec=spec,
+            facts=facts,
+        )
+        records = [answer(method, number) for method in methods for number in range(8)]
+        save(folder / one.folder, manifest, records)
+    return folder
+
+
+def answer(method: str, number: int) -> Record:
+    kept = 100 if method in ("full", "ashape:window=64") else 25
+    score = float(number % 2 == 0 or method == "full")
+    changes: dict[str, Any] = {"method": method, "cell": method, "score": score, "kv_bytes": kept}
+    return any_record(str(number), prompt_tokens=100, context_tokens=100, tokens_kept=[kept, kept], **changes)
+
+
+def test_what_is_recorded_is_drawn_where_neither_model_nor_data_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: None
+) -> None:
+    path = written(tmp_path, STUDY.replace("budgets:", "notes: [Slim prunes early.]\nbudgets:", 1))
+    folder = recorded(path, tmp_path / "out")
+    path.write_text(path.read_text().replace("random:", "/nowhere/").replace("needle:", "longbench/qasper_e,needle:"))
+    assert run("study", path, "--from", folder) == 0
+    said = capsys.readouterr().out
+    assert "Slim prunes early." in said and "6 of 8 runs have no records yet" in said
+    assert "budget 0.25: 8 samples a method find a loss of" in said
+    page = (folder / "report/index.md").read_text()
+    assert "| `slim` | `0.25` | `768` | `slim:layers=1/2/3:block=16:" in page
+    assert "Full attention scores 100: finding 100." in page
+    assert "question in the prompt, options as given" in page, "ashape keeps everything: no budget is met"
+
+
+def test_a_run_that_does_not_say_its_shape_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path)
+    folder = recorded(path, tmp_path / "out")
+    for manifest in folder.rglob("manifest.json"):
+        manifest.write_text(manifest.read_text().replace('"shape"', '"form"'))
+    assert run("study", path, "--from", folder) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "does not say its model's shape" in line
 
 
 def test_samples_and_loss_belong_together() -> None:
