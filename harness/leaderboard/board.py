@@ -29,7 +29,7 @@ class Standing:
         loss: difference of scores from full attention's, points.
         rank: place and its interval; None where no sample was answered by all.
         kept: mean share of the context's tokens, over layers and KV heads.
-        kinds: kind of task -> loss.
+        kinds, suites: kind or suite of tasks -> loss.
     """
 
     entrant: str
@@ -39,6 +39,7 @@ class Standing:
     rank: tuple[int, int, int] | None
     kept: float
     kinds: dict[str, Found]
+    suites: dict[str, Found]
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,31 @@ class Section:
         return f"{self.group.title}, {at_budget(self.budget)}"
 
     @cached_property
-    def kinds(self) -> list[str]:
-        """Kinds of tasks, in order of first appearance."""
-        return list(dict.fromkeys(self.rows["kind"]))
+    def kinds(self) -> dict[str, float]:
+        """Kinds of tasks, in order of first appearance -> full attention's score, points: no loss is greater."""
+        return self._by("kind")
 
     @cached_property
-    def reference(self) -> dict[str, float]:
-        """Full attention's score in points, over all ("") and by kind; no loss is greater than that."""
-        full = self.rows.assign(score=self.rows["score"] - self.rows["diff"]).drop_duplicates(["cell", "sample"])
-        cells = full.groupby(["kind", "cell"])["score"].mean() * 100
-        return {"": float(cells.mean())} | {
-            str(kind): float(mean) for kind, mean in cells.groupby("kind").mean().items()
-        }
+    def suites(self) -> dict[str, float]:
+        """The same of suites of tasks by name and length."""
+        means = self._by("suite")
+        return {name: means[name] for name in sorted(means, key=lambda name: (name.partition(" ")[0], len(name), name))}
+
+    @cached_property
+    def full(self) -> float:
+        """Full attention's score over all tasks, points."""
+        return float(self._cells["score"].mean())
+
+    @cached_property
+    def _cells(self) -> pd.DataFrame:
+        """Full attention's mean score in each cell, points."""
+        full = self.rows.assign(score=100 * (self.rows["score"] - self.rows["diff"]))
+        full = full.drop_duplicates(["cell", "sample"])
+        return full.groupby("cell", sort=False).agg({"kind": "first", "suite": "first", "score": "mean"})
+
+    def _by(self, column: str) -> dict[str, float]:
+        means = self._cells.groupby(column, sort=False)["score"].mean()
+        return {str(name): float(mean) for name, mean in means.items()}
 
     @cached_property
     def standings(self) -> list[Standing]:
@@ -217,9 +231,11 @@ def _sections(group: Group) -> list[Section]:
 
 
 def _standing(name: str, rows: pd.DataFrame, places: dict[str, tuple[int, int, int]]) -> Standing:
-    kinds = {str(kind): loss(part) for kind, part in rows.groupby("kind", sort=False)}
+    kinds, suites = (
+        {str(value): loss(part) for value, part in rows.groupby(column, sort=False)} for column in ("kind", "suite")
+    )
     first = rows.iloc[0]
-    return Standing(name, first["method"], first["label"], loss(rows), places.get(name), _kept(rows), kinds)
+    return Standing(name, first["method"], first["label"], loss(rows), places.get(name), _kept(rows), kinds, suites)
 
 
 def _kept(rows: pd.DataFrame) -> float:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from harness.leaderboard.entries import Entry, version
-from harness.leaderboard.kinds import kind
+from harness.leaderboard.kinds import kind, suite
 from harness.statistics.paired import REFERENCE
 
 _TIMES = ("ttft", "tpot", "e2e")
@@ -23,10 +23,10 @@ def paired(entries: Sequence[Entry]) -> pd.DataFrame:
 
     Returns:
         Columns: `entry`, `label`, `entrant`, `method`, `budget` (NaN where none was met), `task`, `cell` (task and the
-        version of its code), `kind`, `length`, `sample`, `unit` (its context, or itself), `score`, `diff` (score less
-        full attention's), `ttft`, `tpot`, `e2e` (logs of full attention's time over this one's), `kv` (log of bytes of
-        keys, values and the method's own likewise), `kept` (share of tokens). NaN where either was not measured. An
-        answer that several runs have to a sample counts once.
+        version of its code), `kind`, `suite`, `length`, `sample`, `unit` (its context, or itself), `score`, `diff`
+        (score less full attention's), `ttft`, `tpot`, `e2e` (logs of full attention's time over this one's), `kv` (log
+        of bytes of keys, values and the method's own likewise), `kept` (share of tokens). NaN where either was not
+        measured. An answer that several runs have to a sample counts once.
     """
     frames = [_of_run(entry) for entry in entries]
     found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -49,6 +49,7 @@ def _of_run(entry: Entry) -> pd.DataFrame:
             "task": own["task"],
             "cell": [f"{task}@{version(entry, task)}" for task in own["task"]],
             "kind": [kind(task) for task in own["task"]],
+            "suite": [suite(task) for task in own["task"]],
             "length": own["length"],
             "sample": own["sample"].astype(str),
             "unit": [_unit(extra, sample) for extra, sample in zip(own["extra"], own["sample"], strict=True)],

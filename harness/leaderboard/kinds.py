@@ -1,4 +1,4 @@
-"""What a task asks for, so that a loss can be told by kind: ten tasks of looking up are one thing, not ten."""
+"""What a task asks for, and at which length: ten tasks of looking up are one thing, not ten."""
 
 from __future__ import annotations
 
@@ -22,3 +22,12 @@ def kind(task: str) -> str:
     if item.name.startswith("longbench") and item.member and base_name(item.member) in MEMBERS:
         return str(MEMBERS[base_name(item.member)].category)
     return next((found for found, begins in _KINDS.items() if name.startswith(begins)), name)
+
+
+def suite(task: str) -> str:
+    """The suite of a task's label, with its lengths where it has some."""
+    item = parse_item(task)
+    lengths = [
+        f"{int(length):,}" if length.isdecimal() else length for length in item.options.get("lengths", "").split("/")
+    ]
+    return " ".join([item.name, "/".join(lengths)]).strip()

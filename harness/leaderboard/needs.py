@@ -25,6 +25,9 @@ SHOWN = 2
 WIDEST = 40.0
 """Points from end to end of an interval beyond which it says nothing of a loss, but where all of it is one."""
 
+_WORSE = 0.98
+"""Full attention's over a method's, from which on the method counts as worse."""
+
 Word = Literal["shown", "open", "doubtful", "unknown", "loses"]
 _ORDER: tuple[Word, ...] = ("shown", "open", "doubtful", "unknown", "loses")
 
@@ -66,6 +69,7 @@ class Answer:
         loss: difference of scores in points; None where the board has no scores at all.
         standing: what is known of the loss.
         starts: from which length on it wins, in words.
+        price: what is worse than full attention's at that length: what it is, and full attention's over the entrant's.
     """
 
     need: Need
@@ -77,6 +81,7 @@ class Answer:
     loss: Found | None
     standing: Word
     starts: str
+    price: list[tuple[str, Found]]
 
     def sureness(self, points: float) -> str:
         """How sure the loss is, in words."""
@@ -157,7 +162,15 @@ def _answer(clock: Clock, need: Need, key: Key, known: Standing | None, points: 
     length, gain = found
     if (gain.value if need.measure == "kv" else gain.low) > 1:
         kept, loss = (known.kept, known.loss) if known is not None else (math.nan, None)
-        yield Answer(need, *key, kept, gain, length, loss, word(loss, points), clock.starts(key, need.measure))
+        starts, price = clock.starts(key, need.measure), list(_price(clock, key, length))
+        yield Answer(need, *key, kept, gain, length, loss, word(loss, points), starts, price)
+
+
+def _price(clock: Clock, key: Key, length: int) -> Iterator[tuple[str, Found]]:
+    pace = next(pace for pace in clock.paces if (pace.entrant, pace.budget, pace.length) == (*key, length))
+    for words, found in (("TTFT", pace.ttft), ("time a token", pace.tpot), ("KV bytes", pace.kv)):
+        if found.value < _WORSE and not found.high >= 1:
+            yield words, found
 
 
 def _tells(loss: Found, points: float) -> bool:

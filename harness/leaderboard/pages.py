@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import cleandoc
 from pathlib import Path
@@ -20,6 +20,7 @@ from harness.leaderboard.tables import (
     needs_table,
     page_of,
     runs_table,
+    suites_table,
     times_table,
 )
 from harness.report import formats
@@ -32,7 +33,7 @@ from harness.reproduce.published.page import table as claims_table
 from harness.runner.catalog import METHODS
 
 _FRONTS = (("ttft", "TTFT"), ("kv", "KV bytes"), ("tpot", "time a token"))
-_KINDS = {"losses": "Losses and ranks", "times": "Times and memory"}
+_KINDS = {"losses": "Losses and ranks", "suites": "Losses by suite", "times": "Times and memory"}
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,11 @@ def _notes(made: Made) -> tuple[list[str], list[str]]:
     return list(made.notes), list(made.board.notes())
 
 
-def _losses(board: Board) -> list[Table]:
-    return [losses_table(section, f"losses-{index}") for index, section in enumerate(board.sections)]
+def _losses(board: Board) -> Iterator[Table]:
+    for index, section in enumerate(board.sections):
+        yield losses_table(section, f"losses-{index}")
+        if len(section.suites) > 1:
+            yield suites_table(section, f"suites-{index}")
 
 
 def _times(board: Board) -> list[Table]:

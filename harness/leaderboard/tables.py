@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,13 +14,15 @@ from harness.leaderboard.entries import Entry, asked, timed
 from harness.leaderboard.needs import NEEDS, SHOWN, Answer, Need, answers, missing
 from harness.report import formats
 from harness.report.table import Cell, Table, label, number
+from harness.statistics.estimators import FEWEST
 from harness.storage.samples import PACKED, SAMPLES
 
 _LOSS = (
     "Against full: score less full attention's on the same samples, in points; tasks and lengths count the same; 95 % "
     "intervals. Rank: by mean score over the samples that all have answered, with the 95 % interval of the place "
     "(bootstrap). Kept: share of the context's tokens over layers and KV heads, as recorded; of what keeps all, and "
-    "meets a budget, a decode step reads that share. Options: of the first run; other lengths differ in numbers."
+    "meets a budget, a decode step reads that share. Options: of the first run; other lengths differ in numbers. "
+    f"No interval: fewer than {FEWEST} contexts."
 )
 _TIMES = (
     "Full attention's time, or bytes of keys, values and the method's own stores, over the method's: above 1 is "
@@ -36,10 +38,10 @@ def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
     who = "who wins most" if shown == 1 else f"the {shown} who win most"
     note = (
         f"First {who} among those whose loss is shown to stay within {points:g} points; then "
-        "among those of whom nobody can tell yet, if they win more. Wins from: shortest prompt from which on it beats "
-        f"full attention at every length recorded. {_places(board)}"
+        "among those of whom nobody can tell yet, if they win more. Price: what gets worse there. Wins from: shortest "
+        f"prompt from which on it beats full attention at every length recorded. {_places(board)}"
     )
-    head = ["you want", "method", "budget", "kept", "wins", "at tokens", "against full", "n", "how sure", "wins from"]
+    head = ["you want", "method", "budget", "kept", "wins", "price", "against full", "n", "how sure", "wins from"]
     found = answers(board, points, shown)
     rows = [row for need in NEEDS for row in _needs(need, [one for one in found if one.need is need], board, points)]
     return Table("needs", "Which method for what", note, head, rows, labels=2)
@@ -58,7 +60,7 @@ def _places(board: Board) -> str:
 def _lost(board: Board) -> str:
     """What scores are of."""
     own = [
-        f"{section.reference['']:.0f} with the {asked(protocol)}"
+        f"{section.full:.0f} with the {asked(protocol)}"
         for protocol in PROTOCOLS
         for section in board.judged(protocol)[:1]
     ]
@@ -78,8 +80,8 @@ def _need(one: Answer, points: float) -> list[Cell]:
         label(one.entrant, page_of(one.entrant.partition(":")[0])),
         number(one.budget or None, _share(one.budget)),
         number(one.kept, formats.percent(one.kept)),
-        number(one.gain.value, f"{one.need.won} {_ratio(one.gain)}", one.gain.low, one.gain.high),
-        number(one.length, f"{one.length:,}"),
+        number(one.gain.value, f"{one.need.won} {_ratio(one.gain)} at {one.length:,}", one.gain.low, one.gain.high),
+        Cell(", ".join(f"{won} {formats.times(found.value)}" for won, found in one.price) or formats.NOTHING),
         *([_points(one.loss), _count(one.loss)] if one.loss else [number(None, formats.NOTHING)] * 2),
         Cell(one.sureness(points)),
         Cell(one.starts),
@@ -94,8 +96,18 @@ def losses_table(section: Section, name: str, up: str = "") -> Table:
 
 
 def _reference(section: Section) -> str:
-    scores = [f"{kind} {section.reference[kind]:.0f}" for kind in section.kinds]
-    return f"Full attention scores {section.reference['']:.0f}: {', '.join(scores)}."
+    return f"Full attention scores {section.full:.0f}: {_scores(section.kinds)}."
+
+
+def _scores(means: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {mean:.0f}" for name, mean in means.items())
+
+
+def suites_table(section: Section, name: str) -> Table:
+    """One row an entrant: loss by suite and length of tasks."""
+    note = f"Against full, which scores: {_scores(section.suites)}. No interval: fewer than {FEWEST} contexts."
+    rows = [[label(one.entrant, page_of(one.method)), *_by(one.suites, section.suites)] for one in section.standings]
+    return Table(name, f"{section.title}: by suite", note, ["method", *section.suites], rows, labels=1)
 
 
 def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
@@ -105,9 +117,13 @@ def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
         _points(one.loss),
         _count(one.loss),
         number(one.kept, formats.percent(one.kept)),
-        *(_points(one.kinds[kind]) if kind in one.kinds else number(None, formats.NOTHING) for kind in section.kinds),
+        *_by(one.kinds, section.kinds),
         label(one.label.partition(":")[2] or formats.NOTHING),
     ]
+
+
+def _by(found: Mapping[str, Found], names: Iterable[str]) -> list[Cell]:
+    return [_points(found[name]) if name in found else number(None, formats.NOTHING) for name in names]
 
 
 def times_table(clock: Clock, name: str, method: str | None = None, up: str = "") -> Table:

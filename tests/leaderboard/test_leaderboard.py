@@ -14,7 +14,7 @@ from harness.leaderboard.board import Board
 from harness.leaderboard.effects import Found, loss, ranks, ratio, wins_from
 from harness.leaderboard.entries import read_entries
 from harness.leaderboard.frame import paired
-from harness.leaderboard.kinds import kind
+from harness.leaderboard.kinds import kind, suite
 from harness.leaderboard.needs import NEEDS, _tells, answers, missing, word
 from harness.storage.record import Record
 from harness.storage.store import Manifest
@@ -196,6 +196,39 @@ def test_a_study_s_runs_go_by_names_at_their_budget(tmp_path: Path, monkeypatch:
     } | {"good"}
 
 
+def test_what_keeps_everything_meets_no_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "good", (1.0, 2.0, 1.0))
+    monkeypatch.setitem(METHODS, "quest", (1.0, 2.0, 1.0))  # of which a step reads a share
+    both = board(made(tmp_path / "kept=0.25-length=4096-question=prompt"))
+    matched, other = both.sections
+    assert {one.entrant for one in matched.standings} == {"fast", "random", "quest"} and matched.budget == 0.25
+    assert [one.entrant for one in other.standings] == ["good"] and other.title.endswith("options as given")
+    assert {(pace.entrant, pace.budget, pace.kept) for pace in both.clocks[0].paces if pace.kept == 1} == {
+        ("good", 0.0, 1.0),
+        ("quest", 0.25, 1.0),
+    }
+
+
+def test_an_answer_says_what_it_costs_besides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "good", (1.0, 0.5, 4.0))
+    (small,) = (one for one in answers(board(made(tmp_path / "a")), points=10) if one.need.measure == "kv")
+    assert small.entrant == "good" and [words for words, _ in small.price] == ["TTFT", "time a token"]
+    assert small.price[0][1].value == pytest.approx(0.5, rel=0.01)
+    monkeypatch.setitem(METHODS, "good", (1.0, 0.99, 4.0))
+    assert [one.price for one in answers(board(made(tmp_path / "b")), points=10) if one.entrant == "good"] == [[]]
+
+
+def test_losses_stand_beside_what_full_attention_scores(tmp_path: Path) -> None:
+    (section,) = board(made(tmp_path / "a")).sections
+    assert (
+        section.full == 100
+        and section.kinds == {"finding": 100}
+        and list(section.suites) == ["needle 1,024", "needle 4,096"]
+    )
+    (fast,) = (one for one in section.standings if one.entrant == "fast")
+    assert fast.suites["needle 4,096"].value == pytest.approx(-80)
+
+
 def rows(diff: np.ndarray[Any, Any], cells: int) -> pd.DataFrame:
     number = len(diff)
     return pd.DataFrame(
@@ -262,6 +295,7 @@ def test_where_a_method_starts_to_win(tmp_path: Path) -> None:
 def test_kinds_of_tasks() -> None:
     assert kind("ruler/niah_multikey_2:lengths=4096") == kind("needle") == kind("retrieval/multikey") == "finding"
     assert kind("longbench/trec_e") == "few-shot" and kind("speed:lengths=8") == "speed"
+    assert suite("ruler/vt:lengths=4096") == "ruler 4,096" and suite("longbench/trec_e") == "longbench"
 
 
 def test_the_command_writes_pages_whose_links_lead_somewhere(
