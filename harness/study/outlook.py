@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.leaderboard.board import at_budget
 from harness.report.table import Cell, Table, label, number, to_markdown
 from harness.statistics.paired import REFERENCE
 from harness.study.matching import TOLERANCE, Matched
@@ -108,7 +109,7 @@ def _finds(study: StudyFile, found: Sequence[Found]) -> list[str]:
             f"question {one}": [(run, cells) for run, cells in own if run.spec.question == one] for one in questions
         }
         parts |= {"over all": own} if len(parts) > 1 else {}
-        lines += [f"Budget {budget:g}, {name}: {_finding(study, part)}" for name, part in parts.items()]
+        lines += [f"{at_budget(budget).capitalize()}, {name}: {_finding(study, part)}" for name, part in parts.items()]
     return lines
 
 

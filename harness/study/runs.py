@@ -30,7 +30,7 @@ class StudyRun:
 
     Attributes:
         part: its name.
-        budget: share of the prompt that is kept.
+        budget: share of the prompt that is kept; 0 where none is matched.
         length: prompt tokens that options were found for.
         methods: at that budget, those that cannot meet it too.
         run: what it asks; its folder is relative to the study's.
@@ -126,23 +126,22 @@ class _Point(NamedTuple):
     """Where a run is in the study."""
 
     part: Part
-    budget: Entry
+    budget: Entry | None
     length: Entry | None
     question: Entry
 
     @property
     def folder(self) -> str:
         """Of its records, within the study's."""
-        length = {} if self.length is None else {"length": self.length.text}
-        point = {"kept": self.budget.text} | length | {"question": self.question.text}
-        name = "-".join(f"{key}={value}" for key, value in point.items())
+        point = {"kept": self.budget, "length": self.length, "question": self.question}
+        name = "-".join(f"{key}={entry.text}" for key, entry in point.items() if entry is not None)
         return f"{folder_name(self.part.grid.name)}/{name}"
 
 
 def _points(study: StudyFile, only: str) -> list[_Point]:
     """Those that patterns choose, the most important first."""
     points = [point for part in study.parts for point in _points_of(part)]
-    points.sort(key=lambda point: study.budgets.index(point.budget.text))
+    points.sort(key=lambda point: study.budgets.index(point.budget.text) if point.budget else 0)
     patterns = [pattern.strip() for pattern in only.split(",")]
     for pattern in patterns:
         if not any(fnmatch(point.folder, pattern) for point in points):
@@ -153,26 +152,31 @@ def _points(study: StudyFile, only: str) -> list[_Point]:
 def _points_of(part: Part) -> Iterator[_Point]:
     lengths: list[Entry | None] = [*part.grid.lengths] or [None]
     questions = part.grid.runs.get("question", [Entry("prompt", 1)])
-    for budget, length, question in product(part.budgets, lengths, questions):
+    budgets: list[Entry | None] = [*part.budgets] or [None]
+    for budget, length, question in product(budgets, lengths, questions):
         yield _Point(part, budget, length, question)
 
 
 def _run(study: StudyFile, point: _Point, shape: ModelShape, data_dir: Path | None = None) -> StudyRun:
     part, budget, length, question = point
     tokens = int((length or part.length).text)
-    methods = [found for entry in study.methods for found in _matched(study, entry, budget.text, shape, tokens)]
-    labels = [MethodGrid(one.label, {}, budget.line) for one in methods if one.label is not None]
+    methods = [found for entry in part.methods for found in _matched(study, entry, budget, shape, tokens)]
+    labels = [MethodGrid(one.label, {}, question.line) for one in methods if one.label is not None]
     axes = part.grid.runs | {"question": [question]}
     grid = replace(part.grid, methods=labels, lengths=[] if length is None else [length], runs=axes)
     (run,) = multiply(grid, data_dir).runs
-    return StudyRun(part.grid.name, float(budget.text), tokens, methods, replace(run, folder=point.folder))
+    share = float(budget.text) if budget else 0.0
+    return StudyRun(part.grid.name, share, tokens, methods, replace(run, folder=point.folder))
 
 
-def _matched(study: StudyFile, entry: MethodEntry, budget: str, shape: ModelShape, length: int) -> Iterator[Matched]:
-    if (template := entry.templates.get(budget)) is None:
+def _matched(
+    study: StudyFile, entry: MethodEntry, budget: Entry | None, shape: ModelShape, length: int
+) -> Iterator[Matched]:
+    chosen = budget.text if budget else study.budgets[0]
+    if (template := entry.templates.get(chosen)) is None:
         return
     try:
-        yield match(template.text, float(budget), shape, length)
+        yield match(template.text, float(chosen), shape, length)
     except InputError as error:
         raise study.wrong(template.line, str(error)) from None
 

@@ -17,6 +17,7 @@ tasks: [needle, retrieval/multikey]
 lengths: [4096, 16384]         # each is runs of its own; `length` where tasks have none: what to match at
 question: [prompt, after]
 limit: 5                       # samples a task, and other options of `harness run`
+methods: [full, slim]          # of this part alone; without braces there is no budget
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from harness.sweep.grid_file import KEYS, GridFile, grid
 from harness.yaml_file import Entry, Node, read_yaml, wrong
 
 _KEYS = ("name", "model", "points", "spread", "budgets", "notes", "methods", "parts")
-_PART_KEYS = (*(key for key in KEYS if key != "methods"), "budgets", "length")
+_PART_KEYS = (*KEYS, "budgets", "length")
 _LENGTH = Entry("8192", 1)
 
 
@@ -54,11 +55,13 @@ class Part:
 
     Attributes:
         grid: its tasks, run options and settings.
-        budgets: as written, most important first.
+        methods: of its own, or the study's.
+        budgets: as written, most important first; none where no method has braces.
         length: prompt tokens to match options at, where tasks have no lengths.
     """
 
     grid: GridFile
+    methods: list[MethodEntry]
     budgets: list[Entry]
     length: Entry
 
@@ -72,7 +75,6 @@ class StudyFile:
     points: float
     spread: float
     budgets: list[str]
-    methods: list[MethodEntry]
     parts: list[Part]
     notes: list[str]
 
@@ -99,7 +101,8 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
             raise wrong(path, root.line, f"the study has no {key!r}")
     budgets = _budgets(keys["budgets"])
     chosen = Entry(model, root.line) if model else _entry(keys.get("model"))
-    parts = [_part(node, chosen, budgets) for node in keys["parts"].items("parts")]
+    methods = _methods(keys["methods"], budgets)
+    parts = [_part(node, chosen, methods, budgets) for node in keys["parts"].items("parts")]
     _distinct(path, parts)
     return StudyFile(
         path,
@@ -107,7 +110,6 @@ def read_study(path: Path, model: str | None = None) -> StudyFile:
         _number(keys.get("points"), 3.0),
         _number(keys.get("spread"), 0.3),
         [entry.text for entry in budgets],
-        _methods(keys["methods"], budgets),
         parts,
         [" ".join(item.text().split()) for item in keys["notes"].items("notes")] if "notes" in keys else [],
     )
@@ -130,14 +132,19 @@ def _method(node: Node, budgets: list[str]) -> MethodEntry:
     return MethodEntry(dict.fromkeys(budgets if everywhere else budgets[:1], entry), node.line)
 
 
-def _part(node: Node, model: Entry | None, budgets: list[Entry]) -> Part:
+def _part(node: Node, model: Entry | None, methods: list[MethodEntry], budgets: list[Entry]) -> Part:
     keys = node.mapping("the part", _PART_KEYS)
     if "name" not in keys:
         raise wrong(node.path, node.line, "this part has no 'name'")
     found = grid(node, keys, [])
     if model is not None:
         found.runs.setdefault("model", [model])
-    own = _budgets(keys["budgets"]) if "budgets" in keys else budgets
+    if "methods" in keys:
+        methods = _methods(keys["methods"], budgets)
+    matched = any("{" in entry.text for method in methods for entry in method.templates.values())
+    if "budgets" in keys and not matched:
+        raise wrong(node.path, keys["budgets"].line, "no method of this part has braces, so it has no budget")
+    own = _budgets(keys["budgets"]) if "budgets" in keys else budgets if matched else []
     known = [entry.text for entry in budgets]
     for entry in own:
         if entry.text not in known:
@@ -146,7 +153,7 @@ def _part(node: Node, model: Entry | None, budgets: list[Entry]) -> Part:
     for entry in (*found.lengths, length):
         if not entry.text.isdecimal() or int(entry.text) < 1:
             raise wrong(node.path, entry.line, f"length {entry.text!r}: expected tokens")
-    return Part(found, own, length)
+    return Part(found, methods, own, length)
 
 
 def _distinct(path: Path, parts: list[Part]) -> None:

@@ -86,7 +86,7 @@ def runs_of(folder: Path, only: str = "*") -> list[StudyRun]:
 @pytest.mark.parametrize(("shape", "length"), [(QWEN, 4096), (QWEN, 32000), (LLAMA, 8192), (LLAMA, 131000)])
 @pytest.mark.parametrize("budget", ["0.5", "0.25", "0.125"])
 def test_every_method_of_the_field_meets_every_budget(shape: ModelShape, length: int, budget: str) -> None:
-    entries = read_study(FIELD).methods
+    entries = read_study(FIELD).parts[0].methods
     templates = [entry.templates[budget].text for entry in entries if budget in entry.templates]
     found = [match(text, float(budget), shape, length) for text in templates if "{" in text]
     assert len(found) > 20 and [one.reason for one in found if one.label is None] == []
@@ -97,7 +97,7 @@ def test_every_method_of_the_field_meets_every_budget(shape: ModelShape, length:
 
 
 def test_the_studies_leave_no_method_out() -> None:
-    entries = [entry for study in FIELD.parent.glob("*.yaml") for entry in read_study(study).methods]
+    entries = [entry for study in FIELD.parent.glob("*.yaml") for entry in read_study(study).parts[0].methods]
     named = {parse_methods(filled(text.text, 0.5, 4096))[0].kind for one in entries for text in one.templates.values()}
     assert {METHODS.get(name) for name in METHODS.names()} - named == set()
 
@@ -186,6 +186,15 @@ def test_runs_are_points_and_patterns_choose_them(tmp_path: Path) -> None:
 def test_fixed_options_run_at_the_first_budget_alone(tmp_path: Path) -> None:
     labels = {run.budget: run.spec.methods for run in runs_of(tmp_path, "speed/*512*")}
     assert "ashape:window=64" in labels[0.25] and "ashape" not in labels[0.5]
+
+
+def test_a_part_without_braces_has_methods_of_its_own_and_no_budget(tmp_path: Path) -> None:
+    own = "  - name: published\n    methods: [full, slim]\n    tasks: needle\n    lengths: [512]\n"
+    runs = study_runs(read_study(written(tmp_path, STUDY + own)), only="published/*")
+    assert [(run.folder, run.budget) for run in runs] == [("published/length=512-question=prompt", 0.0)]
+    assert runs[0].spec.methods == "full,slim"
+    with pytest.raises(InputError, match="line 2[0-9]: no method of this part has braces"):
+        read_study(written(tmp_path, STUDY + own + "    budgets: [0.25]\n"))
 
 
 def test_what_cannot_be_run_here_is_left_out_and_said(tmp_path: Path) -> None:
