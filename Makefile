@@ -65,10 +65,9 @@ check-small: .venv/.ready
 # Tables, plots and pages of the recorded reference runs, from their records alone: reports/reference/index.html, and what
 # was swept or reproduced beside its records. Where the code draws what it drew before, no tracked file changes
 # (docs/reports.md).
-BOARD = $(or $(wildcard results/reference/field),results/reference)
 reports: .venv/.ready
 	$(BIN)/harness report results/reference --output reports/reference
-	$(BIN)/harness leaderboard $(BOARD) --title "The field, as far as it is recorded" --output reports/reference/board > /dev/null
+	$(BIN)/harness study studies/field.yaml --from results/reference/field --output reports/reference/board > /dev/null
 	sed -i -e '/<!-- board -->/,/<!-- end -->/{//!d;}' -e '/<!-- board -->/r reports/reference/board/needs.md' README.md
 	@set -e; for grid in results/reference/ablations/*.yaml; do \
 		$(BIN)/harness sweep $$grid --from $${grid%.yaml} > /dev/null; done

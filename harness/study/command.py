@@ -24,7 +24,10 @@ def study_command(
     file: Annotated[Path, typer.Argument(help="YAML file: parts, and methods by budget (docs/study.md)")],
     model: Annotated[str | None, typer.Option(help="instead of the file's, for parts that name none")] = None,
     output: Annotated[
-        Path | None, typer.Option(*OUTPUT, help="folder of the runs; results/NAME of the file if none is named")
+        Path | None,
+        typer.Option(
+            *OUTPUT, help="folder of the runs, results/NAME of the file by default; with --from, of the pages"
+        ),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder of data sets; what lacks its data is left out")] = (
         None
@@ -49,9 +52,9 @@ def study_command(
     _warn_once()
     study = read_study(file, model)
     if source is not None:
-        if dry_run or any(given is not None for given in (output, minutes, samples)):
-            raise InputError("--from draws what is recorded: no --dry-run, no --output, no --minutes, no --samples")
-        return _draw(study, source, only)
+        if dry_run or any(given is not None for given in (minutes, samples)):
+            raise InputError("--from draws what is recorded: no --dry-run, no --minutes, no --samples")
+        return _draw(study, source, only, output)
     runs, left_out = check_runs(study_runs(study, data_dir, only))
     for line in left_out:
         print(f"harness: {line}", file=sys.stderr, flush=True)
@@ -98,8 +101,8 @@ def _run(runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int |
     return whole, failures
 
 
-def _draw(study: StudyFile, folder: Path, only: str) -> None:
+def _draw(study: StudyFile, folder: Path, only: str, output: Path | None = None) -> None:
     from harness.runner.terminal import show
     from harness.study.page import write
 
-    show(*write(study, folder, only))
+    show(*write(study, folder, only, output))

@@ -33,13 +33,14 @@ _SAMPLES_NOTE = (
 )
 
 
-def write(study: StudyFile, folder: Path, only: str = "*") -> tuple[str, list[Path]]:
-    """Draws what is recorded, into `report` in the study's folder.
+def write(study: StudyFile, folder: Path, only: str = "*", output: Path | None = None) -> tuple[str, list[Path]]:
+    """Draws what is recorded.
 
     Args:
         study: the file.
         folder: of its runs; models and data need not be here.
         only: patterns of runs, with commas between them.
+        output: of the pages; `report` in the folder if None.
 
     Returns:
         The first screen for a terminal, and the files.
@@ -62,7 +63,7 @@ def write(study: StudyFile, folder: Path, only: str = "*") -> tuple[str, list[Pa
         [matched_table(known, board), samples_table(board, study)],
         [*study.notes, *_finds(board, study), *_missing(known, lacking, entries)],
     )
-    return first_screen(made), write_pages(made, folder / "report")
+    return first_screen(made), write_pages(made, output or folder / "report")
 
 
 def _entry(run: StudyRun, folder: Path) -> Iterator[Entry]:

@@ -356,6 +356,7 @@ def answer(method: str, number: int) -> Record:
     return any_record(str(number), prompt_tokens=100, context_tokens=100, tokens_kept=[kept, kept], **changes)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_drawn_where_neither_model_nor_data_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], no_pictures: None
 ) -> None:
@@ -367,6 +368,8 @@ def test_what_is_recorded_is_drawn_where_neither_model_nor_data_is(
     assert "Slim prunes early." in said and "6 of 8 runs have no records yet" in said
     assert "budget 0.25: 8 samples a method find a loss of" in said
     page = (folder / "report/index.md").read_text()
+    assert run("study", path, "--from", folder, "--only", "*prompt", "--output", tmp_path / "page") == 0
+    assert (tmp_path / "page/needs.md").is_file()
     assert "| `slim` | `0.25` | `768` | `slim:layers=1/2/3:block=16:" in page
     assert "Full attention scores 100: finding 100." in page
     assert "question in the prompt, options as given" in page, "ashape keeps everything: no budget is met"
