@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST_FILES, MOST_BYTES = 100, 12_000_000
+MOST_FILES, MOST_BYTES = 200, 12_000_000
 
 pytestmark = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone")
 
