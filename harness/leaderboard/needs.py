@@ -2,8 +2,9 @@
 
 Among entrants that win what the need asks for, those come first whose loss is shown to stay within the margin, then
 those whose loss was within it but may be larger, then those that lost more but perhaps by chance; of each the two that
-win most, and of the less sure only who wins more than all that are surer. What has no interval, for want of records,
-or one that spans half of all losses, answers nothing: then it is said what is missing. Controls never serve a need.
+win most, who pays no other price first, and of the less sure only who wins more than all that are surer. What has no
+interval, for want of records, or one that spans half of all losses, answers nothing: then it is said what is missing.
+Controls never serve a need.
 """
 
 from __future__ import annotations
@@ -140,9 +141,10 @@ def _of_need(board: Board, clock: Clock, need: Need, points: float, shown: int) 
     return chosen
 
 
-def _place(one: Answer) -> tuple[int, float, float]:
-    """Bytes of methods at one budget are equal but for rounding: then the loss decides."""
-    return _ORDER.index(one.standing), -round(one.gain.value, 1), -one.loss.value if one.loss else 0.0
+def _place(one: Answer) -> tuple[int, float, bool, float]:
+    """Bytes of methods at one budget are equal but for rounding: then the price decides, then the loss."""
+    gain, loss = round(one.gain.value, 1), one.loss.value if one.loss else 0.0
+    return _ORDER.index(one.standing), -gain, bool(one.price), -loss
 
 
 def _standings(board: Board, protocol: str) -> dict[Key, Standing]:

@@ -214,6 +214,9 @@ def test_an_answer_says_what_it_costs_besides(tmp_path: Path, monkeypatch: pytes
     (small,) = (one for one in answers(board(made(tmp_path / "a")), points=10) if one.need.measure == "kv")
     assert small.entrant == "good" and [words for words, _ in small.price] == ["TTFT", "time a token"]
     assert small.price[0][1].value == pytest.approx(0.5, rel=0.01)
+    monkeypatch.setitem(METHODS, "fast", (0.9, 1.5, 4.0))
+    found = [one for one in answers(board(made(tmp_path / "c")), points=20) if one.need.measure == "kv"]
+    assert [one.entrant for one in found] == ["fast", "good"], "as small, and none the slower"
     monkeypatch.setitem(METHODS, "good", (1.0, 0.99, 4.0))
     assert [one.price for one in answers(board(made(tmp_path / "b")), points=10) if one.entrant == "good"] == [[]]
 

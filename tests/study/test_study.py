@@ -387,4 +387,5 @@ def test_a_run_that_does_not_say_its_shape_is_one_line(tmp_path: Path, capsys: p
 
 def test_samples_and_loss_belong_together() -> None:
     assert detectable(samples_for(0.03, 0.3, 20), 0.3, 20) <= 0.03 < detectable(samples_for(0.03, 0.3, 20) - 1, 0.3, 20)
+    assert detectable(50, 0.01, 1) == 0.06, "what nobody has seen may still be there"
     assert samples_for(0.03, 0.3, 1) == pytest.approx(785, abs=1)  # (1.96 + 0.842)^2 x 100
