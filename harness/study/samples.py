@@ -15,7 +15,6 @@ from scipy.special import ndtri
 from harness.statistics.estimators import ALPHA
 from harness.statistics.power import POWER
 
-
 _UNSEEN = 3.0
 
 
