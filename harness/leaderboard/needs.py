@@ -26,8 +26,8 @@ SHOWN = 2
 WIDEST = 40.0
 """Points from end to end of an interval beyond which it says nothing of a loss, but where all of it is one."""
 
-_WORSE = 0.98
-"""Full attention's over a method's, from which on the method counts as worse."""
+SLIGHT = 0.02
+"""Up to which a ratio counts as neither better nor worse than full attention's: nobody chooses a method for less."""
 
 Word = Literal["shown", "open", "doubtful", "unknown", "loses"]
 _ORDER: tuple[Word, ...] = ("shown", "open", "doubtful", "unknown", "loses")
@@ -110,8 +110,8 @@ def answers(board: Board, points: float, shown: int = SHOWN) -> list[Answer]:
     return [answer for need in NEEDS for answer in _of_need(board, clock, need, points, shown)]
 
 
-def missing(board: Board, need: Need) -> str:
-    """Why nobody serves a need, in words: what is not recorded yet, or that nobody wins."""
+def missing(board: Board, need: Need, points: float) -> str:
+    """Why nobody serves a need, in words: what is not recorded yet, and who is ahead so far, or that nobody wins."""
     if (clock := board.clock) is None:
         return "no times recorded"
     losses, keys = _standings(board, need.protocol), _keys(board, clock, need)
@@ -124,13 +124,18 @@ def missing(board: Board, need: Need) -> str:
     if not gains:
         return f"no {need.won} of the methods whose losses are known"
     if need.measure != "kv" and not any(gain.sure for gain in gains):
-        return f"{need.won} is of {max(gain.samples for gain in gains)} pairs at most; {FEWEST} are the fewest"
+        pairs = max(gain.samples for gain in gains)
+        ahead = _of_need(board, clock, need, points, shown=1, sure=False)
+        so_far = [f"so far {one.entrant} {one.gain.value:.2f}x" for one in ahead[:1]]
+        return "; ".join([f"{need.won} is of {pairs} pairs at most", f"{FEWEST} are the fewest", *so_far])
     return f"nobody wins; the best has {max(gain.value for gain in gains):.2f}x"
 
 
-def _of_need(board: Board, clock: Clock, need: Need, points: float, shown: int) -> list[Answer]:
+def _of_need(board: Board, clock: Clock, need: Need, points: float, shown: int, *, sure: bool = True) -> list[Answer]:
+    """Best first; also those whose gain has no interval, unless it has to be sure."""
     losses = _standings(board, need.protocol)
-    found = [one for key in _keys(board, clock, need) for one in _answer(clock, need, key, losses.get(key), points)]
+    known = [one for key in _keys(board, clock, need) for one in _answer(clock, need, key, losses.get(key), points)]
+    found = [one for one in known if not sure or need.measure == "kv" or one.gain.low > 1]
     ordered = sorted(found, key=_place)
     chosen, most = list[Answer](), 1.0
     for standing, alike in groupby(ordered, key=lambda one: one.standing):
@@ -162,7 +167,7 @@ def _answer(clock: Clock, need: Need, key: Key, known: Standing | None, points: 
     if found is None or (known is not None and not _tells(known.loss, points)):
         return
     length, gain = found
-    if (gain.value if need.measure == "kv" else gain.low) > 1:
+    if gain.value > 1 + SLIGHT and not gain.low <= 1:
         kept, loss = (known.kept, known.loss) if known is not None else (math.nan, None)
         starts, price = clock.starts(key, need.measure), list(_price(clock, key, length))
         yield Answer(need, *key, kept, gain, length, loss, word(loss, points), starts, price)
@@ -171,7 +176,7 @@ def _answer(clock: Clock, need: Need, key: Key, known: Standing | None, points: 
 def _price(clock: Clock, key: Key, length: int) -> Iterator[tuple[str, Found]]:
     pace = next(pace for pace in clock.paces if (pace.entrant, pace.budget, pace.length) == (*key, length))
     for words, found in (("TTFT", pace.ttft), ("time a token", pace.tpot), ("KV bytes", pace.kv)):
-        if found.value < _WORSE and not found.high >= 1:
+        if found.value < 1 - SLIGHT and not found.high >= 1:
             yield words, found
 
 

@@ -71,7 +71,7 @@ def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> 
     yield from (_need(one, points) for one in found)
     if not found:
         nothing = number(None, formats.NOTHING)
-        yield [label(need.title), label("nobody yet"), *[nothing] * 6, Cell(missing(board, need)), nothing]
+        yield [label(need.title), label("nobody yet"), *[nothing] * 6, Cell(missing(board, need, points)), nothing]
 
 
 def _need(one: Answer, points: float) -> list[Cell]:

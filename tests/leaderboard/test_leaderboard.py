@@ -108,12 +108,12 @@ def test_an_interval_that_spans_half_of_all_losses_tells_nothing(found: Found, t
 def test_few_samples_name_nobody_but_say_what_is_missing(tmp_path: Path) -> None:
     few = board(made(tmp_path / "a", samples=2))
     assert answers(few, points=10) == []
-    assert missing(few, NEEDS[0]).startswith("losses are of 4 samples at most; 6 are")
-    assert missing(few, NEEDS[3]) == "nothing scored with the question after the context"
+    assert missing(few, NEEDS[0], points=10).startswith("losses are of 4 samples at most; 6 are")
+    assert missing(few, NEEDS[3], points=10) == "nothing scored with the question after the context"
     # Enough for losses, of six lengths, too few at one length for times; bytes need no interval.
     lengths = tuple(1024 * 2**i for i in range(6))
     some = board(made(tmp_path / "b", samples=4, lengths=lengths))
-    assert missing(some, NEEDS[0]).startswith("TTFT is of 4 pairs at most; 6 are")
+    assert missing(some, NEEDS[0], points=10) == "TTFT is of 4 pairs at most; 6 are the fewest; so far good 2.00x"
     assert {one.need.measure for one in answers(some, points=10)} == {"kv"}
 
 
@@ -217,8 +217,17 @@ def test_an_answer_says_what_it_costs_besides(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(METHODS, "fast", (0.9, 1.5, 4.0))
     found = [one for one in answers(board(made(tmp_path / "c")), points=20) if one.need.measure == "kv"]
     assert [one.entrant for one in found] == ["fast", "good"], "as small, and none the slower"
-    monkeypatch.setitem(METHODS, "good", (1.0, 0.99, 4.0))
+    monkeypatch.setitem(METHODS, "good", (1.0, 0.99, 4.0))  # as fast, or nearly
     assert [one.price for one in answers(board(made(tmp_path / "b")), points=10) if one.entrant == "good"] == [[]]
+
+
+def test_what_wins_next_to_nothing_serves_no_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, right in (("good", 1.0), ("fast", 0.2), ("random", 0.9)):
+        monkeypatch.setitem(METHODS, name, (right, 1.015, 1.0))
+    same = board(made(tmp_path / "a"))
+    assert answers(same, points=10) == [] and missing(same, NEEDS[0], points=10).startswith(
+        "nobody wins; the best has 1.01x"
+    )
 
 
 def test_losses_stand_beside_what_full_attention_scores(tmp_path: Path) -> None:
