@@ -108,7 +108,7 @@ class Pace:
         entrant, budget, length: which.
         entry: the run that has it, the first of several.
         kept: mean share of the context's tokens, over layers and KV heads.
-        ttft, tpot, e2e, kv: full attention's over the entrant's.
+        ttft, tpot, e2e, kv, reads: full attention's over the entrant's; the last one in bytes that a decode step reads.
     """
 
     entrant: str
@@ -120,6 +120,7 @@ class Pace:
     tpot: Found
     e2e: Found
     kv: Found
+    reads: Found
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,10 @@ class Clock:
         found = [(pace.length, getattr(pace, measure)) for pace in self.paces if (pace.entrant, pace.budget) == key]
         known = [one for one in found if math.isfinite(one[1].value)]
         return max(known, key=lambda one: (one[1].sure, one[0]), default=None)
+
+    def pace(self, key: Key, length: int) -> Pace:
+        """An entrant's at one of its lengths."""
+        return next(pace for pace in self.paces if (pace.entrant, pace.budget, pace.length) == (*key, length))
 
     def starts(self, key: Key, measure: str) -> str:
         """From which length on an entrant wins, in words."""
@@ -243,5 +248,5 @@ def _kept(rows: pd.DataFrame) -> float:
 
 
 def _pace(entrant: str, budget: float, length: int, rows: pd.DataFrame) -> Pace:
-    ttft, tpot, e2e, kv = (ratio(rows, measure) for measure in ("ttft", "tpot", "e2e", "kv"))
-    return Pace(entrant, budget, length, str(rows["entry"].iloc[0]), _kept(rows), ttft, tpot, e2e, kv)
+    found = (ratio(rows, measure) for measure in ("ttft", "tpot", "e2e", "kv", "reads"))
+    return Pace(entrant, budget, length, str(rows["entry"].iloc[0]), _kept(rows), *found)

@@ -69,7 +69,7 @@ def ratio(rows: pd.DataFrame, measure: str) -> Found:
     known = rows[rows[measure].notna()]
     units = pd.factorize(known["cell"] + known["unit"])[0]
     effect = speed_effect([pairs(known[measure], units, measure)])
-    sure = effect.units >= FEWEST and measure != "kv" and math.isfinite(effect.low)
+    sure = effect.units >= FEWEST and measure not in ("kv", "reads") and math.isfinite(effect.low)
     value, low, high = (math.exp(end) for end in (effect.estimate, effect.low, effect.high)) if sure else _alone(effect)
     return Found(value, low, high, effect.n, effect.p if sure else math.nan)
 

@@ -25,8 +25,8 @@ def paired(entries: Sequence[Entry]) -> pd.DataFrame:
         Columns: `entry`, `label`, `entrant`, `method`, `budget` (NaN where none was met), `task`, `cell` (task and the
         version of its code), `kind`, `suite`, `length`, `sample`, `unit` (its context, or itself), `score`, `diff`
         (score less full attention's), `ttft`, `tpot`, `e2e` (logs of full attention's time over this one's), `kv` (log
-        of bytes of keys, values and the method's own likewise), `kept` (share of tokens). NaN where either was not
-        measured. An answer that several runs have to a sample counts once.
+        of bytes of keys, values and the method's own likewise), `reads` (of bytes that a decode step reads), `kept`
+        (share of tokens). NaN where either was not measured. An answer that several runs have to a sample counts once.
     """
     frames = [_of_run(entry) for entry in entries]
     found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -61,6 +61,7 @@ def _of_run(entry: Entry) -> pd.DataFrame:
     for name in _TIMES:
         frame[name] = _log_ratio(beside[f"{name}_s"], own[f"{name}_s"])
     frame["kv"] = _log_ratio(_bytes(beside), _bytes(own))
+    frame["reads"] = _log_ratio(beside["decode_read_bytes"], own["decode_read_bytes"])
     return frame
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from harness.leaderboard.board import CONTROLS, Board, Clock, Key, Standing
+from harness.leaderboard.board import CONTROLS, Board, Clock, Key, Pace, Standing
 from harness.leaderboard.effects import Found
 from harness.leaderboard.entries import asked
 from harness.statistics.estimators import FEWEST
@@ -167,14 +167,17 @@ def _answer(clock: Clock, need: Need, key: Key, known: Standing | None, points: 
     if found is None or (known is not None and not _tells(known.loss, points)):
         return
     length, gain = found
+    pace = clock.pace(key, length)
+    # A step that reads as much as full attention's is no faster; a card that had less to do before it may be.
+    if need.measure == "tpot" and pace.reads.value < 1 + SLIGHT:
+        return
     if gain.value > 1 + SLIGHT and not gain.low <= 1:
         kept, loss = (known.kept, known.loss) if known is not None else (math.nan, None)
-        starts, price = clock.starts(key, need.measure), list(_price(clock, key, length))
+        starts, price = clock.starts(key, need.measure), list(_price(pace))
         yield Answer(need, *key, kept, gain, length, loss, word(loss, points), starts, price)
 
 
-def _price(clock: Clock, key: Key, length: int) -> Iterator[tuple[str, Found]]:
-    pace = next(pace for pace in clock.paces if (pace.entrant, pace.budget, pace.length) == (*key, length))
+def _price(pace: Pace) -> Iterator[tuple[str, Found]]:
     for words, found in (("TTFT", pace.ttft), ("time a token", pace.tpot), ("KV bytes", pace.kv)):
         if found.value < 1 - SLIGHT and not found.high >= 1:
             yield words, found

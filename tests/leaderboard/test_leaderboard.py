@@ -17,7 +17,8 @@ from harness.leaderboard.frame import paired
 from harness.leaderboard.kinds import kind, suite
 from harness.leaderboard.needs import NEEDS, _tells, answers, missing, word
 from harness.storage.record import Record
-from harness.storage.store import Manifest
+from harness.storage.samples import SAMPLES
+from harness.storage.store import Manifest, load_manifest
 from tests.command import run
 from tests.recorded import save
 
@@ -228,6 +229,17 @@ def test_what_wins_next_to_nothing_serves_no_need(tmp_path: Path, monkeypatch: p
     assert answers(same, points=10) == [] and missing(same, NEEDS[0], points=10).startswith(
         "nobody wins; the best has 1.01x"
     )
+
+
+def test_a_step_that_reads_everything_is_not_what_long_answers_need(tmp_path: Path) -> None:
+    def needs(name: str, read: int) -> set[str]:
+        folder, bytes_read = made(tmp_path / name), {"full": 100}
+        lines = [Record.model_validate_json(line) for line in (folder / SAMPLES).read_text().splitlines()]
+        changed = [one.model_copy(update={"decode_read_bytes": bytes_read.get(one.method, read)}) for one in lines]
+        run_again = save(tmp_path / f"{name}-2", load_manifest(folder), changed)
+        return {one.need.measure for one in answers(board(run_again), points=10)}
+
+    assert needs("a", 50) == {"ttft", "kv", "tpot"} and needs("b", 100) == {"ttft", "kv"}
 
 
 def test_losses_stand_beside_what_full_attention_scores(tmp_path: Path) -> None:
