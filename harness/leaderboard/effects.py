@@ -25,6 +25,7 @@ class Found:
         value, low, high: points of a score, or a ratio.
         samples: pairs behind it.
         p: two-sided, of no effect.
+        tasks: tasks and lengths behind a loss.
     """
 
     value: float
@@ -32,6 +33,7 @@ class Found:
     high: float = math.nan
     samples: int = 0
     p: float = math.nan
+    tasks: int = 0
 
     @property
     def sure(self) -> bool:
@@ -55,13 +57,13 @@ def loss(rows: pd.DataFrame) -> Found:
     values = known["diff"].to_numpy(float)
     mean = float(weights @ values)
     shares = (pd.Series(weights * (values - mean)).groupby((known["cell"] + known["unit"]).to_numpy()).sum()).to_numpy()
-    units = len(shares)
+    units, tasks = len(shares), int(known["cell"].nunique())
     if units < FEWEST:
-        return Found(100 * mean, samples=len(known))
+        return Found(100 * mean, samples=len(known), tasks=tasks)
     se = math.sqrt(units / (units - 1) * float(shares @ shares))
     half = max(float(stdtrit(units - 1, 1 - ALPHA / 2)) * se, _UNSEEN / units)
     p = float(2 * stdtr(units - 1, -abs(mean) / se)) if se > 0 else 1.0
-    return Found(100 * mean, 100 * max(-1.0, mean - half), 100 * min(1.0, mean + half), len(known), p)
+    return Found(100 * mean, 100 * max(-1.0, mean - half), 100 * min(1.0, mean + half), len(known), p, tasks)
 
 
 def ratio(rows: pd.DataFrame, measure: str) -> Found:

@@ -41,7 +41,18 @@ def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
         "among those of whom nobody can tell yet, if they win more. Price: what gets worse there. Wins from: shortest "
         f"prompt from which on it beats full attention at every length recorded. {_places(board)}"
     )
-    head = ["you want", "method", "budget", "kept", "wins", "price", "against full", "n", "how sure", "wins from"]
+    head = [
+        "you want",
+        "method",
+        "budget",
+        "kept",
+        "wins",
+        "price",
+        "against full",
+        "n, tasks",
+        "how sure",
+        "wins from",
+    ]
     found = answers(board, points, shown)
     rows = [row for need in NEEDS for row in _needs(need, [one for one in found if one.need is need], board, points)]
     return Table("needs", "Which method for what", note, head, rows, labels=2)
@@ -64,7 +75,8 @@ def _lost(board: Board) -> str:
         for protocol in PROTOCOLS
         for section in board.judged(protocol)[:1]
     ]
-    return f"Against full: score less full attention's ({' and '.join(own)}), in points, of n samples"
+    full = " and ".join(own)
+    return f"Against full: score less full attention's ({full}), in points; n samples, of as many tasks and lengths"
 
 
 def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> Iterator[list[Cell]]:
@@ -82,7 +94,7 @@ def _need(one: Answer, points: float) -> list[Cell]:
         number(one.kept, formats.percent(one.kept)),
         number(one.gain.value, f"{one.need.won} {_ratio(one.gain)} at {one.length:,}", one.gain.low, one.gain.high),
         Cell(", ".join(f"{won} {formats.times(found.value)}" for won, found in one.price) or formats.NOTHING),
-        *([_points(one.loss), _count(one.loss)] if one.loss else [number(None, formats.NOTHING)] * 2),
+        *([_points(one.loss), _counts(one.loss)] if one.loss else [number(None, formats.NOTHING)] * 2),
         Cell(one.sureness(points)),
         Cell(one.starts),
     ]
@@ -90,7 +102,7 @@ def _need(one: Answer, points: float) -> list[Cell]:
 
 def losses_table(section: Section, name: str, up: str = "") -> Table:
     """One row an entrant: rank, loss, and loss by kind of task."""
-    head = ["method", "rank", "against full", "n", "kept", *section.kinds, "options"]
+    head = ["method", "rank", "against full", "n, tasks", "kept", *section.kinds, "options"]
     rows = [_standing(one, section, up) for one in section.standings]
     return Table(name, section.title, f"{_reference(section)} {_LOSS}", head, rows, labels=1)
 
@@ -115,7 +127,7 @@ def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
         label(one.entrant, up + page_of(one.method)),
         _rank(one.rank),
         _points(one.loss),
-        _count(one.loss),
+        _counts(one.loss),
         number(one.kept, formats.percent(one.kept)),
         *_by(one.kinds, section.kinds),
         label(one.label.partition(":")[2] or formats.NOTHING),
@@ -210,6 +222,11 @@ def _points(found: Found) -> Cell:
 
 def _count(found: Found) -> Cell:
     return number(found.samples, str(found.samples))
+
+
+def _counts(found: Found) -> Cell:
+    """Samples, and how many tasks and lengths they are of: others' may be easier."""
+    return number(found.samples, f"{found.samples}, {found.tasks}")
 
 
 def _ratio(found: Found) -> str:
