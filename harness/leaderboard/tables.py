@@ -61,7 +61,11 @@ def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
 def _places(board: Board) -> str:
     """Which model lost and which one won."""
     groups = [section.group for protocol in PROTOCOLS for section in board.judged(protocol)]
-    lost = f"{_lost(board)}: {groups[0].conditions.model}, {groups[0].conditions.numbers}." if groups else "No scores."
+    lost = (
+        f"{_lost(board)}. Scores: {groups[0].conditions.model}, {groups[0].conditions.numbers}."
+        if groups
+        else "No scores."
+    )
     if board.clock is None:
         return lost
     said = board.clock.group.conditions
@@ -76,7 +80,9 @@ def _lost(board: Board) -> str:
         for section in board.judged(protocol)[:1]
     ]
     full = " and ".join(own)
-    return f"Against full: score less full attention's ({full}), in points; n samples, of as many tasks and lengths"
+    return (
+        f"Against full: score less full attention's ({full}), in points; n: samples, and of how many tasks and lengths"
+    )
 
 
 def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> Iterator[list[Cell]]:
