@@ -208,26 +208,29 @@ def _meets(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
 
 
 def _requests(worker: Worker, cells: Any) -> list[Key]:
-    asked = Asked()
+    asked = Noted(Others(samples=[], done=[]))  # all are others': each is looked for, and none made
     worker.jobs(cells, asked)
-    return list(asked)
+    return asked.found
 
 
-class Asked(Set[Key]):
-    """Says of every request that it is done, and remembers them in the order in which they were looked for."""
+class Noted(Set[Key]):
+    """Requests that are done; notes those that are looked for and found among them, in that order."""
 
-    def __init__(self) -> None:
-        self._keys: dict[Any, None] = {}
+    def __init__(self, done: Set[Key]) -> None:
+        self._done = done
+        self.found: list[Key] = []
 
     def __contains__(self, key: object) -> bool:
-        self._keys[key] = None
+        if key not in self._done:
+            return False
+        self.found.append(key)  # type: ignore[arg-type]  # what is in a set of keys is a key
         return True
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._keys)
+        return iter(self._done)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._done)
 
 
 class Others(Set[Key]):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
 
 from harness.runner.execute import Job, Key
 from harness.runner.joined import joined
+from harness.runner.orders import Noted
 from harness.runner.plan import CellSpec, Plan
 from harness.runner.spec import RunSpec
 from harness.runner.team import Team
@@ -50,7 +51,7 @@ class RankedWorker:
 
     def jobs(self, cells: Sequence[CellSpec], done: Set[Key]) -> list[Job]:
         """As `MethodWorker.jobs`, on all ranks."""
-        noted = _Noted(done)
+        noted = Noted(done)
         jobs, first = self._team.during(lambda: self._own.jobs(cells, noted)), self._jobs
         self._jobs += len(jobs)
         self._team.during(lambda: self._team.tell((cells[0].task, noted.found)))
@@ -69,26 +70,6 @@ def _end(team: Team, held: list[MethodWorker]) -> None:
     held.clear()
     gc.collect()
     team.close()
-
-
-class _Noted(Set[Key]):
-    """Notes which requests are done of those that are looked for."""
-
-    def __init__(self, done: Set[Key]) -> None:
-        self._done = done
-        self.found: list[Key] = []
-
-    def __contains__(self, key: object) -> bool:
-        if key not in self._done:
-            return False
-        self.found.append(key)  # type: ignore[arg-type]  # what is in a set of keys is a key
-        return True
-
-    def __iter__(self) -> Iterator[Key]:
-        return iter(self._done)
-
-    def __len__(self) -> int:
-        return len(self._done)
 
 
 def worker_of(spec: RunSpec) -> type[MethodWorker] | type[RankedWorker]:
