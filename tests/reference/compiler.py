@@ -10,7 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -33,14 +33,20 @@ class Launch(NamedTuple):
 
     def kind(self) -> tuple[Any, ...]:
         """Launches of one kind differ in sizes alone, which change no line of the code."""
+        return self._kind(lambda size: min(abs(size), 2))
+
+    def sort(self) -> tuple[Any, ...]:
+        """Launches of one sort have the same dtypes and flags, whatever is 1 or more than that."""
+        return self._kind(lambda _: int)
+
+    def _kind(self, of_size: Callable[[int], Any]) -> tuple[Any, ...]:
+        def of(value: Any) -> Any:
+            if isinstance(value, int) and not isinstance(value, bool):
+                return of_size(value)
+            return float if isinstance(value, float) else value
+
         named = [*enumerate(self.args), *sorted(self.options.items(), key=lambda item: item[0])]
-        return self.module, self.name, tuple((name, _kind(value)) for name, value in named)
-
-
-def _kind(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return min(abs(value), 2)
-    return float if isinstance(value, float) else value
+        return self.module, self.name, tuple((name, of(value)) for name, value in named)
 
 
 def launch(function: Any, args: Sequence[Any], options: Mapping[str, Any]) -> Launch:
@@ -113,15 +119,49 @@ def _mocked(value: Any) -> Any:
     return MockTensor(value) if isinstance(value, torch.dtype) else value
 
 
+class _Depth:
+    """How far kernels are compiled: the first launch of a sort down to machine code, others to the layouts of blocks.
+
+    What comes behind those is most of the work, and goes by dtypes and flags, not by sizes.
+    """
+
+    def __init__(self) -> None:
+        self._sorts: set[tuple[Any, ...]] = set()
+        self._whole = True
+
+    def next(self, asked: Launch) -> None:
+        """A launch is to be compiled."""
+        self._whole = asked.sort() not in self._sorts
+        self._sorts.add(asked.sort())
+
+    def stages(self, *pipeline: Any) -> tuple[str, str] | None:
+        """Triton's `add_stages_inspection_hook`: without arguments, what sets its cache apart; else changes stages."""
+        if not pipeline:
+            depth = "whole" if self._whole else "layouts"
+            return depth, depth
+        if not self._whole:
+            pipeline[1].update(llir=_nothing, ptx=_nothing, cubin=_nothing)
+        return None
+
+
+def _nothing(_: Any, metadata: dict[str, Any]) -> bytes:
+    metadata.update(name="", shared=0)
+    return b""
+
+
 def _serve(asked: BinaryIO, told: BinaryIO) -> None:
+    from triton import knobs
     from triton.runtime import driver
 
     driver.set_active(_Driver())
+    depth = _Depth()
+    knobs.runtime.add_stages_inspection_hook = depth.stages
     while True:
         try:
             question = pickle.load(asked)
         except EOFError:
             return
+        depth.next(question)
         pickle.dump(_fault(question), told)
         told.flush()
 
