@@ -1,4 +1,4 @@
-"""Runs on disk for tests: made-up records, and a manifest that fits them."""
+"""Made-up records for tests, and runs of them on disk."""
 
 from __future__ import annotations
 
@@ -23,3 +23,21 @@ def save(
         (folder / SAMPLES).write_text("".join(one.model_dump_json() + "\n" for one in records), encoding="utf-8")
         store.finish()
     return folder
+
+
+def invented(cell: str, method: str, task: str, sample: object, **known: Any) -> Record:
+    """A record of a right answer, two tokens to a prompt of 100; what is not said has not been measured."""
+    length = known.get("prompt_tokens", 100)
+    unknown = dict.fromkeys(
+        [
+            "ttft_s", "tpot_s", "token_s", "parts_s", "e2e_s", "peak_memory_bytes", "kv_bytes", "kv_bytes_host",
+            "extra_bytes", "ledger", "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s",
+            "decode_floor_s", "device_state",
+        ]
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "cell": cell, "method": method, "task": task, "sample": str(sample), "prompt_hash": "p",
+        "prompt_tokens": length, "context_tokens": length, "question": "prompt", "new_tokens": 2, "prediction": "42",
+        "score": 1.0, "metric": "exact match", "answers": ["42"], "tokens_recomputed": 0,
+    }  # fmt: skip
+    return Record(**(values | unknown | known))

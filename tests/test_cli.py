@@ -27,14 +27,19 @@ from tests.process import start
 SMALL = ["--tasks", "needle:lengths=192:depths=0.5:repeats=2"]
 
 
-def random_model(folder: Path) -> str:
-    """Name of a tiny model with random weights, described in that folder."""
+def random_model(folder: Path, **shape: int) -> str:
+    """Name of a small model with random weights, described in that folder."""
     config = {
         "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config | shape))
     return f"random:{folder / 'config.json'}"
+
+
+def tiny(folder: Path, **shape: int) -> str:
+    """The same without a vocabulary of words."""
+    return random_model(folder, **{"hidden_size": 32, "intermediate_size": 64, "vocab_size": 300} | shape)
 
 
 def test_one_command_gives_records_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

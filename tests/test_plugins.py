@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from harness.errors import InputError
 from harness.registry import Registry
 from harness.runner.catalog import METHODS
 from tests.command import run
+from tests.test_cli import tiny
 
 CODE = """
 from harness.engine.method import Method
@@ -171,20 +171,11 @@ def test_methods_of_several_files_are_run_and_listed(tmp_path: Path, capsys: pyt
     assert {"honest", "masks", "full"} <= listed
     folder = tmp_path / "run"
     asked = ["--methods", "honest,masks", "--tasks", "needle:lengths=192:depths=0.5:repeats=1"]
-    assert run("run", *options, *asked, "--model", random_model(tmp_path), "--output", str(folder)) == 0
+    assert run("run", *options, *asked, "--model", tiny(tmp_path), "--output", str(folder)) == 0
     records = harness.load(folder).set_index("method")
     assert records.ttft_s["honest"] > 0 and records.kv_bytes["honest"] > 0
     unmeasured = ["ttft_s", "tpot_s", "e2e_s", "peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes"]
     assert records.loc["masks", unmeasured].isna().all()
-
-
-def random_model(folder: Path) -> str:
-    config = {
-        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return f"random:{folder / 'config.json'}"
 
 
 @pytest.mark.usefixtures("own_registry")

@@ -22,7 +22,7 @@ from harness.gates.tolerance import Tolerance, parse_tolerance
 from harness.storage.record import Record
 from harness.storage.store import Manifest, RunStore
 from tests.command import run
-from tests.recorded import save
+from tests.recorded import invented, save
 
 TASKS = ("needle", "longbench/trec_e")
 SPEEDUP = {"full": 1.0, "slim": 1.5, "lazyllm": 1.2, "full#aa": 1.0}
@@ -110,14 +110,11 @@ def record(
 ) -> Record:
     # Every fifth sample is beyond the model.
     answer = "nothing" if sample % 5 == 4 else str(said)
-    return Record(
-        cell=f"{method} {task}", method=method, task=task, sample=f"{sample:03}",
-        prompt_hash=sha(f"{template}{task}{sample}"), prompt_tokens=1000, context_tokens=1000, question="prompt",
-        new_tokens=8, prediction=answer, score=float(answer == str(expected)), metric="exact_match",
-        answers=[str(expected)], ttft_s=seconds, tpot_s=seconds / 30, token_s=None, parts_s=None, e2e_s=1.2 * seconds,
-        peak_memory_bytes=None, kv_bytes=None, kv_bytes_host=None, extra_bytes=None, ledger=None, prefill_flops=None,
-        dense_flops=None, decode_read_bytes=None, prefill_floor_s=None, decode_floor_s=None, device_state=None,
-        tokens_requested=kept, tokens_kept=kept, tokens_recomputed=0,
+    return invented(
+        f"{method} {task}", method, task, f"{sample:03}", prompt_hash=sha(f"{template}{task}{sample}"),
+        prompt_tokens=1000, new_tokens=8, prediction=answer, score=float(answer == str(expected)), metric="exact_match",
+        answers=[str(expected)], ttft_s=seconds, tpot_s=seconds / 30, e2e_s=1.2 * seconds, tokens_requested=kept,
+        tokens_kept=kept,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from harness.storage.record import Record
 from harness.storage.samples import SAMPLES
 from harness.storage.store import Manifest, load_manifest
 from tests.command import run
-from tests.recorded import save
+from tests.recorded import invented, save
 
 METHODS = {"full": (1.0, 1.0, 1.0), "good": (1.0, 2.0, 4.0), "fast": (0.2, 4.0, 4.0), "random": (0.9, 9.0, 9.0)}
 """Share of right answers, times faster, times smaller."""
@@ -31,16 +31,12 @@ def record(method: str, task: str, number: int, length: int, **changes: Any) -> 
     seconds = (1 + 0.01 * number) / (faster if length > 1024 else 0.5 if method != "full" else 1)
     seconds *= 1 + 0.001 * (number * (3 if method == "full" else 5) % 7)
     values: dict[str, Any] = {
-        "cell": f"{method} {task}", "method": method, "task": task, "sample": str(number), "prompt_hash": f"{number}",
-        "prompt_tokens": length, "context_tokens": length, "question": "prompt", "new_tokens": 2, "prediction": "a",
-        "score": float(number % 10 < 10 * right), "metric": "exact match", "answers": ["a"], "ttft_s": seconds,
-        "tpot_s": seconds / 10, "token_s": None, "parts_s": None, "e2e_s": 2 * seconds, "peak_memory_bytes": 10**6,
-        "kv_bytes": int(10**5 / smaller), "kv_bytes_host": 0, "extra_bytes": 0, "ledger": None, "prefill_flops": None,
-        "dense_flops": None, "decode_read_bytes": None, "prefill_floor_s": None, "decode_floor_s": None,
-        "device_state": None, "tokens_requested": [length], "tokens_kept": [length / smaller], "tokens_recomputed": 0,
-        "extra": {"length": length},
+        "prompt_hash": f"{number}", "prompt_tokens": length, "prediction": "a", "answers": ["a"],
+        "score": float(number % 10 < 10 * right), "ttft_s": seconds, "tpot_s": seconds / 10, "e2e_s": 2 * seconds,
+        "peak_memory_bytes": 10**6, "kv_bytes": int(10**5 / smaller), "kv_bytes_host": 0, "extra_bytes": 0,
+        "tokens_requested": [length], "tokens_kept": [length / smaller], "extra": {"length": length},
     }  # fmt: skip
-    return Record(**values | changes)
+    return invented(f"{method} {task}", method, task, number, **(values | changes))
 
 
 def made(

@@ -24,7 +24,7 @@ from harness.report.summary import COLUMNS, overall, summarise
 from harness.statistics.noise import TWIN
 from harness.storage.record import Record
 from harness.storage.store import Manifest, load
-from tests.recorded import save
+from tests.recorded import invented, save
 
 METHODS = ["full", "slim:budgets=0.5/0.25", "lazyllm"]
 TASKS = ["needle", "longbench/trec_e"]
@@ -33,40 +33,11 @@ TASKS = ["needle", "longbench/trec_e"]
 def record(method: str, task: str, sample: int, **changes: Any) -> Record:
     """`full` takes 1, 2, 3 ... seconds to its first token and 2 more to its last; others take what `changes` says."""
     values: dict[str, Any] = {
-        "cell": f"{method} {task}",
-        "method": method,
-        "task": task,
-        "sample": str(sample),
-        "prompt_hash": "p",
-        "prompt_tokens": 100,
-        "context_tokens": 100,
-        "question": "prompt",
-        "new_tokens": 3,
-        "prediction": "42",
-        "score": 1.0,
-        "metric": "exact match",
-        "answers": ["42"],
-        "ttft_s": float(sample + 1),
-        "tpot_s": 1.0,
-        "token_s": None,
-        "parts_s": None,
-        "ledger": None,
-        "prefill_flops": None,
-        "dense_flops": None,
-        "decode_read_bytes": None,
-        "prefill_floor_s": None,
-        "decode_floor_s": None,
-        "device_state": None,
-        "e2e_s": float(sample + 3),
-        "peak_memory_bytes": 3 << 30,
-        "kv_bytes": 1001 + sample,
-        "kv_bytes_host": 0,
-        "extra_bytes": 0,
-        "tokens_requested": [100, 100],
-        "tokens_kept": [100, 100],
-        "tokens_recomputed": 0,
-    }
-    return Record(**(values | changes))
+        "new_tokens": 3, "ttft_s": float(sample + 1), "tpot_s": 1.0, "e2e_s": float(sample + 3),
+        "peak_memory_bytes": 3 << 30, "kv_bytes": 1001 + sample, "kv_bytes_host": 0, "extra_bytes": 0,
+        "tokens_requested": [100, 100], "tokens_kept": [100, 100],
+    }  # fmt: skip
+    return invented(f"{method} {task}", method, task, sample, **(values | changes))
 
 
 def manifest(**changes: Any) -> Manifest:

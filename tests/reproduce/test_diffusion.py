@@ -22,6 +22,7 @@ from harness.reproduce.diffusion.worker import PromptReader, rate
 from harness.runner.catalog import METHODS
 from tasks.base import TaskContext
 from tests.command import run
+from tests.test_cli import tiny
 from tests.tiny import build, random_ids, tiny_engine
 
 pytestmark = pytest.mark.slow
@@ -185,15 +186,6 @@ def test_a_model_that_cannot_do_it_says_nothing() -> None:
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
-
-
-def tiny(folder: Path) -> str:
-    config = {
-        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS,
-        "vocab_size": 300, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return f"random:{folder / 'config.json'}"
 
 
 def test_a_tiny_model_is_probed_recorded_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,8 @@ from harness.storage.record import Record
 from harness.storage.store import Manifest
 from methods.common.schedule import requested_tokens
 from tests.command import run
-from tests.recorded import save
+from tests.recorded import invented, save
+from tests.test_cli import tiny
 
 pytestmark = pytest.mark.slow
 
@@ -91,15 +92,13 @@ def record_of(setting: Setting, label: str, length: int, new: int, repeat: int, 
         kept = requested_tokens(setting.layers, setting.budgets, length, depth)
     # The layer ahead of a pruning one already feeds forward survivors alone.
     flops = prefill_flops(setting.shape, kept, [*kept[1:], kept[-1]], [causal_pairs(rows) for rows in kept])
-    return Record(
-        cell=f"{label} {length} {new}", method=label, task=f"speed:lengths={length}:new_tokens={new}",
-        sample=f"{repeat}", prompt_hash="", prompt_tokens=length, context_tokens=length, question="prompt",
+    return invented(
+        f"{label} {length} {new}", label, f"speed:lengths={length}:new_tokens={new}", repeat, prompt_tokens=length,
         new_tokens=new, prediction=None, score=None, metric="none", answers=[], ttft_s=seconds,
-        tpot_s=None if new == 1 else 0.01, token_s=None, parts_s=None, e2e_s=seconds + 0.01 * (new - 1),
-        peak_memory_bytes=None, kv_bytes=kv + sum(kept) * 4096 + new * depth * 4096, kv_bytes_host=0, extra_bytes=0,
-        ledger=None, prefill_flops=flops, dense_flops=dense_prefill_flops(setting.shape, length),
-        decode_read_bytes=None, prefill_floor_s=None, decode_floor_s=None, device_state=None, tokens_requested=kept,
-        tokens_kept=kept, tokens_recomputed=0, extra={"length": length, "repeat": repeat},
+        tpot_s=None if new == 1 else 0.01, e2e_s=seconds + 0.01 * (new - 1),
+        kv_bytes=kv + sum(kept) * 4096 + new * depth * 4096, kv_bytes_host=0, extra_bytes=0,
+        prefill_flops=flops, dense_flops=dense_prefill_flops(setting.shape, length),
+        tokens_requested=kept, tokens_kept=kept, extra={"length": length, "repeat": repeat},
     )  # fmt: skip
 
 
@@ -190,15 +189,6 @@ def test_a_recorded_run_is_judged_without_a_model(
     assert page in capsys.readouterr().out and "2.53x" in page and "1.73 GiB" in page
     verdict = json.loads((folder / "reproduction.json").read_text())
     assert len(verdict["claims"]) == 10 and verdict["shape"] == "LLaMA-3.1-8B"
-
-
-def tiny(folder: Path) -> str:
-    config = {
-        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 300,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return f"random:{folder / 'config.json'}"
 
 
 def test_a_tiny_model_takes_the_same_way_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

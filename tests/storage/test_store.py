@@ -22,44 +22,15 @@ import harness
 from harness.errors import InputError
 from harness.storage.record import Record
 from harness.storage.store import Manifest, RunStore, load, load_manifest
+from tests.recorded import invented
 
 
 def record(sample: str = "0", **changes: Any) -> Record:
     values: dict[str, Any] = {
-        "cell": "c",
-        "method": "full",
-        "task": "needle",
-        "sample": sample,
-        "prompt_hash": "p",
-        "prompt_tokens": 100,
-        "context_tokens": 100,
-        "question": "prompt",
-        "new_tokens": 2,
-        "prediction": "42\n\u2028ü",
-        "score": 1.0,
-        "metric": "exact match",
-        "answers": ["42"],
-        "ttft_s": 0.5,
-        "tpot_s": None,
-        "token_s": None,
-        "parts_s": None,
-        "ledger": None,
-        "prefill_flops": None,
-        "dense_flops": None,
-        "decode_read_bytes": None,
-        "prefill_floor_s": None,
-        "decode_floor_s": None,
-        "device_state": None,
-        "e2e_s": 0.75,
-        "peak_memory_bytes": None,
-        "kv_bytes": 1000,
-        "kv_bytes_host": 0,
-        "extra_bytes": 0,
-        "tokens_requested": [100, 50],
-        "tokens_kept": [100, 50],
-        "tokens_recomputed": 0,
-    }
-    return Record(**(values | changes))
+        "prediction": "42\n\u2028ü", "ttft_s": 0.5, "e2e_s": 0.75, "kv_bytes": 1000, "kv_bytes_host": 0,
+        "extra_bytes": 0, "tokens_requested": [100, 50], "tokens_kept": [100, 50],
+    }  # fmt: skip
+    return invented("c", "full", "needle", sample, **(values | changes))
 
 
 def manifest(run_hash: str = "h", **changes: Any) -> Manifest:

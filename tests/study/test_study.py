@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from tasks.needle import Needle
 from tests.command import run
 from tests.recorded import save
 from tests.storage.test_store import record as any_record
+from tests.test_cli import tiny
 
 FIELD = Path(__file__).resolve().parents[2] / "studies/field.yaml"
 QWEN = ModelShape("qwen2", 28, 1536, 8960, 12, 2, 128, 151936, 32768)
@@ -59,15 +59,6 @@ parts:
     tasks: speed:new_tokens=2:repeats=2
     lengths: [512, 1024]
 """
-
-
-def tiny(folder: Path) -> str:
-    config = {
-        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 300,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return f"random:{folder / 'config.json'}"
 
 
 def written(folder: Path, text: str = STUDY) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +19,7 @@ from harness.sweep.pages import write as draw
 from harness.sweep.results import collect
 from tasks.base import Sample, TaskContext
 from tests.command import run
+from tests.test_cli import tiny
 
 GRIDS = sorted((Path(__file__).resolve().parents[2] / "results/reference").rglob("*.yaml"))
 
@@ -28,15 +28,6 @@ def written(folder: Path, text: str) -> Path:
     path = folder / "grid.yaml"
     path.write_text(text)
     return path
-
-
-def tiny(folder: Path) -> str:
-    config = {
-        "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "vocab_size": 300,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024,
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
-    return f"random:{folder / 'config.json'}"
 
 
 GRID = """
