@@ -25,8 +25,11 @@ def save(
     return folder
 
 
-def invented(cell: str, method: str, task: str, sample: object, **known: Any) -> Record:
-    """A record of a right answer, two tokens to a prompt of 100; what is not said has not been measured."""
+def invented(**known: Any) -> Record:
+    """A record of a right answer, two tokens to a prompt of 100; what is not said has not been measured.
+
+    To be said are cell, method, task and sample, and the tokens requested and kept.
+    """
     length = known.get("prompt_tokens", 100)
     unknown = dict.fromkeys(
         [
@@ -36,8 +39,7 @@ def invented(cell: str, method: str, task: str, sample: object, **known: Any) ->
         ]
     )  # fmt: skip
     values: dict[str, Any] = {
-        "cell": cell, "method": method, "task": task, "sample": str(sample), "prompt_hash": "p",
-        "prompt_tokens": length, "context_tokens": length, "question": "prompt", "new_tokens": 2, "prediction": "42",
-        "score": 1.0, "metric": "exact match", "answers": ["42"], "tokens_recomputed": 0,
+        "prompt_hash": "p", "prompt_tokens": length, "context_tokens": length, "question": "prompt", "new_tokens": 2,
+        "prediction": "42", "score": 1.0, "metric": "exact match", "answers": ["42"], "tokens_recomputed": 0,
     }  # fmt: skip
     return Record(**(values | unknown | known))

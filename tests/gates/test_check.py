@@ -111,7 +111,8 @@ def record(
     # Every fifth sample is beyond the model.
     answer = "nothing" if sample % 5 == 4 else str(said)
     return invented(
-        f"{method} {task}", method, task, f"{sample:03}", prompt_hash=sha(f"{template}{task}{sample}"),
+        cell=f"{method} {task}", method=method, task=task, sample=f"{sample:03}",
+        prompt_hash=sha(f"{template}{task}{sample}"),
         prompt_tokens=1000, new_tokens=8, prediction=answer, score=float(answer == str(expected)), metric="exact_match",
         answers=[str(expected)], ttft_s=seconds, tpot_s=seconds / 30, e2e_s=1.2 * seconds, tokens_requested=kept,
         tokens_kept=kept,

@@ -31,12 +31,13 @@ def record(method: str, task: str, number: int, length: int, **changes: Any) -> 
     seconds = (1 + 0.01 * number) / (faster if length > 1024 else 0.5 if method != "full" else 1)
     seconds *= 1 + 0.001 * (number * (3 if method == "full" else 5) % 7)
     values: dict[str, Any] = {
+        "cell": f"{method} {task}", "method": method, "task": task, "sample": str(number),
         "prompt_hash": f"{number}", "prompt_tokens": length, "prediction": "a", "answers": ["a"],
         "score": float(number % 10 < 10 * right), "ttft_s": seconds, "tpot_s": seconds / 10, "e2e_s": 2 * seconds,
         "peak_memory_bytes": 10**6, "kv_bytes": int(10**5 / smaller), "kv_bytes_host": 0, "extra_bytes": 0,
         "tokens_requested": [length], "tokens_kept": [length / smaller], "extra": {"length": length},
     }  # fmt: skip
-    return invented(f"{method} {task}", method, task, number, **(values | changes))
+    return invented(**(values | changes))
 
 
 def made(

@@ -33,11 +33,12 @@ TASKS = ["needle", "longbench/trec_e"]
 def record(method: str, task: str, sample: int, **changes: Any) -> Record:
     """`full` takes 1, 2, 3 ... seconds to its first token and 2 more to its last; others take what `changes` says."""
     values: dict[str, Any] = {
+        "cell": f"{method} {task}", "method": method, "task": task, "sample": str(sample),
         "new_tokens": 3, "ttft_s": float(sample + 1), "tpot_s": 1.0, "e2e_s": float(sample + 3),
         "peak_memory_bytes": 3 << 30, "kv_bytes": 1001 + sample, "kv_bytes_host": 0, "extra_bytes": 0,
         "tokens_requested": [100, 100], "tokens_kept": [100, 100],
     }  # fmt: skip
-    return invented(f"{method} {task}", method, task, sample, **(values | changes))
+    return invented(**(values | changes))
 
 
 def manifest(**changes: Any) -> Manifest:

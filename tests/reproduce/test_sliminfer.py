@@ -93,9 +93,9 @@ def record_of(setting: Setting, label: str, length: int, new: int, repeat: int, 
     # The layer ahead of a pruning one already feeds forward survivors alone.
     flops = prefill_flops(setting.shape, kept, [*kept[1:], kept[-1]], [causal_pairs(rows) for rows in kept])
     return invented(
-        f"{label} {length} {new}", label, f"speed:lengths={length}:new_tokens={new}", repeat, prompt_tokens=length,
-        new_tokens=new, prediction=None, score=None, metric="none", answers=[], ttft_s=seconds,
-        tpot_s=None if new == 1 else 0.01, e2e_s=seconds + 0.01 * (new - 1),
+        cell=f"{label} {length} {new}", method=label, task=f"speed:lengths={length}:new_tokens={new}",
+        sample=str(repeat), prompt_tokens=length, new_tokens=new, prediction=None, score=None, metric="none",
+        answers=[], ttft_s=seconds, tpot_s=None if new == 1 else 0.01, e2e_s=seconds + 0.01 * (new - 1),
         kv_bytes=kv + sum(kept) * 4096 + new * depth * 4096, kv_bytes_host=0, extra_bytes=0,
         prefill_flops=flops, dense_flops=dense_prefill_flops(setting.shape, length),
         tokens_requested=kept, tokens_kept=kept, extra={"length": length, "repeat": repeat},

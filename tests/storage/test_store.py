@@ -27,10 +27,11 @@ from tests.recorded import invented
 
 def record(sample: str = "0", **changes: Any) -> Record:
     values: dict[str, Any] = {
+        "cell": "c", "method": "full", "task": "needle", "sample": sample,
         "prediction": "42\n\u2028ü", "ttft_s": 0.5, "e2e_s": 0.75, "kv_bytes": 1000, "kv_bytes_host": 0,
         "extra_bytes": 0, "tokens_requested": [100, 50], "tokens_kept": [100, 50],
     }  # fmt: skip
-    return invented("c", "full", "needle", sample, **(values | changes))
+    return invented(**(values | changes))
 
 
 def manifest(run_hash: str = "h", **changes: Any) -> Manifest:
