@@ -79,7 +79,7 @@ class CudaMemory:
 
 
 @dataclass(frozen=True)
-class Load:
+class Demand:
     """What is asked of every method.
 
     Attributes:
@@ -103,16 +103,16 @@ class Load:
 class _Filling:
     """A batch that grows."""
 
-    load: Load
+    demand: Demand
     spec: MethodSpec
     methods: list[Method] = field(default_factory=list)
     ttfts: list[float] = field(default_factory=list)
     predicted: int | None = None
 
     def __post_init__(self) -> None:
-        self.batch = Batch(self.load.engine, self.methods)
-        self.load.memory.restart()
-        self.begun = self.load.memory.allocated()
+        self.batch = Batch(self.demand.engine, self.methods)
+        self.demand.memory.restart()
+        self.begun = self.demand.memory.allocated()
 
     def fill(self, most: int) -> bool:
         """Prefills requests until there are so many, or memory is full; whether it is."""
@@ -124,13 +124,13 @@ class _Filling:
         return False
 
     def _add(self) -> bool:
-        load, number = self.load, len(self.batch.slots)
+        demand, number = self.demand, len(self.batch.slots)
         try:
-            self.methods.append(self.spec.build(load.engine.context))
-            request = Request(load.prompt(number), load.new_tokens)
+            self.methods.append(self.spec.build(demand.engine.context))
+            request = Request(demand.prompt(number), demand.new_tokens)
             synchronize(request.prompt.device)
             start = time.perf_counter()
-            self.batch.add(request, load.new_tokens)
+            self.batch.add(request, demand.new_tokens)
             self.ttfts.append(time.perf_counter() - start)
         except Exception as error:
             if not ran_out(error):
@@ -141,14 +141,14 @@ class _Filling:
 
     def _predicted(self) -> int:
         """Requests that fit, if each leaves as much behind as the first one and needs as much while it is prefilled."""
-        memory, now = self.load.memory, self.load.memory.allocated()
+        memory, now = self.demand.memory, self.demand.memory.allocated()
         return max(0, (memory.size - memory.peak()) // max(1, now - self.begun)) + 1
 
     def decode(self) -> list[float] | None:
         """Seconds of each step; None where memory does not suffice."""
         steps: list[float] = []
         try:
-            synchronize(self.load.engine.embed.weight.device)
+            synchronize(self.demand.engine.embed.weight.device)
             before = time.perf_counter()
             for _ in self.batch.steps():
                 steps.append((now := time.perf_counter()) - before)
@@ -167,23 +167,23 @@ class _Filling:
             release(method)
 
 
-def hold(load: Load, spec: MethodSpec, key: str) -> Held:
+def hold(demand: Demand, spec: MethodSpec, key: str) -> Held:
     """The largest batch under a method.
 
     Args:
-        load: what is asked.
+        demand: what is asked.
         spec: the method.
         key: see `Held`.
 
     Raises:
         InputError: it is not the method's fault.
     """
-    most = load.most
+    most = demand.most
     try:
         while most:
-            found, is_full, batch = _tried(load, spec, most)
+            found, is_full, batch = _tried(demand, spec, most)
             if found is not None:
-                is_full = is_full or most < load.most
+                is_full = is_full or most < demand.most
                 return Held(key=key, method=spec.label, bound="memory" if is_full else "most", **found)
             most = batch
         return Held(key=key, method=spec.label, batch=0, bound="memory")
@@ -197,24 +197,24 @@ def hold(load: Load, spec: MethodSpec, key: str) -> Held:
     return Held(key=key, method=spec.label, batch=0, bound="memory", failed=reason)
 
 
-def _tried(load: Load, spec: MethodSpec, most: int) -> tuple[dict[str, Any] | None, bool, int]:
+def _tried(demand: Demand, spec: MethodSpec, most: int) -> tuple[dict[str, Any] | None, bool, int]:
     """What is known of the batch that at most so many requests come to, whether memory was full, and what to try next.
 
     Nothing is known where it could not be decoded, or was empty.
     """
-    filling = _Filling(load, spec)
+    filling = _Filling(demand, spec)
     try:
         is_full = filling.fill(most)
         size = len(filling.batch.slots)
         if not size:
             return None, is_full, 0
         facts = _kept(filling)
-        peak = load.memory.peak()
-        load.memory.restart()
+        peak = demand.memory.peak()
+        demand.memory.restart()
         steps = filling.decode()
         if steps is None:
             return None, is_full, size - 1
-        peak = max(peak, load.memory.peak())
+        peak = max(peak, demand.memory.peak())
         return facts | _rates(steps, size) | {"peak_bytes": peak}, is_full, size
     finally:
         filling.release()
@@ -222,14 +222,14 @@ def _tried(load: Load, spec: MethodSpec, most: int) -> tuple[dict[str, Any] | No
 
 def _kept(filling: _Filling) -> dict[str, Any]:
     """What the requests left behind, ahead of the first step."""
-    slots, load = filling.batch.slots, filling.load
+    slots, demand = filling.batch.slots, filling.demand
     methods = [slot.method for slot in slots]
-    read = decode_bytes(load.engine.decode_weight_bytes, sum(method.decode_bytes() for method in methods))
+    read = decode_bytes(demand.engine.decode_weight_bytes, sum(method.decode_bytes() for method in methods))
     kept = [statistics.fmean(slot.method.tokens_kept()) / len(slot.request.prompt) for slot in slots]
     return {
         "batch": len(slots),
         "predicted": filling.predicted,
-        "floor_s": read / load.copy_bytes_per_s,
+        "floor_s": read / demand.copy_bytes_per_s,
         "ttft_s": statistics.median(filling.ttfts),
         "kv_bytes": statistics.fmean(method.kv_bytes() for method in methods),
         "kv_bytes_host": statistics.fmean(method.kv_bytes_host() for method in methods),

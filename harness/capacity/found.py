@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.capacity.fill import CudaMemory, Load, Memory, hold
+from harness.capacity.fill import CudaMemory, Demand, Memory, hold
 from harness.capacity.held import Capacity, Held, resumed
 from harness.errors import InputError
 from harness.measuring.provenance import environment
@@ -44,11 +44,11 @@ def find(spec: RunSpec, length: int, new_tokens: int, most: int, folder: Path) -
     found = resumed(folder, _begun(run, length, new_tokens, memory))
     limits = ceilings(run.device, run.model.model.dtype)
     prompt = _prompts(run, length)
-    load = Load(run.engine, prompt, new_tokens, most, memory, limits.copy_bytes_per_s)
+    demand = Demand(run.engine, prompt, new_tokens, most, memory, limits.copy_bytes_per_s)
     for method in planned.methods:
         key = _key(run, method.label)
         if found.known(key, most) is None:
-            found = found.with_held(_told(hold(load, method, key)))
+            found = found.with_held(_told(hold(demand, method, key)))
             found.write(folder)
     return found, [method.label for method in planned.methods]
 

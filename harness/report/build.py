@@ -10,11 +10,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from harness.errors import InputError
+from harness.report.arrivals import arrivals_figure
 from harness.report.curves import against_length, parts, survivors
 from harness.report.density import density_map
 from harness.report.figures import save
 from harness.report.html import page
-from harness.report.load import load_figure
 from harness.report.maps import needle_map, survival_map
 from harness.report.overview import Reported, overview, overview_markdown
 from harness.report.plots import accuracy_ttft_figure
@@ -122,7 +122,7 @@ def figures(run: Recorded, slo: Sequence[Limit] = ()) -> list[tuple[str, Figure]
         "survivors": survivors(run),
         "density": density_map(run),
         "throughput": throughput_figure([run]),
-        "load": load_figure(run.contenders, run.methods, slo),
+        "load": arrivals_figure(run.contenders, run.methods, slo),
     }
     return [(name, figure) for name, figure in drawn.items() if figure is not None]
 

@@ -10,8 +10,8 @@ from harness.report import formats
 from harness.report.recorded import Recorded
 from harness.report.slo import Limit, good
 from harness.report.table import Cell, Table, label, number
+from harness.statistics.arrivals import duration, requests
 from harness.statistics.comparable import arrived
-from harness.statistics.loads import duration, requests
 
 
 def goodput(run: Recorded, slo: Sequence[Limit]) -> Table:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from harness.report import markdown, plots
+from harness.report.arrivals import arrivals
 from harness.report.caveats import caveats
 from harness.report.energy import energy
-from harness.report.load import loads
 from harness.report.markdown import MARKED, Comparison
 from harness.report.means import as_table, mean_scores
 from harness.report.summary import ordered, summarise
@@ -39,7 +39,7 @@ def render(run: Path | str) -> list[Path]:
     harmless_frame(summary).to_csv(csv, index=False, lineterminator="\n")
     harmless_frame(comparison.rows).to_csv(other_csv, index=False, lineterminator="\n", float_format="%.6g")
     warnings = [f"**{caveat.title}**{caveat.text}" for caveat in caveats(records)]
-    more = [tails(summary), energy(summary, comparison, records), loads(records, manifest.methods)]
+    more = [tails(summary), energy(summary, comparison, records), arrivals(records, manifest.methods)]
     page = markdown.markdown(manifest, summary, comparison, folder.resolve().name, warnings, more)
     table.write_text(page, encoding="utf-8")
     drawn = plots.accuracy_ttft(manifest, summary, plot)

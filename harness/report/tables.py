@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness.report import formats
+from harness.report.arrivals import arrivals
 from harness.report.crossover import crossovers
 from harness.report.density import mean_density
 from harness.report.effects import ratio, verdict
 from harness.report.energy import energy
 from harness.report.goodput import goodput
-from harness.report.load import loads
 from harness.report.means import MeanScores
 from harness.report.recorded import Recorded, family
 from harness.report.slo import Limit
@@ -36,7 +36,7 @@ def tables(run: Recorded, slo: Sequence[Limit] = ()) -> list[Table]:
     found += [turns(run), latency(run), crossovers(run), tails(run.summary)]
     found += [energy(run.summary, run.comparison, run.records)]
     found += [memory(run), achieved(run), roofline(run)]
-    found += [loads(run.records, run.methods), *([goodput(run, slo)] if slo else [])]
+    found += [arrivals(run.records, run.methods), *([goodput(run, slo)] if slo else [])]
     return [table for table in found if table.rows]
 
 

@@ -23,12 +23,12 @@ from harness.measuring.clock import synchronize
 from harness.measuring.energy import EnergyMeter
 from harness.measuring.gpu import GpuMonitor
 from harness.measuring.roofline import NO_CEILINGS, ceilings
+from harness.runner.arrivals import arrival_jobs
 from harness.runner.batches import batch_jobs
 from harness.runner.conversation import Conversation
 from harness.runner.execute import Job
 from harness.runner.faults import told
 from harness.runner.loaded import Cell, load_run
-from harness.runner.loads import load_jobs
 from harness.runner.order import order
 from harness.runner.plan import CellSpec, Plan, plan
 from harness.runner.request import Bench, release
@@ -76,7 +76,7 @@ class MethodWorker:
         if run.spec.batch > 1:
             return batch_jobs(self._bench, cells, done, self._seatings)
         if load := load_of(run.plan.task(cells[0])):
-            return load_jobs(self._bench, cells, done, load, self._seatings)
+            return arrival_jobs(self._bench, cells, done, load, self._seatings)
         bound = [run.bind(cell) for cell in cells]
         prompts = read_prompts(bound[0].task, run.plan, run.model)
         return [job for prompt, cell in _in_turn(prompts, bound) for job in self._jobs(bound, cell, prompt, done)]

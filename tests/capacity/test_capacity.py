@@ -113,9 +113,9 @@ def test_more_is_tried_only_where_more_might_fit(tmp_path: Path, monkeypatch: py
     tried: list[str] = []
     hold = fill.hold
 
-    def noted(load: fill.Load, spec: Any, key: str) -> Any:
+    def noted(demand: fill.Demand, spec: Any, key: str) -> Any:
         tried.append(spec.label)
-        return hold(load, spec, key)
+        return hold(demand, spec, key)
 
     monkeypatch.setattr(found, "hold", noted)
     for most, full, snapkv in ((4, 3, 4), (5, 3, 5), (20, 3, 6), (30, 3, 6)):

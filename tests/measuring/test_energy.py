@@ -13,7 +13,7 @@ from harness.api import run
 from harness.measuring import energy
 from harness.measuring.energy import STEPS, EnergyMeter, Rest, watch_rest
 from harness.measuring.gpu import GpuMonitor
-from harness.report.load import loads
+from harness.report.arrivals import arrivals
 from harness.report.recorded import read
 from harness.report.throughput import throughput
 from harness.runner import worker
@@ -145,7 +145,7 @@ def test_requests_together_share_the_joules_of_all_of_them(tmp_path: Path, monke
     # No pair is made of them, yet the tables of what is together have them.
     assert not compare(batch)["energy_n"].any() and not compare(arriving)["energy_n"].any()
     whole, queue = read(tmp_path / "batch"), read(tmp_path / "load")
-    for table in (throughput([whole]), loads(queue.records)):
+    for table in (throughput([whole]), arrivals(queue.records)):
         cells = [row[table.head.index("energy/token")].value for row in table.rows]
         assert len(cells) == 2 and all(isinstance(value, float) and value > 0 for value in cells)
     assert not whole.counted

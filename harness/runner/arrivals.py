@@ -16,8 +16,8 @@ from harness.engine.continuous import Continuous
 from harness.engine.replay.seating import Seatings
 from harness.engine.request import Request
 from harness.errors import InputError
+from harness.measuring.arrivals import Arriving, Visit, WallClock, serve
 from harness.measuring.clock import Measured
-from harness.measuring.load import Arriving, Visit, WallClock, serve
 from harness.runner.batches import Group
 from harness.runner.execute import Job
 from harness.runner.plan import CellSpec
@@ -32,7 +32,7 @@ _NEVER_MEASURED = {"decode_read_bytes": None, "decode_floor_s": None}
 """A request's steps are of ever other batches, so no number of bytes is theirs."""
 
 
-def load_jobs(
+def arrival_jobs(
     bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str]], load: Load, seatings: Seatings
 ) -> list[Job]:
     """A job for each record that is missing; the first one of a method serves all of its requests.
@@ -51,7 +51,7 @@ def load_jobs(
     prompts = read_prompts(task, bench.run.plan, bench.run.model)
     if any(prompt.later or prompt.sample.choices for prompt in prompts):
         raise InputError(f"{task.label}: samples with follow-ups or choices cannot arrive at a rate")
-    groups = [Group(LoadAsker(bench, cell, load, seatings), prompts) for cell in cells]
+    groups = [Group(ArrivalAsker(bench, cell, load, seatings), prompts) for cell in cells]
     return [
         partial(group.record, place)
         for group in groups
@@ -60,7 +60,7 @@ def load_jobs(
     ]
 
 
-class LoadAsker:
+class ArrivalAsker:
     """Serves one cell's requests as they arrive.
 
     Attributes:

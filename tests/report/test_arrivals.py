@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness.report.arrivals import arrivals, arrivals_figure
 from harness.report.build import figures
 from harness.report.caveats import caveats
 from harness.report.goodput import goodput
-from harness.report.load import load_figure, loads
 from harness.report.recorded import Recorded, read
 from harness.report.render import render
 from harness.report.slo import parse_slo
 from harness.report.table import Table
 from harness.report.tables import tables
-from harness.statistics.loads import requests
+from harness.statistics.arrivals import requests
 from harness.storage.record import Record
 from tests.report.test_report import record, write
 
@@ -55,7 +55,7 @@ def one(table: Table, method: str, rate: float, column: str) -> Any:
 
 
 def test_percentiles_with_the_queue_and_without(run: Recorded) -> None:
-    table = loads(run.records, run.methods)
+    table = arrivals(run.records, run.methods)
     assert [row[1].text for row in table.rows] == ["full", "lazyllm"] * 2
     waits = 2.0 * 4.0 * np.arange(30) / 10
     for percent in (50, 90):
@@ -97,7 +97,7 @@ def test_what_lies_between_tokens_is_no_pair(run: Recorded) -> None:
 
 
 def test_a_picture_of_several_rates(run: Recorded) -> None:
-    figure = load_figure(run.records, run.methods)
+    figure = arrivals_figure(run.records, run.methods)
     assert figure is not None and len(figure.axes) == 1
     (axes,) = figure.axes
     assert axes.get_title() == "speed:most=2" and "p90" in axes.get_ylabel()
@@ -110,20 +110,20 @@ def test_a_picture_of_several_rates(run: Recorded) -> None:
 
 def test_one_rate_is_no_picture(run: Recorded) -> None:
     task = run.records["task"]
-    assert load_figure(run.records[task != "speed:rate=1.0:most=2"], run.methods) is None
-    assert load_figure(run.records[task == "needle"], run.methods) is None
+    assert arrivals_figure(run.records[task != "speed:rate=1.0:most=2"], run.methods) is None
+    assert arrivals_figure(run.records[task == "needle"], run.methods) is None
 
 
 def test_few_requests_have_a_median(run: Recorded) -> None:
     few = run.records[run.records["sample"].astype(int) < 7]
-    figure = load_figure(few, run.methods)
+    figure = arrivals_figure(few, run.methods)
     assert figure is not None and "p50" in figure.axes[0].get_ylabel()
 
 
 def test_all_at_once_has_no_rate_and_one_token_no_tpot(tmp_path: Path) -> None:
     records = [visit("full", None, number, 0.0, new_tokens=1, token_s=[]) for number in range(6)]
     found = read(write(tmp_path / "run", records, methods=[], tasks=[]))
-    (row,) = loads(found.records).rows
+    (row,) = arrivals(found.records).rows
     assert row[2].text == "inf" and requests(found.records)["tpot_s"].isna().all()
     (counted,) = goodput(found, parse_slo("tpot=1ms,ttft=1s")).rows
     assert counted[3].value == 6

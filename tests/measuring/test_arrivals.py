@@ -12,8 +12,8 @@ from harness.engine.batch import Ended, Slot
 from harness.engine.continuous import Continuous
 from harness.engine.replay.seating import Seatings
 from harness.engine.request import Request
+from harness.measuring.arrivals import Arriving, Visit, WallClock, serve
 from harness.measuring.clock import Measured
-from harness.measuring.load import Arriving, Visit, WallClock, serve
 from harness.runner.catalog import parse_methods
 
 
@@ -128,7 +128,7 @@ def test_an_idle_server_waits_for_the_next_arrival() -> None:
 
 def test_the_real_clock_stands_still_when_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 11.0, 11.5, 17.5, 18.0])
-    monkeypatch.setattr("harness.measuring.load.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("harness.measuring.arrivals.time.perf_counter", lambda: next(times))
     clock = WallClock()
     assert clock.now() == 1.0
     with clock.stopped():
@@ -138,14 +138,14 @@ def test_the_real_clock_stands_still_when_it_is_stopped(monkeypatch: pytest.Monk
 
 def test_the_real_clock_waits_no_less_than_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("harness.measuring.load.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("harness.measuring.arrivals.time.perf_counter", lambda: now[0])
     slept: list[float] = []
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         now[0] += seconds * 0.9 if len(slept) < 3 else seconds
 
-    monkeypatch.setattr("harness.measuring.load.time.sleep", sleep)
+    monkeypatch.setattr("harness.measuring.arrivals.time.sleep", sleep)
     clock = WallClock()
     clock.wait(2.0)
     assert now[0] >= 2.0 - 1e-9 and len(slept) == 3

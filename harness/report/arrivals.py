@@ -15,7 +15,7 @@ from harness.report import formats
 from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
 from harness.report.slo import Limit, good
 from harness.report.table import Cell, Table, label, number
-from harness.statistics.loads import duration, requests
+from harness.statistics.arrivals import duration, requests
 from harness.statistics.noise import TWIN
 from harness.statistics.percentiles import PERCENTS, fewest, percentile
 
@@ -31,7 +31,7 @@ _NOTE = (
 )
 
 
-def loads(records: pd.DataFrame, methods: Sequence[str] = ()) -> Table:
+def arrivals(records: pd.DataFrame, methods: Sequence[str] = ()) -> Table:
     """One row a task and method that was asked at a rate; none where nothing was.
 
     Args:
@@ -89,7 +89,7 @@ def _steps(group: pd.DataFrame) -> str:
     return "some replayed" if len(kinds) > 1 else "replayed" if True in kinds else "launched"
 
 
-def load_figure(records: pd.DataFrame, methods: Sequence[str], slo: Sequence[Limit] = ()) -> Figure | None:
+def arrivals_figure(records: pd.DataFrame, methods: Sequence[str], slo: Sequence[Limit] = ()) -> Figure | None:
     """TTFT over the rate, and goodput where there are limits; None where no task was asked at several rates.
 
     Args:
