@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -43,8 +44,16 @@ methods:
 tasks: speed:repeats=2:new_tokens=2
 lengths: [256, 512]
 seed: [0, 1]
-limit: 1
+limit: 2
 """
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the grid, its model and `out`, where it was run once."""
+    folder = tmp_path_factory.mktemp("swept")
+    assert run("sweep", written(folder, GRID.format(model=tiny(folder))), "--output", folder / "out") == 0
+    return folder
 
 
 def test_options_lists_and_run_axes_multiply(tmp_path: Path) -> None:
@@ -61,15 +70,14 @@ def test_options_lists_and_run_axes_multiply(tmp_path: Path) -> None:
     assert [task.label for task in plan(first).tasks] == [
         f"speed:repeats=2:new_tokens=2:lengths={length}" for length in (256, 512)
     ]
-    assert first.limit == 1 and sweep.runs[1].spec.seed == 1
+    assert first.limit == 2 and sweep.runs[1].spec.seed == 1
 
 
 def test_one_command_runs_the_grid_again_asks_nothing_and_draws_every_axis(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
-    assert run("sweep", grid, "--output", folder) == 0
-    assert len(harness.load(folder / "config.json-seed=1")) == 5 * 2
+    grid, folder = swept / "grid.yaml", swept / "out"
+    assert len(harness.load(folder / "config.json-seed=1")) == 5 * 2 * 2
     table = pd.read_csv(folder / "sweep.csv")
     assert len(table) == 5 * 2 * 2 and set(table["seed"]) == {0, 1}
     names = {path.stem for path in folder.glob("axis-*.svg")}
@@ -81,15 +89,15 @@ def test_one_command_runs_the_grid_again_asks_nothing_and_draws_every_axis(
 
 
 def test_records_alone_are_drawn_without_the_model_to_the_same_bytes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "out"
-    assert run("sweep", grid, "--from", folder) == 2
+    grid = written(tmp_path, GRID.format(model=f"random:{tmp_path / 'config.json'}"))
+    assert run("sweep", grid, "--from", tmp_path / "out") == 2
     assert "no records of" in capsys.readouterr().err
-    assert run("sweep", grid, "--output", folder) == 0
+    folder = shutil.copytree(swept / "out", tmp_path / "out")
     drawn = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert {path.suffix for path in drawn} == {".md", ".csv", ".png", ".svg"}
-    for path in [tmp_path / "config.json", *drawn]:
+    for path in drawn:
         path.unlink()
     assert run("sweep", grid, "--from", folder) == 0
     assert drawn == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -99,11 +107,8 @@ def test_records_alone_are_drawn_without_the_model_to_the_same_bytes(
         assert "no --dry-run" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_point_on_an_axis_is_of_the_methods_with_that_value(tmp_path: Path) -> None:
-    text = GRID.format(model=tiny(tmp_path)).replace("limit: 1", "limit: 2")
-    grid, folder = written(tmp_path, text), tmp_path / "out"
-    assert run("sweep", grid, "--output", folder) == 0
-    results = collect(multiply(read_grid(grid)), folder)
+def test_a_point_on_an_axis_is_of_the_methods_with_that_value(swept: Path) -> None:
+    results = collect(multiply(read_grid(swept / "grid.yaml")), swept / "out")
     axes = {axis.name: axis for axis in results.axes()}
     w = axes["slim w"]
     assert w.lines == ["full", "budgets=0.75/0.375/0.25", "budgets=0.5/0.5/0.5"] and w.values == ["4", "8"]
@@ -128,16 +133,14 @@ def test_an_unfinished_sweep_shows_what_there_is(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_prints_cells_and_says_where_its_estimate_is_from(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    grid, folder = written(tmp_path, GRID.format(model=tiny(tmp_path))), tmp_path / "runs/out"
+    grid, folder = swept / "grid.yaml", tmp_path / "runs/out"
     assert run("sweep", grid, "--dry-run", "--output", folder) == 0
     printed = capsys.readouterr().out
-    assert "20 cells, 20 requests" in printed and "from FLOPs and ceilings (20 cells)" in printed
+    assert "20 cells, 40 requests" in printed and "from FLOPs and ceilings (20 cells)" in printed
     assert not folder.exists()
-    assert run("sweep", grid, "--output", folder) == 0
-    capsys.readouterr()
-    assert run("sweep", grid, "--dry-run", "--output", folder) == 0
+    assert run("sweep", grid, "--dry-run", "--output", swept / "out") == 0
     assert "from recorded requests (20 cells)" in capsys.readouterr().out
 
 
