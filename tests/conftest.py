@@ -53,6 +53,19 @@ def embedded_model_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def what_does_not_change_once() -> Iterator[None]:
+    """The command line is built once a process, the environment's packages and commit are looked up once."""
+    import typer.main
+
+    from harness.measuring import provenance
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((typer.main, "get_command"), (provenance, "_version"), (provenance, "_git")):
+            patch.setattr(module, name, cache(getattr(module, name)))
+        yield
+
+
 @pytest.fixture
 def forget_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Methods that a test loads from files are gone behind it."""

@@ -42,6 +42,7 @@ def tiny(folder: Path, **shape: int) -> str:
     return random_model(folder, **{"hidden_size": 32, "intermediate_size": 64, "vocab_size": 300} | shape)
 
 
+@pytest.mark.slow
 def test_one_command_gives_records_table_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     assert run("run", *SMALL, "--output", str(folder)) == 0
@@ -86,6 +87,7 @@ def test_resume_extends_a_run_and_asks_nothing_twice(tmp_path: Path) -> None:
     assert run("resume", str(tmp_path / "nothing")) == 2
 
 
+@pytest.mark.slow
 def test_every_instrument_can_be_switched_on(tmp_path: Path) -> None:
     flags = ["--parts", "--ledger", "--noise-floor"]
     speed = ["--methods", "full,slim", "--tasks", "speed:lengths=256:new_tokens=4:repeats=1"]

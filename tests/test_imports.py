@@ -38,6 +38,7 @@ def loaded() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.slow
 def test_imports_stay_light(step: str, loaded: dict[str, set[str]]) -> None:
     assert loaded[step] == set()
 

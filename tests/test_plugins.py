@@ -202,6 +202,7 @@ def test_a_bad_file_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.usefixtures("own_registry")
+@pytest.mark.slow
 def test_conformance_prints_a_line_a_check_and_exits_0_or_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = method_file(tmp_path / "own.py", "own", simulated=True)
     assert run("conformance", "own", "--method-file", str(path), "--layers", "3") == 0

@@ -64,6 +64,7 @@ def test_links_to_nothing_and_to_what_is_only_drawn_are_broken(tmp_path: Path) -
     assert broken(page) == [str(ROOT / link) for link in bad]
 
 
+@pytest.mark.slow
 def test_recorded_runs_stay_light_and_what_can_be_drawn_is_not_tracked() -> None:
     files = git_files("results", "reports")
     assert len(files) < MOST_FILES and sum((ROOT / name).stat().st_size for name in files) < MOST_BYTES

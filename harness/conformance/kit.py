@@ -39,7 +39,7 @@ COMMON, LONG = 333, 1101
 """Prompt tokens on every model, and where budgets in tokens (512, 1024) have to bite."""
 LOGITS_TOLERANCE = 1e-3
 """Of the largest logit; sums in another order differ by some 1e-6."""
-LENGTHS = (1, 2, 17, 63, 64, 65, 127, COMMON, LONG)
+LENGTHS = (1, 2, 17, 63, 64, 65, 127, COMMON)
 BATCH = (127, COMMON, 2, 65, 1, 17)
 
 
@@ -93,17 +93,20 @@ class Report:
 class Subject:
     """A method under test: fresh instances of it, and what it did with one prompt of every length on every model."""
 
-    def __init__(self, spec: MethodSpec, layers: int = LAYERS, models: Sequence[tuple[str, str]] = MODELS) -> None:
+    def __init__(
+        self, spec: MethodSpec, layers: int = LAYERS, models: Sequence[tuple[str, str]] = MODELS, long: int = LONG
+    ) -> None:
         """
         Args:
             spec: the method with its options.
             layers: depth of the tiny models.
             models: families and layouts of heads; one model is always there.
+            long: tokens of the longest prompt.
 
         Raises:
             InputError: the options do not fit a model of that depth.
         """
-        self.spec, self.layers, self.models = spec, layers, models
+        self.spec, self.layers, self.models, self.long = spec, layers, models, long
         self._outcomes: dict[tuple[str, str, int], Trace | Exception] = {}
         spec.check(tiny_shape(layers=layers))
 
@@ -131,9 +134,10 @@ class Subject:
 
     @property
     def lengths(self) -> list[int]:
-        """`LENGTHS`, and around every whole number among the options: a block, a page, a window ends there."""
-        sizes = [value for value in self.spec.options.model_dump().values() if type(value) is int and 1 < value < LONG]
-        return sorted({*LENGTHS, *(size + shift for size in sizes for shift in (-1, 0, 1))})
+        """`LENGTHS`, the longest, and around every number in the options: a block, a page, a window ends there."""
+        given = self.spec.options.model_dump().values()
+        sizes = [value for value in given if type(value) is int and 1 < value < self.long]
+        return sorted({*LENGTHS, self.long, *(size + shift for size in sizes for shift in (-1, 0, 1))})
 
     def traces(self) -> list[tuple[str, Trace]]:
         """The prompts that came through; what crashed is the business of the check `lengths`."""
@@ -250,7 +254,7 @@ def _nothing_to_prune(subject: Subject) -> Iterator[str]:
     spec = subject.nothing()
     given = ":".join(f"{key}={value}" for key, value in subject.spec.kind.nothing.items())
     told = given or "no options (declare those that prune nothing)"
-    for family, heads, length in [*((*model, COMMON) for model in subject.models), (*ONE, LONG)]:
+    for family, heads, length in [*((*model, COMMON) for model in subject.models), (*ONE, subject.long)]:
         trace = subject.session(family, heads, spec).serve(prompt(length), _new_tokens(family, heads))
         if problem := _unlike(full_attention(family, heads, subject.layers, length), trace):
             yield f"{_where(family, heads, length)}, `nothing` being {told}: {problem}"
@@ -290,11 +294,11 @@ def _deterministic(subject: Subject) -> Iterator[str]:
 @_check("no-state")
 def _no_state(subject: Subject) -> Iterator[str]:
     """Requests B, A, B, A on one instance: A's results are those that it gets alone."""
-    one, other, session = prompt(LONG), prompt(127, seed=1), subject.session()
+    one, other, session = prompt(subject.long), prompt(127, seed=1), subject.session()
     for ids in (other, one, other, one):
         trace = session.serve(ids, NEW_TOKENS)
         if ids is one:
-            yield from _differences("A, behind another request", subject.trace(LONG), trace)
+            yield from _differences("A, behind another request", subject.trace(subject.long), trace)
 
 
 @_check("odd-batch")

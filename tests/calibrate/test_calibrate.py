@@ -97,6 +97,7 @@ def test_accuracy_counts_the_answers_tokens_that_come_next() -> None:
 
 
 @pytest.mark.parametrize("kind", ["duo", "lychee"])
+@pytest.mark.slow
 def test_gates_of_heads_that_add_nothing_go_first(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded()
     idle = {(layer, layer % 2) for layer in range(1, LAYERS)}

@@ -108,6 +108,7 @@ def test_the_same_command_finds_out_nothing_twice(
     assert capacity(tmp_path, methods="full") == 2 and "something else" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_more_is_tried_only_where_more_might_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Scarce(int(3.5 * FULL), monkeypatch)
     tried: list[str] = []

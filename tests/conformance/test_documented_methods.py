@@ -45,6 +45,7 @@ WORKED = {
 
 
 @pytest.mark.parametrize(("document", "place", "options"), WORKED.values(), ids=WORKED)
+@pytest.mark.slow
 def test_a_worked_method_conforms(document: Path, place: int, options: dict[str, str], tmp_path: Path) -> None:
     kind = load(blocks(document)[place], tmp_path, Registry("method", "methods", Method))
     # The project's own methods meet every model; for these every family and every layout of heads will do.

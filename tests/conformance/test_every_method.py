@@ -47,6 +47,8 @@ VARIANTS = [
 EVERY = METHODS.names() + VARIANTS
 QUICK = {"full", "slim", "lazyllm", "snapkv", "quest", "streaming", "minference"}
 """One of each kind: the others wait for the whole suite."""
+SHORTER = 450
+"""Tokens of the longest prompt of a variant: its budgets bite there."""
 
 
 @lru_cache(1)  # what all methods left behind would be gone through at each collection of garbage
@@ -55,7 +57,8 @@ def subject(text: str) -> Subject:
     (spec,) = parse_methods(text)
     known = () if text in VARIANTS else DECODING
     turns = DECODING if text in VARIANTS else [model for model in MODELS if model not in DECODING]
-    return Subject(spec, models=[*known, turns[EVERY.index(text) % len(turns)]])
+    models = [*known, turns[EVERY.index(text) % len(turns)]]
+    return Subject(spec, models=models, long=SHORTER) if text in VARIANTS else Subject(spec, models=models)
 
 
 # The lower decorator is the outer loop: all checks of one method follow each other and share its requests.

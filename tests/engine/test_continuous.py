@@ -55,6 +55,7 @@ def answers(batch: Continuous, requests: Sequence[Request]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("text", EVERY)
+@pytest.mark.slow
 def test_every_method_answers_as_it_does_alone(text: str) -> None:
     engine = tiny_engine()
     batch = continuous(engine, text, 2)

@@ -52,6 +52,7 @@ def test_heads_attend_to_all_or_to_their_list_and_choose_what_they_paid_most(
 
 
 @pytest.mark.parametrize("vote", ["mean", "max"])
+@pytest.mark.slow
 def test_replayed_steps_give_the_same_tokens(vote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed(monkeypatch)
     stock, fused = attention_alone(layers=4)

@@ -71,6 +71,7 @@ def test_whatever_says_that_it_is_for_several_ranks_is_shown_here() -> None:
 
 
 @pytest.mark.parametrize("text", METHODS)
+@pytest.mark.slow
 def test_a_method_answers_and_keeps_as_in_one_place(text: str) -> None:
     alone = answer(text, tiny_engine(heads="MHA"))
     assert list(spread(text, 2)) == [alone, alone]
@@ -98,7 +99,9 @@ def graphed(text: str, fused: bool, ranks: Ranks = ALONE) -> Answer:
     engine = Engine(own, shape, kind="graphed", ranks=ranks)
     if not fused:
         engine.verbs, engine.prefill = Verbs(own, ranks.part(shape), ranks), None
-    return answer(text, engine, PROMPT[:64].to(DEVICE), new=4)
+    # Products are interpreted row by row.
+    length, new = (20, 3) if fused else (64, 4)
+    return answer(text, engine, PROMPT[:length].to(DEVICE), new)
 
 
 @pytest.mark.slow

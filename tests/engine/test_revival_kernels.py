@@ -576,6 +576,7 @@ def test_choice_of_tokens(choice: Choice) -> None:
         (17500, "all zero"),
     ],
 )
+@pytest.mark.slow
 def test_choice_among_more_tokens_than_a_block_takes(wanted: int, kind: str) -> None:
     choice = Choice(18000, wanted, kind)
     Mirror(before_choice(choice)).choose(scores_like(kind, choice.count), choice.segment)

@@ -35,7 +35,7 @@ from tests.tiny import FAMILIES, build, random_ids, tiny_engine, tiny_model
 
 pytestmark = pytest.mark.slow
 
-LAYERS, CONTEXT, NEW = 5, 64, (5, 4, 6)
+LAYERS, CONTEXT, NEW = 4, 64, (4, 4, 5)
 QUESTIONS = random_ids(21).view(3, 7)
 
 
@@ -171,5 +171,5 @@ def test_a_turn_brings_no_more_than_was_spoken_of() -> None:
 def test_all_turns_count_against_a_sliding_window(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, (first, *_) = tiny_engine(), asked(random_ids(CONTEXT), frozenset(), True)
     monkeypatch.setattr(engine, "window", 80)
-    with pytest.raises(InputError, match="100 tokens"):
+    with pytest.raises(InputError, match="98 tokens"):
         next(Session(engine, build("full", engine)).stream(first))

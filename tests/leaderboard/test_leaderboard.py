@@ -262,6 +262,7 @@ def rows(diff: np.ndarray[Any, Any], cells: int) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("cells", [1, 10, 50])
+@pytest.mark.slow
 def test_intervals_of_losses_hold_the_truth_often_enough(cells: int) -> None:
     generator, held = np.random.default_rng(1), 0
     for _ in range(300):

@@ -108,7 +108,7 @@ CASES: dict[str, list[Options]] = {
 
 
 def rotating() -> list[Any]:
-    """Every set of options at every length; over the lengths, it meets every family."""
+    """Every set of options at every length, one of which is quick; over the lengths, it meets every family."""
     sets = [(name, options) for name, each in CASES.items() for options in each]
     places = [(which, nth) for which in range(len(sets)) for nth in range(len(LENGTHS))]
     heads = list(HEADS)
@@ -118,6 +118,7 @@ def rotating() -> list[Any]:
             LENGTHS[nth],
             (FAMILIES[(which + nth) % len(FAMILIES)], heads[index % len(heads)]),
             id=f"{text(*sets[which])}-{LENGTHS[nth]}",
+            marks=[] if nth == which % len(LENGTHS) else pytest.mark.slow,
         )
         for index, (which, nth) in enumerate(places)
     ]

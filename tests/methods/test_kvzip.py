@@ -39,6 +39,7 @@ def repeats(ids: Tensor, chunk: int) -> list[tuple[range, Tensor]]:
 @pytest.mark.parametrize(
     ("length", "chunk", "share", "sinks"), [(50, 2000, 0.5, 4), (50, 20, 0.3, 1), (40, 3, 0.25, 5)]
 )
+@pytest.mark.slow
 def test_it_keeps_what_its_twin_keeps(
     heads: str, length: int, chunk: int, share: float, sinks: int, plus: bool
 ) -> None:

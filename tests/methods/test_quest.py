@@ -60,6 +60,7 @@ def quest(engine: Engine, text: str) -> Quest:
         ("kv_head", 1000, [True, True, True]),
     ],
 )
+@pytest.mark.slow
 def test_replayed_quest_reads_the_same_pages(per: str, budget: float, replayed: list[bool]) -> None:
     stock, fused = attention_alone()
     expected, method = (build(f"{QUEST}{per}:budget={budget}", engine) for engine in (stock, fused))

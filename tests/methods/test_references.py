@@ -199,6 +199,7 @@ def assert_all_there(method: Any, layers: tuple[int, ...], seen: int) -> None:
 
 
 @pytest.mark.parametrize(("options", "length", "model"), rotating(STREAMING))
+@pytest.mark.slow
 def test_streaming(options: Options, length: int, model: Model) -> None:
     method, ids = method_named("streaming", options, model), random_ids(length + STEPS)
     twin = StreamingTwin(tiny_model(*model), length, len(ids), StreamingOptions(**options))
@@ -209,6 +210,7 @@ def test_streaming(options: Options, length: int, model: Model) -> None:
 
 @pytest.mark.parametrize("options", STREAMING)
 @pytest.mark.parametrize("length", [3, 30, 150])
+@pytest.mark.slow
 def test_streaming_takes_a_question_in_one_step(options: Options, length: int) -> None:
     method, ids, late = method_named("streaming", options, MODELS[0]), random_ids(length + 12), 9
     twin = StreamingTwin(tiny_model(), length, len(ids), StreamingOptions(**options))
@@ -230,6 +232,7 @@ def test_streaming_evicts_nothing_while_a_question_comes_in() -> None:
 
 
 @pytest.mark.parametrize(("options", "length", "model"), rotating(QUEST))
+@pytest.mark.slow
 def test_quest(options: Options, length: int, model: Model) -> None:
     method, ids = method_named("quest", options, model), random_ids(length + STEPS)
     twin = QuestTwin(tiny_model(*model), length, len(ids), QuestOptions(**options))

@@ -37,6 +37,7 @@ PRUNING = [
 @pytest.mark.parametrize("text", NOTHING_TO_PRUNE)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.slow
 def test_nothing_to_prune_is_full_attention(text: str, family: str, heads: str) -> None:
     engine, ids = tiny_engine(family, heads), random_ids(333)
     assert generate(text, engine, ids) == generate("full", engine, ids)

@@ -92,6 +92,7 @@ FLEX = [FlexOptions(0.9, 0.1, 128), FlexOptions(0.6, 0.3, 128), FlexOptions(0.5,
 
 @pytest.mark.parametrize("n", [200, 384, 700, 1025])
 @pytest.mark.parametrize("options", FLEX, ids=str)
+@pytest.mark.slow
 def test_flexprefill(n: int, options: FlexOptions) -> None:
     heads = looking(n)
     least = options.min_budget if options.min_budget > 1 else 1 / n
@@ -101,6 +102,7 @@ def test_flexprefill(n: int, options: FlexOptions) -> None:
 
 @pytest.mark.parametrize("n", [1, 129, 300, 515])
 @pytest.mark.parametrize(("stride", "tau"), [(4, 0.5), (8, 0.9), (16, 0.7), (16, 0.0)])
+@pytest.mark.slow
 def test_xattention(n: int, stride: int, tau: float, monkeypatch: pytest.MonkeyPatch) -> None:
     heads = looking(n)
     monkeypatch.setattr("methods.common.antidiagonals._LOGITS", 10_000)
@@ -203,6 +205,7 @@ def test_bad_options_are_one_line(text: str, content: str | None, message: str, 
 
 
 @pytest.mark.parametrize("text", ["minference:slash=60", "xattention:stride=8"])
+@pytest.mark.slow
 def test_methods_with_a_file_conform(text: str, tmp_path: Path) -> None:
     layer = '{"0": ["vertical_and_slash", 40, 60]}' if text.startswith("minference") else "[0.1, 0.5, 0.9, 1]"
     (file := tmp_path / "heads.json").write_text(f"[{', '.join([layer] * 6)}]")

@@ -46,6 +46,7 @@ def test_every_plot_as_png_and_svg(run: Path, tmp_path: Path) -> None:
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths if path.suffix == ".png")
 
 
+@pytest.mark.cluster
 def test_another_process_draws_the_same_bytes_in_every_file(run: Path, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     command = [sys.executable, "-c", DRAW, str(run.parent), str(there)]

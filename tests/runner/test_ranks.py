@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import multiprocessing
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from harness.runner.spec import RunSpec
 from harness.runner.team import FOLLOW, _of_one_kind
 from harness.storage.store import load_manifest
 from tests.checkpoint import save_checkpoint
+from tests.executors.conftest import forked_workers as forked_workers
 from tests.test_cli import random_model
 from tests.tiny import build, random_ids, tiny_model, tiny_shape
 
@@ -67,14 +70,19 @@ def run(model: str, folder: Path, **more: Any) -> pd.DataFrame:
     return harness.run(model=model, output=folder, **asked | more)
 
 
-def others() -> list[str]:
-    """Ranks that this process has started and that are still there."""
+def others() -> list[str | BaseProcess]:
+    """Ranks that this process has started and that are still there, fresh or forked."""
     lines = [" ".join(child.cmdline()) for child in psutil.Process().children()]
-    return [line for line in lines if line.endswith(FOLLOW)]
+    return [*(line for line in lines if line.endswith(FOLLOW)), *multiprocessing.active_children()]
 
 
 @pytest.mark.slow
-def test_records_are_those_of_one_device_but_for_times(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.cluster)])
+def test_records_are_those_of_one_device_but_for_times(
+    fresh: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if not fresh:
+        request.getfixturevalue("forked_workers")
     model = save_checkpoint(tmp_path / "model")
     alone, spread = (run(model, tmp_path / str(size), methods=METHODS, tensor_parallel=size) for size in (1, 2))
     assert spread[ALIKE].equals(alone[ALIKE]) and spread["prediction"].equals(alone["prediction"])
@@ -88,7 +96,7 @@ def test_records_are_those_of_one_device_but_for_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("forget_methods")
+@pytest.mark.usefixtures("forget_methods", "forked_workers")
 def test_a_rank_that_ends_ends_the_run_in_a_line_and_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

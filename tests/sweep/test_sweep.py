@@ -73,6 +73,7 @@ def test_options_lists_and_run_axes_multiply(tmp_path: Path) -> None:
     assert first.limit == 2 and sweep.runs[1].spec.seed == 1
 
 
+@pytest.mark.slow
 def test_one_command_runs_the_grid_again_asks_nothing_and_draws_every_axis(
     swept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,6 +89,7 @@ def test_one_command_runs_the_grid_again_asks_nothing_and_draws_every_axis(
     assert "| `0` | `speed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_records_alone_are_drawn_without_the_model_to_the_same_bytes(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +109,7 @@ def test_records_alone_are_drawn_without_the_model_to_the_same_bytes(
         assert "no --dry-run" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_point_on_an_axis_is_of_the_methods_with_that_value(swept: Path) -> None:
     results = collect(multiply(read_grid(swept / "grid.yaml")), swept / "out")
     axes = {axis.name: axis for axis in results.axes()}
@@ -132,6 +135,7 @@ def test_an_unfinished_sweep_shows_what_there_is(tmp_path: Path) -> None:
     assert "1 runs have no records yet" in page and "`speed" in page
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_cells_and_says_where_its_estimate_is_from(
     swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

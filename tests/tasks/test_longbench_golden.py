@@ -20,6 +20,7 @@ def _needs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.slow
 def test_score_equals_the_official_one(name: str) -> None:
     _needs(name)
     assert score_file(GOLDEN / f"{name}.jsonl", name) == official(RESULT)[name]

@@ -48,6 +48,7 @@ def perfect(sample: Sample) -> str:
 
 @pytest.mark.parametrize("length", [512, 3000])
 @pytest.mark.parametrize("member", SUITES)
+@pytest.mark.slow
 def test_lengths_are_exact_and_needles_are_where_they_are_said_to_be(
     tokenizer: Tokenizer, member: str, length: int
 ) -> None:

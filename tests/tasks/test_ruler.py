@@ -76,6 +76,7 @@ def hotpot(folder: Path, questions: int = 5) -> Path:
 
 @pytest.mark.parametrize("length", [2048, 4096])
 @pytest.mark.parametrize("member", GENERATED)
+@pytest.mark.slow
 def test_prompt_and_answer_fill_the_length_within_a_percent(tokenizer: Any, member: str, length: int) -> None:
     for sample in task(f"{member}:length={length}").samples(tokenizer):
         tokens = len(encode(sample, tokenizer))
@@ -85,6 +86,7 @@ def test_prompt_and_answer_fill_the_length_within_a_percent(tokenizer: Any, memb
 
 
 @pytest.mark.parametrize("member", GENERATED)
+@pytest.mark.slow
 def test_samples_are_seeded_distinct_and_hold_their_answers(tokenizer: Any, member: str) -> None:
     samples = list(task(f"{member}:length=2048").samples(tokenizer))
     assert samples == list(task(f"{member}:length=2048").samples(tokenizer))
