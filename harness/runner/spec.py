@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -159,10 +160,16 @@ def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, 
             "max_length": spec.max_length,
             "question": spec.question,
             "seed": spec.seed,
-            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "versions": _versions(),
             **together,
         }
     )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of what answers; looked up once, for a grid has hundreds of cells."""
+    return {name: version(name) for name in ("torch", "transformers")}
 
 
 def _identity(method: MethodSpec) -> list[Any]:

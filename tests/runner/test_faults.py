@@ -205,7 +205,7 @@ def test_options_that_are_none_are_one_line(tmp_path: Path, model: str, capsys: 
 def test_what_a_task_fails_to_say_before_the_model_loads_is_one_line(
     hook: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert asked_of_task(tmp_path, SAMPLES + f"    def {hook}(self):\n        return self.nothing\n") == 2
+    assert asked_of_task(tmp_path, SAMPLES + f"    def {hook}(self):\n        return self.nothing\n", scored=False) == 2
     words = f"harness: own: {hook}: AttributeError: 'Own' object has no attribute 'nothing' (owntask.py:12)"
     assert capsys.readouterr().err == words + "\n"
 
@@ -254,11 +254,11 @@ SAMPLES = (
 )
 
 
-def asked_of_task(folder: Path, code: str, tasks: str = "own") -> int:
-    """Runs the task that is written into a file beside the results, with real text."""
+def asked_of_task(folder: Path, code: str, tasks: str = "own", scored: bool = True) -> int:
+    """Runs the task that is written into a file beside the results; answers of a checkpoint are scored."""
     file = folder / "owntask.py"
     file.write_text(TASKS_HEAD + code)
-    model = save_checkpoint(folder / "model")
+    model = save_checkpoint(folder / "model") if scored else random_model(folder)
     words = ["--model", model, "--methods", "full", "--tasks", tasks, "--device", "cpu", "--output", folder / "run"]
     return run("run", "--task-file", file, *words)
 
@@ -304,7 +304,7 @@ def test_samples_that_cannot_be_asked_stop_the_run_before_its_first_request(
     sample: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = f"    def samples(self, tokenizer):\n        yield Sample({sample})\n"
-    assert asked_of_task(tmp_path, code, "needle:lengths=192:depths=0.5:repeats=1,own") == 2
+    assert asked_of_task(tmp_path, code, "needle:lengths=192:depths=0.5:repeats=1,own", scored=False) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"harness: {words}") and error.count("\n") == 1
     assert harness.load(tmp_path / "run").empty
