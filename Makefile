@@ -45,7 +45,7 @@ test: lint
 test-cluster: .venv/.ready
 	$(PYTEST) -m cluster
 
-# For the inner loop: all but the tests marked slow, in a minute or so, and neither ruff nor mypy.
+# For the inner loop: all but the tests marked slow, in a minute and a half, and neither ruff nor mypy.
 quick: .venv/.ready
 	$(PYTEST) -m 'not slow and not cluster'
 

@@ -58,6 +58,7 @@ def decoded(text: str, engine: Engine, ids: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["duo", "lychee"])
 @torch.no_grad()
+@pytest.mark.slow
 def test_gates_of_0_and_1_are_the_method_itself(name: str, family: str, heads: str, tmp_path: Path) -> None:
     model, engine = loaded(family, heads), tiny_engine(family, heads)
     distillation, lesson, ids = lesson_of(model)

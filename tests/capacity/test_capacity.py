@@ -89,6 +89,7 @@ def test_as_many_as_fit_are_held_and_decoded(
     assert len(rows) == 4
 
 
+@pytest.mark.slow
 def test_the_same_command_finds_out_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

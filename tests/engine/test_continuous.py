@@ -98,6 +98,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedDecode]:
 
 
 @pytest.mark.parametrize("text", [DENSE, RAGGED, *OWN])
+@pytest.mark.slow
 def test_replayed_steps_give_the_same_answers(text: str, recorded: list[RecordedDecode]) -> None:
     stock, fused = attention_alone()
     batch = continuous(fused, text, 3)

@@ -68,6 +68,7 @@ def test_prefills_are_the_same_recorded_or_not(text: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.slow
 def test_every_method_comes_out_the_same(name: str) -> None:
     text, found = f"{name}:{SCHEDULE}" if name in ("slim", "random", "recent") else name, []
     text = "lazyllm:layers=2/4:keep=0.75/0.5" if name == "lazyllm" else text

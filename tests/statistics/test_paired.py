@@ -183,6 +183,7 @@ def test_an_effect_of_the_detectable_size_is_found_four_times_out_of_five() -> N
     assert 0.74 <= np.mean(p <= SPEED_ALPHA) <= 0.88
 
 
+@pytest.mark.slow
 def test_without_a_single_change_the_detectable_effect_is_a_rate_of_flips() -> None:
     mde = score_mde(score_effect([pairs([0.0] * 50)]))
     flips = np.random.default_rng(7).binomial(50, mde, 4000)
@@ -201,6 +202,7 @@ def test_what_would_take_a_tenfold_ratio_or_more_than_all_answers_is_not_detecta
     assert score_mde(mixed) == math.inf
 
 
+@pytest.mark.slow
 def test_flips_needed_are_those_of_mcnemars_exact_test() -> None:
     # A total loss: as many losses as make p = 2^(1-n) small enough.
     assert [flips_needed(1.0, 0.0, alpha) for alpha in (0.05, 0.05 / 6, 0.001)] == [6, 8, 11]

@@ -58,6 +58,7 @@ def test_full_attention_s_answers_do_not_depend_on_what_other_methods_decode_wit
 
 
 @pytest.mark.parametrize("file", ["harness/engine/method.py", "harness/engine/cache.py", "harness/engine/attention.py"])
+@pytest.mark.slow
 def test_editing_what_all_methods_build_on_changes_every_hash(copied: Path, file: str) -> None:
     before = hashes(*METHODS.names())
     append(copied / file, "\n")

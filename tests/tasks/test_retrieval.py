@@ -63,6 +63,7 @@ def test_lengths_are_exact_and_needles_are_where_they_are_said_to_be(
 
 
 @pytest.mark.parametrize("member", SUITES)
+@pytest.mark.slow
 def test_samples_are_seeded_limited_and_distinct(tokenizer: Tokenizer, member: str) -> None:
     first = list(suite(f"{member}:repeats=2").samples(tokenizer))
     assert first == list(suite(f"{member}:repeats=2").samples(tokenizer))
