@@ -55,13 +55,13 @@ def embedded_model_once() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def what_does_not_change_once() -> Iterator[None]:
-    """The command line is built once a process, the environment's packages and commit are looked up once."""
+    """The command line is built, and the environment's packages are looked up, once a process."""
     import typer.main
 
     from harness.measuring import provenance
 
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((typer.main, "get_command"), (provenance, "_version"), (provenance, "_git")):
+        for module, name in ((typer.main, "get_command"), (provenance, "_version")):
             patch.setattr(module, name, cache(getattr(module, name)))
         yield
 
