@@ -164,6 +164,7 @@ def test_workers_end_with_their_driver(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_workers_and_leaves_a_valid_folder(tmp_path: Path) -> None:
     settle(tmp_path, 400, seconds=0.3)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def interrupt() -> None:
         while not (tmp_path / "run/samples.jsonl").exists():

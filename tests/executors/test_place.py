@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import cast
 
 import psutil
@@ -20,6 +21,7 @@ from harness.executors.place import Died, Place
 from harness.runner.fan_out import ANSWER
 from tests.executors.echo import ECHO, LONG
 
+ROOT = Path(__file__).resolve().parents[2]
 DRIVER = f"""
 from harness.executors.place import Place
 for said in Place({ECHO!r}, {{}}).carry_out(b"slow"):
@@ -76,7 +78,7 @@ def test_what_orders_are_forked_from_may_die(place: Place) -> None:
 
 
 def test_an_order_ends_with_who_gave_it() -> None:
-    with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE) as driver:
+    with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, cwd=ROOT) as driver:
         assert driver.stdout is not None
         own, parent, _ = ids(driver.stdout.readline())
         driver.kill()
