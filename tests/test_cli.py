@@ -255,6 +255,7 @@ def test_shells_complete_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().out.split() == ["resume", "report", "reproduce"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_valid_folder_that_says_it_is_incomplete(tmp_path: Path) -> None:
     folder, errors = tmp_path / "run", tmp_path / "errors"
     speed = ["--methods", "full", "--tasks", "speed:lengths=192:new_tokens=8:repeats=1000"]

@@ -80,6 +80,7 @@ def test_gates_of_0_and_1_are_the_method_itself(name: str, family: str, heads: s
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_the_teacher_is_full_attention_and_gates_of_1_are_the_teacher() -> None:
     model = loaded()
     distillation, lesson, ids = lesson_of(model)
@@ -155,6 +156,7 @@ def small(folder: Path, name: str, *more: object) -> list[object]:
     return ["calibrate", name, "--model", model, *size, *more]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["duo", "lychee"])
 def test_the_command_writes_gates_that_the_method_reads(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

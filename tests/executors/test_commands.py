@@ -16,7 +16,7 @@ LOCAL = ["--executor", "local", "--workers", "1"]
 GRID = "model: {model}\nmethods: [full, recent]\ntasks: speed:repeats=2:new_tokens=2\nlengths: 256\ntiming: false\n"
 PROBE = ["--lengths", "400", "--depths", "0.5", "--repeats", "1", "--layers", "2", "--arms", "needle"]
 
-pytestmark = [pytest.mark.usefixtures("forked_workers"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("forked_workers"), pytest.mark.cluster]
 
 
 def test_a_sweep(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_more_samples_are_asked_behind_those_that_are_there(tmp_path: Path) -> N
     assert keys(tmp_path / "run") == expected(10) and len((tmp_path / "asked").read_text().splitlines()) == 20
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settle(tmp_path, 20)
     for sample in (0, 7, 19):
@@ -74,6 +75,7 @@ def test_workers_that_are_killed_lose_nothing(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.count("its worker died: killed by SIGKILL; it starts again") == 3
 
 
+@pytest.mark.slow
 def test_a_unit_whose_workers_die_three_times_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settle(tmp_path, 6)
     one = Fleet("local", workers=1)
@@ -146,6 +148,7 @@ def test_a_record_that_comes_twice_is_taken_once(tmp_path: Path) -> None:
     assert keys(tmp_path / "run") == expected(3)
 
 
+@pytest.mark.slow
 def test_workers_end_with_their_driver(tmp_path: Path) -> None:
     settle(tmp_path, 6, seconds=0.5)
     driver = start_light(tmp_path, LOCAL)

@@ -67,6 +67,7 @@ def test_an_order_that_nobody_listens_to_ends_and_its_words_are_not_the_next_one
     assert gone(own) and len(list(place.carry_out(b"order"))) == 1
 
 
+@pytest.mark.slow
 def test_what_orders_are_forked_from_may_die(place: Place) -> None:
     messages = place.carry_out(b"slow")
     own, parent, _ = ids(next(messages))
@@ -77,6 +78,7 @@ def test_what_orders_are_forked_from_may_die(place: Place) -> None:
     assert gone(own) and len(list(place.carry_out(b"order"))) == 1
 
 
+@pytest.mark.slow
 def test_an_order_ends_with_who_gave_it() -> None:
     with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, cwd=ROOT) as driver:
         assert driver.stdout is not None

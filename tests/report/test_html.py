@@ -56,6 +56,7 @@ def test_nothing_that_a_model_wrote_is_markup(run: Path) -> None:
     assert data_of(page)["samples"][0]["r"][0]["y"] == ATTACK
 
 
+@pytest.mark.slow
 def test_in_a_browser_a_script_in_an_answer_stays_text(run: Path, tab: Browser) -> None:
     page = dom(tab, run, "#sample=needle%2F2048-0.5-1")
     assert "<title>main</title>" in page

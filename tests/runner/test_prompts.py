@@ -128,6 +128,7 @@ def test_a_choice_is_rated_behind_the_template_and_the_template_is_not() -> None
         encode_pair(one, "", tokenizer, None, 512)
 
 
+@pytest.mark.slow
 def test_a_token_across_the_border_does_not_swallow_the_choice() -> None:
     """The template ends with a newline, the choice begins with one, and the tokenizer has a token for both."""
     tokenizer = load("smollm2").tokenizer

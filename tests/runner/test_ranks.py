@@ -95,7 +95,7 @@ def test_records_are_those_of_one_device_but_for_times(
     assert not others()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("forget_methods", "forked_workers")
 def test_a_rank_that_ends_ends_the_run_in_a_line_and_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
