@@ -25,6 +25,8 @@ from tests.command import run
 from tests.test_cli import random_model
 from tests.tiny import FAMILIES, HEADS, LAYERS, build, random_ids, tiny_engine, tiny_model, tiny_shape
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CONTEXT, BEHIND = 60, 12
 

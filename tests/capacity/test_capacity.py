@@ -23,6 +23,8 @@ from tests.report.test_report import record
 from tests.report.test_report import write as write_run
 from tests.test_cli import random_model
 
+pytestmark = pytest.mark.slow
+
 TOKEN = 6 * 2 * 2 * 16 * 4
 """Bytes of a token's keys and values: 6 layers, 2 KV heads, 16 channels, float32."""
 FULL = (128 + 8) * TOKEN

@@ -74,6 +74,7 @@ def check(n: int, sinks: int, window: int) -> None:
     assert (found.float().cpu() - wanted).norm() <= (1e-2 if CUDA else 1e-6) * wanted.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "sinks", "window"), CASES)
 def test_small_blocks(n: int, sinks: int, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(band, "ROWS", 16)

@@ -67,6 +67,7 @@ class Layer:
         assert self.low[len(low) :].isnan().all() and self.high[len(high) :].isnan().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("per", ["kv_head", "query_head"])
 def test_scores_and_bounds(shape: tuple[int, int, int, int, int], per: str) -> None:

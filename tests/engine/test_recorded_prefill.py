@@ -45,6 +45,7 @@ def build(text: str, engine: Engine) -> Method:
     return spec.build(engine.context)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     ["full", f"slim:{SCHEDULE}", f"slim:{SCHEDULE}:ff=all", f"random:{SCHEDULE}", "lazyllm:layers=2/4:keep=0.75/0.5",
