@@ -12,8 +12,10 @@ from harness.yaml_file import Node, read_yaml, wrong
 
 MEASURES = {"ttft": "x", "tpot": "x", "e2e": "x", "kv": "x", "peak": "x", "score": "points", "none": "x"}
 """What a claim may be about -> unit."""
-_PAPER = ("method", "paper", "source", "where", "setting", "model", "claims")
-_CLAIM = ("what", "measure", "figure", "model", "length", "upto", "against", "tasks", "not_here")
+_PAPER = ("method", "paper", "source", "where", "setting", "model", "window", "claims")
+_CLAIM = ("what", "measure", "figure", "model", "length", "batch", "options", "upto", "against", "tasks", "not_here")
+_LISTS = ("tasks", "options")
+_COUNTS = ("length", "window", "batch")
 SPEED = ("speed",)
 
 
@@ -35,6 +37,9 @@ class Published:
     measure: str
     model: str = ""
     length: int | None = None
+    window: int | None = None
+    batch: int = 1
+    options: tuple[str, ...] = ()
     upto: bool = False
     against: str = "full"
     tasks: tuple[str, ...] = SPEED
@@ -64,15 +69,15 @@ def _of_paper(node: Node) -> list[Published]:
 
 def _claim(node: Node, paper: dict[str, Node]) -> Published:
     keys = _keys(node, "the claim", _CLAIM, required=("what", "measure", "figure"))
-    text = {key: part.text() for key, part in (paper | keys).items() if key not in ("claims", "tasks")}
+    text = {key: part.text() for key, part in (paper | keys).items() if key not in ("claims", *_LISTS)}
     unit = MEASURES.get(text["measure"])
     if unit is None:
         raise wrong(node.path, keys["measure"].line, f"measure {text['measure']!r}: expected {', '.join(MEASURES)}")
     name = f"{text['method']}: {text['what']}, {text['measure']}"
     return Published(
         claim=Claim(name, _number(keys["figure"]), unit),
-        tasks=tuple(entry.text for entry in keys["tasks"].entries("tasks")) if "tasks" in keys else SPEED,
-        length=int(_number(keys["length"])) if "length" in keys else None,
+        **{key: tuple(entry.text for entry in keys[key].entries(key)) for key in _LISTS if key in keys},
+        **{key: int(_number(part)) for key, part in (paper | keys).items() if key in _COUNTS},
         upto=text.get("upto") == "true",
         **{key: text[key] for key in ("method", "paper", "source", "where", "setting", "what", "measure")},
         **{key: text[key] for key in ("model", "against", "not_here") if key in text},

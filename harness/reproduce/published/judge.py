@@ -1,20 +1,22 @@
 """The word for each published claim, from readings of recorded runs.
 
-A claim is judged where a run has its method, its measure, its tasks, its model's shape and its length; the device is
-another than the paper's almost always, and is said. Of several settings of a method that were run the best one speaks:
-papers show theirs. Where the source gives a maximum and neither length nor options, the longest prompt speaks, and an
-interval that stays below leaves it undecided, since another setting may reach it. Else the claim is not applicable, and
-the nearest reading is shown beside the reason.
+A claim is judged where a run has its method, its measure, its tasks, its model's shape, its options, its batch and its
+length; the device is another than the paper's almost always, and is said. What the source leaves open any run may fill:
+of several readings that fit, those with an interval come first, of these the longest prompts, of these the best, since
+papers show theirs. Where the source gives a maximum over settings that it does not list, an interval that stays below
+leaves it undecided, since another setting may reach it. Else the claim is not applicable, and the nearest reading is
+shown beside the reason.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.grammar import parse_item
 from harness.reproduce.claims import Judgement, Measured, at_least, not_applicable
 from harness.reproduce.published.claims_file import SPEED, Published, published
 from harness.reproduce.published.readings import Reading, readings
@@ -24,6 +26,8 @@ from harness.reproduce.sliminfer.verdict import judge as judge_slim
 LENGTH_APART = 0.02
 """Prompts within this share of a length are of that length."""
 COUNT_APART = 0.01
+DEFAULT = "default"
+"""In the file of claims: an option that a run left at its default."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ def _judged(claim: Published, runs: Sequence[Path]) -> Judged:
     found = readings(runs, claim)
     if found or claim.not_here or not _is_time(claim):
         return judge(claim, found)
-    elsewhere = readings(runs, replace(claim, tasks=SPEED))
+    elsewhere = readings(runs, replace(claim, tasks=SPEED, window=None))
     reason = f"no run has {claim.method} on {', '.join(claim.tasks)}"
+    reason += f", {claim.window:,} tokens at most" if claim.window else ""
     return _aside(claim, elsewhere, reason) if elsewhere else judge(claim, found)
 
 
@@ -62,17 +67,29 @@ def judge(claim: Published, found: Sequence[Reading]) -> Judged:
         return Judged(claim, not_applicable(claim.claim, claim.not_here))
     if not found:
         return Judged(claim, not_applicable(claim.claim, f"no run has {claim.method} and {claim.against} on its tasks"))
-    there = [one for one in found if _fits_model(claim, one)]
-    if not there:
-        return _aside(claim, found, f"no run has the shape of {claim.model}")
-    if _is_time(claim) and not any(one.gpu for one in there):
-        return _aside(claim, there, "the paper's times are those of a GPU")
+    there = list(found)
+    for fits, reason in _demands(claim):
+        fitting = [one for one in there if fits(one)]
+        if not fitting:
+            return _aside(claim, there, reason)
+        there = fitting
     there = [one for one in there if one.gpu] or there
-    near = [one for one in there if _fits_length(claim, one)]
-    if not near:
-        return _aside(claim, there, f"no run has prompts of {claim.length:,} tokens")
-    longest = max(one.length for one in near)
-    return _word(claim, _best(claim, [one for one in near if one.length == longest]))
+    sure = [one for one in there if not math.isnan(one.found.low)] or there
+    longest = max(one.length for one in sure)
+    return _word(claim, _best([one for one in sure if one.length == longest]))
+
+
+def _demands(claim: Published) -> Iterator[tuple[Callable[[Reading], bool], str]]:
+    """What a reading must be, and the reason why the claim does not apply where none is."""
+    if claim.model:
+        yield lambda one: claim.model in one.model.lower(), f"no run has the shape of {claim.model}"
+    if _is_time(claim):
+        yield lambda one: one.gpu, "the paper's times are those of a GPU"
+    if claim.options:
+        yield lambda one: _has_options(one.label, claim.options), f"no run has {' or '.join(claim.options)}"
+    yield lambda one: one.batch == claim.batch, f"no run decodes {claim.batch} requests together"
+    if (length := claim.length) is not None:
+        yield lambda one: _near(one.length, length), f"no run has prompts of {length:,} tokens"
 
 
 def _word(claim: Published, reading: Reading) -> Judged:
@@ -90,20 +107,23 @@ def _aside(claim: Published, found: Sequence[Reading], reason: str) -> Judged:
     """Not applicable, with the reading that is nearest in length."""
     wanted = claim.length or max(one.length for one in found)
     apart = min(abs(math.log(one.length / wanted)) for one in found)
-    nearest = _best(claim, [one for one in found if abs(math.log(one.length / wanted)) <= apart + 1e-9])
+    nearest = _best([one for one in found if abs(math.log(one.length / wanted)) <= apart + 1e-9])
     return Judged(claim, not_applicable(claim.claim, reason), nearest)
 
 
-def _best(claim: Published, found: Sequence[Reading]) -> Reading:
+def _best(found: Sequence[Reading]) -> Reading:
     return max(found, key=lambda one: one.found.value)
 
 
-def _fits_model(claim: Published, reading: Reading) -> bool:
-    return not claim.model or claim.model in reading.model.lower()
+def _has_options(label: str, wanted: Sequence[str]) -> bool:
+    """Whether a label has any of these sets of options; `default` is what it does not name."""
+    said = parse_item(label).options
+    sets = [parse_item(f"{label.partition(':')[0]}:{one}").options for one in wanted]
+    return any(all(said.get(key, DEFAULT) == value for key, value in one.items()) for one in sets)
 
 
-def _fits_length(claim: Published, reading: Reading) -> bool:
-    return claim.length is None or abs(reading.length / claim.length - 1) <= LENGTH_APART
+def _near(length: int, wanted: int) -> bool:
+    return abs(length / wanted - 1) <= LENGTH_APART
 
 
 def _is_time(claim: Published) -> bool:
@@ -119,9 +139,10 @@ def sliminfer(runs: Sequence[Path]) -> list[Judged]:
 
 def _slim(folder: Path) -> list[Judgement]:
     try:
-        return judge_slim(read_slim(folder))
+        found = judge_slim(read_slim(folder))
     except InputError:
         return []
+    return [replace(one, reason="; ".join(filter(None, [one.reason, folder.name]))) for one in found]
 
 
 def _slim_claim(judged: Judgement) -> Published:

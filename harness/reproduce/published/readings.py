@@ -1,4 +1,4 @@
-"""What recorded runs measured of what claims are about: one reading a run, method, length and set of tasks."""
+"""What recorded runs measured of what claims are about: one reading a run, method, batch, length and set of tasks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from harness.report import formats
 from harness.report.recorded import Recorded, read
 from harness.reproduce.claims import Measured
 from harness.reproduce.published.claims_file import SPEED, Published
+from harness.statistics.comparable import arrived
 from harness.statistics.paired import compare
 
 _BYTES = {"kv": ["kv_bytes", "extra_bytes"], "peak": ["peak_memory_bytes"]}
@@ -32,6 +33,7 @@ class Reading:
         device: the chip.
         gpu: whether it is one that CUDA drives.
         length: prompt tokens.
+        batch: requests decoded together.
         samples: pairs.
         found: the number with its interval.
     """
@@ -42,15 +44,16 @@ class Reading:
     device: str
     gpu: bool
     length: int
+    batch: int
     samples: int
     found: Measured
 
     @property
     def words(self) -> str:
-        """Where it was read: method, length, model, device and run."""
-        return (
-            f"`{self.label}` at {self.length:,} tokens, `{self.model}`, {self.device}, {self.samples} pairs, {self.run}"
-        )
+        """Where it was read: method, length, batch, model, device and run."""
+        together = f" x {self.batch}" if self.batch > 1 else ""
+        where = f"at {self.length:,} tokens{together}, `{self.model}`, {self.device}"
+        return f"`{self.label}` {where}, {self.samples} pairs, {self.run}"
 
 
 @lru_cache(maxsize=64)
@@ -67,29 +70,46 @@ def readings(runs: Sequence[Path], claim: Published) -> list[Reading]:
 
 
 def _of_run(run: Recorded, claim: Published) -> Iterator[Reading]:
-    records = run.records[run.records["task"].str.startswith(claim.tasks)]
     methods = {name: [label for label in run.methods if _is(label, name)] for name in (claim.method, claim.against)}
-    for length, part in _by_length(records, claim):
+    for length, batch, part in _alike(_asked(run.records, claim), claim):
         for label in methods[claim.method]:
             for other in methods[claim.against]:
                 pair = part[part["method"].isin([label, other])]
                 found, count = _measure(pair, label, other, claim.measure)
                 if not math.isnan(found.value):
-                    yield _reading(run, label, length, count, found)
+                    yield _reading(run, label, length, batch, count, found)
 
 
-def _by_length(records: pd.DataFrame, claim: Published) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Length by length; texts have lengths of their own, and a claim about tasks is about all of theirs."""
+def _asked(records: pd.DataFrame, claim: Published) -> pd.DataFrame:
+    """Records of the claim's tasks, and `batch` in all; none that came at a rate, or is too long for the model."""
+    there = records["task"].str.startswith(claim.tasks) & ~arrived(records)
+    if claim.window is not None:
+        there &= records["prompt_tokens"] <= claim.window
+    asked = records[there]
+    return asked.assign(batch=asked["batch"].fillna(1).astype(int))
+
+
+def _alike(records: pd.DataFrame, claim: Published) -> Iterator[tuple[int, int, pd.DataFrame]]:
+    """Length, batch and records: a task at a length alone; of texts all together, for their lengths are their own."""
     if claim.tasks == SPEED:
-        yield from ((int(str(length)), part) for length, part in records.groupby("length"))
-    elif not records.empty:
-        yield int(records["prompt_tokens"].median()), records
+        for (_, length, batch), part in records.groupby(["task", "length", "batch"]):
+            yield int(length), int(batch), _one_of_each(part, int(batch))
+    else:
+        for batch, part in records.groupby("batch"):
+            size = int(str(batch))
+            yield int(part["prompt_tokens"].median()), size, _one_of_each(part, size)
 
 
-def _reading(run: Recorded, label: str, length: int, samples: int, found: Measured) -> Reading:
+def _one_of_each(records: pd.DataFrame, batch: int) -> pd.DataFrame:
+    """The first request of each batch: they share their steps, which are one measurement and not `batch` of them."""
+    place = records.groupby(["method", "task"], sort=False).cumcount()
+    return records[place % batch == 0]
+
+
+def _reading(run: Recorded, label: str, length: int, batch: int, samples: int, found: Measured) -> Reading:
     manifest = run.manifest
-    where = formats.device(manifest)
-    return Reading(run.name, label, manifest.model, where, manifest.device == "cuda", length, samples, found)
+    where, gpu = formats.device(manifest), manifest.device == "cuda"
+    return Reading(run.name, label, manifest.model, where, gpu, length, batch, samples, found)
 
 
 def _is(label: str, name: str) -> bool:
