@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,14 +16,28 @@ from harness.reproduce.published.claims_file import SPEED, Published, published,
 from harness.reproduce.published.judge import judge, judge_all
 from harness.reproduce.published.readings import Reading, read_run, readings
 from harness.runner.catalog import METHODS
+from harness.storage.store import Manifest
 from tests.command import run
+from tests.recorded import invented, save
 from tests.reproduce.test_sliminfer import made_up
 
 CLAIM = Published(
     Claim("a", 2.0, "x"), "snapkv", "p", "https://a.b", "Table 1", "s", "decoding", "tpot", "llama-2-7b", 16384
 )
 PAPER = "- {method: a, paper: b, source: c, where: d, setting: e, claims: "
-READING = Reading("r", "snapkv:budget=2048", "random:llama-2-7b", "H200", True, 16384, 12, Measured(2.2, 2.1, 2.3))
+READING = Reading("r", "snapkv:budget=2048", "random:llama-2-7b", "H200", True, 16384, 1, 12, Measured(2.2, 2.1, 2.3))
+
+
+def made(folder: Path, task: str, seconds: dict[str, list[float]], length: int, **known: Any) -> Path:
+    """A run of Llama-2-7B's shape on a GPU, methods with their samples' TTFT and TPOT."""
+    known |= {"tokens_requested": [length], "tokens_kept": [length], "prompt_tokens": length, "task": task}
+    manifest = Manifest(
+        run_hash="0", model="random:llama-2-7b-32k", device="cuda", latency_only=True, methods=[], tasks=[task]
+    )  # fmt: skip
+    return save(folder, manifest, [
+        invented(cell=label, method=label, sample=str(sample), ttft_s=one, tpot_s=one, e2e_s=2 * one, **known)
+        for label, times in seconds.items() for sample, one in enumerate(times)
+    ])  # fmt: skip
 
 
 def test_the_file_names_methods_and_sources_that_are_there() -> None:
@@ -58,6 +73,55 @@ def test_what_is_not_the_papers_setting_is_not_judged_but_shown(changed: dict[st
     found = judge(CLAIM, [replace(READING, **changed)])  # type: ignore[arg-type]
     assert found.judgement.word == "not applicable" and why in found.judgement.reason
     assert found.reading is not None and found.reading.found.value == 2.2
+
+
+@pytest.mark.parametrize(
+    ("demands", "why"),
+    [
+        ({"batch": 2}, "decodes 2 requests together"),
+        ({"options": ("budget=1024", "budget=default")}, "no run has budget=1024 or budget=default"),
+    ],
+)
+def test_options_and_batch_are_part_of_a_setting(demands: dict[str, Any], why: str) -> None:
+    found = judge(replace(CLAIM, **demands), [READING]).judgement
+    assert found.word == "not applicable" and why in found.reason
+
+
+@pytest.mark.parametrize("options", ["budget=2048", "budget=2048:window=default", "window=default"])
+def test_options_that_a_label_does_not_name_are_at_their_default(options: str) -> None:
+    assert judge(replace(CLAIM, options=("budget=7", options)), [READING]).judgement.word == "holds"
+
+
+def test_a_reading_with_an_interval_speaks_before_longer_and_better_ones_without() -> None:
+    few = replace(READING, length=16385, found=Measured(9.0))
+    assert judge(CLAIM, [few, READING]).reading is READING
+
+
+def test_requests_of_a_batch_are_one_measurement(tmp_path: Path) -> None:
+    claim = replace(CLAIM, batch=2, options=("budget=2048",))
+    full = [2.0, 2.0, 2.1, 2.1, 1.9, 1.9, 2.0, 2.0, 2.1, 2.1, 1.9, 1.9]
+    times = {"full": full, "snapkv:budget=2048": [0.9] * 12}
+    folder = made(tmp_path / "run", "speed:lengths=16384:new_tokens=2:repeats=12", times, 16384, batch=2)
+    (found,) = readings([folder], claim)
+    assert (found.samples, found.batch, found.length) == (6, 2, 16384)
+    assert judge(claim, [found]).judgement.word == "holds"
+    assert "16,384 tokens x 2" in found.words
+
+
+def test_a_text_that_is_too_long_for_the_papers_model_says_nothing(tmp_path: Path) -> None:
+    claim = replace(CLAIM, method="lazyllm", tasks=("longbench/lcc",), measure="ttft", length=None, window=4096)
+    times = {"full": [2.0, 2.1, 1.9, 2.0, 2.1, 1.9], "lazyllm": [0.9] * 6}
+    fits, long = (made(tmp_path / str(size), "longbench/lcc_e", times, size) for size in (3500, 5000))
+    assert judge(claim, readings([fits], claim)).judgement.word == "holds"
+    assert not readings([long], claim)
+
+
+def test_requests_that_waited_in_a_queue_are_no_speed(tmp_path: Path) -> None:
+    queue = {"arrival_s": 0, "start_s": 1, "first_token_s": 2, "last_token_s": 3, "batch_sizes": [1]}
+    arrival = {"rate": 1.0, "most": 1, "replayed": False, "captures": 0, **queue}
+    times = {"full": [2.0] * 6, "snapkv": [1.0] * 6}
+    folder = made(tmp_path / "run", "speed:lengths=16384:rate=1", times, 16384, arrival=arrival)
+    assert not readings([folder], replace(CLAIM, measure="ttft"))
 
 
 def test_nothing_to_read_is_said() -> None:
@@ -101,6 +165,7 @@ def test_claims_of_a_run_are_the_same_with_others_beside_it(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (PAPER + "[{what: f, measure: kv, figure: 1, batch: two}]}", "expected a number, not 'two'"),
         ("- {method: a}", "line 1: the paper has no 'paper'"),
         ("- {method: a, paper: b, source: c, where: d, setting: e, claims: [{what: f, measure: g, figure: 1}]}", "'g'"),
         (
