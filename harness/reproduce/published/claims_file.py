@@ -74,13 +74,20 @@ def _claim(node: Node, paper: dict[str, Node]) -> Published:
     if unit is None:
         raise wrong(node.path, keys["measure"].line, f"measure {text['measure']!r}: expected {', '.join(MEASURES)}")
     name = f"{text['method']}: {text['what']}, {text['measure']}"
+    lists = {key: tuple(entry.text for entry in keys[key].entries(key)) for key in _LISTS if key in keys}
+    counts = {key: int(_number(part)) for key, part in (paper | keys).items() if key in _COUNTS}
     return Published(
         claim=Claim(name, _number(keys["figure"]), unit),
-        **{key: tuple(entry.text for entry in keys[key].entries(key)) for key in _LISTS if key in keys},
-        **{key: int(_number(part)) for key, part in (paper | keys).items() if key in _COUNTS},
-        upto=text.get("upto") == "true",
         **{key: text[key] for key in ("method", "paper", "source", "where", "setting", "what", "measure")},
-        **{key: text[key] for key in ("model", "against", "not_here") if key in text},
+        model=text.get("model", ""),
+        length=counts.get("length"),
+        window=counts.get("window"),
+        batch=counts.get("batch", 1),
+        options=lists.get("options", ()),
+        upto=text.get("upto") == "true",
+        against=text.get("against", "full"),
+        tasks=lists.get("tasks", SPEED),
+        not_here=text.get("not_here", ""),
     )
 
 

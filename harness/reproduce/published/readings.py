@@ -91,13 +91,10 @@ def _asked(records: pd.DataFrame, claim: Published) -> pd.DataFrame:
 
 def _alike(records: pd.DataFrame, claim: Published) -> Iterator[tuple[int, int, pd.DataFrame]]:
     """Length, batch and records: a task at a length alone; of texts all together, for their lengths are their own."""
-    if claim.tasks == SPEED:
-        for (_, length, batch), part in records.groupby(["task", "length", "batch"]):
-            yield int(length), int(batch), _one_of_each(part, int(batch))
-    else:
-        for batch, part in records.groupby("batch"):
-            size = int(str(batch))
-            yield int(part["prompt_tokens"].median()), size, _one_of_each(part, size)
+    keys, tokens = (["task", "length", "batch"], "length") if claim.tasks == SPEED else (["batch"], "prompt_tokens")
+    for _, part in records.groupby(keys):
+        batch = int(part["batch"].iloc[0])
+        yield int(part[tokens].median()), batch, _one_of_each(part, batch)
 
 
 def _one_of_each(records: pd.DataFrame, batch: int) -> pd.DataFrame:
