@@ -146,17 +146,29 @@ class Quest(Offloading):
     def decode_bytes(self) -> int:
         """Chosen pages and all bounds; everything in dense layers or while it fits the budget.
 
-        Wherever they lie: with `offload=host` the chosen pages come over the bus, which is slower than device memory.
+        Wherever they lie: with `offload=host` the chosen pages come over the host link, see `bus_bytes`.
         """
         return sum(self._read_bytes(layer) for layer in range(len(self.cache)))
 
     def _read_bytes(self, layer: int) -> int:
+        if self._reads_all(layer):
+            return self.cache[layer].resident_nbytes
+        return self._chosen_bytes(layer) + self.pages[layer].read_bytes(self.cache[layer].length)
+
+    def _reads_all(self, layer: int) -> bool:
+        return layer < self.options.dense_layers or self.cache[layer].length <= self.budget
+
+    def _chosen_bytes(self, layer: int) -> int:
         cache = self.cache[layer]
-        if layer < self.options.dense_layers or cache.length <= self.budget:
+        if self._reads_all(layer):
             return cache.resident_nbytes
         choosers = self.model.shape.heads // self.model.shape.kv_heads if self.options.per == "query_head" else 1
-        chosen = min(cache.length, self.budget * choosers)
-        return cache.resident_nbytes * chosen // cache.length + self.pages[layer].read_bytes(cache.length)
+        return cache.resident_nbytes * min(cache.length, self.budget * choosers) // cache.length
+
+    def bus_bytes(self) -> int:
+        """What a step reads in layers whose keys and values lie on the host, times the steps so far."""
+        each = (self._chosen_bytes(layer) * (self.cache[layer].length - self.prompt_len) for layer in self.stores)
+        return sum(each)
 
     def extra_bytes(self) -> int:
         """Bytes of the pages' bounds, 1/8 of the keys' at 16 tokens a page, and of what replayed steps choose in."""

@@ -93,6 +93,7 @@ class Batch:
         self._engine, self._methods = engine, methods
         self._seatings = Seatings(engine) if seatings is None else seatings
         self._recordings: dict[Hashable, tuple[Replay, RecordedDecode]] = {}
+        self._replays_now: RecordedDecode | None = None
         self.slots: list[Slot] = []
 
     def read(self, requests: Sequence[Request], ended: Sequence[Ended | None] = ()) -> Generator[Slot]:
@@ -174,7 +175,12 @@ class Batch:
         """Frees the batch's keys and values."""
         for slot in self.slots:
             slot.method.end()
-        self.slots = []
+        self.slots, self._replays_now = [], None
+
+    def overlap(self) -> dict[str, float] | None:
+        """As `Overlap.read`, of the batch's last step; None where nothing runs beside it or it was not replayed."""
+        overlap = None if self._replays_now is None else self._replays_now.overlap
+        return None if overlap is None else overlap.read()
 
     def _step(self, live: Sequence[Slot]) -> None:
         """One token of each, through hooks that see one request at a time."""
@@ -233,7 +239,7 @@ class Batch:
         seating = self._seatings.of([one.replay for one in each], len(each))
         if seating is None:
             return None
-        steps = seating.steps(len(each))
+        self._replays_now = steps = seating.steps(len(each))
         for seat, one in enumerate(each):
             seating.sit(seat, one)
         steps.place([slot.tokens[-1] for slot in self.slots], [one.position for one in each])
@@ -249,6 +255,7 @@ class Batch:
         """Tokens of steps that are recorded for these very methods."""
         replays = [one.replay for one in each]
         shared, recorded = self._recorded(replays)
+        self._replays_now = recorded
         caches = [cache for one in each for cache in one.caches]
         token = torch.tensor([slot.tokens[-1] for slot in self.slots])
         positions = [one.position for one in each]

@@ -289,6 +289,10 @@ class Method:
         """Bytes of keys, values and method data that the next decode step has to read: what is resident."""
         return sum(cache.resident_nbytes for cache in self.cache)
 
+    def bus_bytes(self) -> int:
+        """Bytes of keys and values that decode steps have brought over the host link so far in this request."""
+        return 0
+
     def prefill_pairs(self, rows: int) -> int:
         """Query-key pairs that a layer's prefill of `rows` rows attends to: all that causal attention has."""
         return causal_pairs(rows) if self.sparse is None else self.sparse.prefill_pairs(rows)

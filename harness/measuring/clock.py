@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from harness.engine import promises
 from harness.engine.engine import Engine
 from harness.engine.generation import Generation, Work
 from harness.engine.method import Method
@@ -46,6 +47,7 @@ class Measured:
         parts_s: seconds of each part of TTFT, if they were asked for.
         overlap: how much of the work beside a decode step was hidden, see `Overlap.read`; None where nothing was.
         energy_j: joules by the device's counter (`harness.measuring.energy`), None where it cannot tell.
+        bus_bytes: bytes that a decode step brought over the host link, mean of the steps; None where there were none.
     """
 
     tokens: list[int]
@@ -60,6 +62,7 @@ class Measured:
     parts_s: dict[str, float] | None
     overlap: dict[str, float] | None
     energy_j: float | None = None
+    bus_bytes: float | None = None
 
     @property
     def tpot_s(self) -> float | None:
@@ -99,7 +102,7 @@ def measure(
     stream, tokens, clocks = begun.stream, [begun.token], [begun.first]
     # What the method did in its prefill is read between two tokens, with the clock stopped.
     parts_s = engine.context.stopwatch.stop() if parts else None
-    kept, work, decode_bytes = method.tokens_kept(), stream.work, method.decode_bytes()
+    kept, work, decode_bytes, bus = method.tokens_kept(), stream.work, method.decode_bytes(), _bus_bytes(method)
     held = engine.context.ranks.every_head([cache.kept_positions() for cache in method.cache])
     which = survivors(held, method.prompt_len)
     pause = time.perf_counter() - clocks[0]
@@ -110,7 +113,12 @@ def measure(
     engine.context.ranks.agree(tokens)
     ttft, e2e, peak = clocks[0] - begun.start, clocks[-1] - begun.start, begun.peak.read(work)
     joules, overlap = meter.spent(begun.meter, e2e), stream.overlap()
-    return Measured(tokens, ttft, e2e, gaps, peak, kept, which, work, decode_bytes, parts_s, overlap, joules)
+    each = (_bus_bytes(method) - bus) / len(gaps) if gaps else None
+    return Measured(tokens, ttft, e2e, gaps, peak, kept, which, work, decode_bytes, parts_s, overlap, joules, each)
+
+
+def _bus_bytes(method: Method) -> int:
+    return promises.count("bus_bytes", method.bus_bytes())
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,8 @@ class Ceilings:
         copy_bytes_per_s: bytes read plus bytes written, a second, by a large copy on the device.
         device: the processor's name. dtype: of the matrix product ("bfloat16").
         torch: its version. threads: that PyTorch computes with on the CPU; 0 on CUDA.
+        host_bytes_per_s: bytes a second of a large copy from pinned memory of the host; 0 on a CPU, and where that has
+            not been measured.
         gemm_flops_sustained: the same after a second of nothing else: a device may not keep its best rate up (an H200
             reaches its power limit), and a long prefill cannot be faster than this. Fractions are of the best rate.
         quiet: while measuring, the threads had the processor for themselves at least four fifths of the time. Where
@@ -99,6 +101,7 @@ class Ceilings:
     threads: int
     quiet: bool
     gemm_flops_sustained: float = 0.0
+    host_bytes_per_s: float = 0.0
 
 
 NO_CEILINGS = Ceilings(math.inf, math.inf, device="", dtype="", torch="", threads=0, quiet=False)
@@ -110,6 +113,8 @@ class Fractions:
     """Floor times in seconds, and floor over measured time: 1 is perfect, null where nothing was measured.
 
     `prefill_lasting_floor_s` is the prefill's at the rate that products keep up (`Ceilings.gemm_flops_sustained`).
+    `decode_bus_floor_s` is of what a step brings over the host link, which may go on beside what it reads on the
+    device: no step is faster than the longer of both floors.
 
     A fraction above 1 says that the ceilings were measured on a busy machine; `measure_ceilings` raises them.
     """
@@ -119,6 +124,7 @@ class Fractions:
     prefill: float | None
     decode_floor_s: float
     decode: float | None
+    decode_bus_floor_s: float | None = None
 
 
 def fractions(
@@ -128,6 +134,7 @@ def fractions(
     kv_read_bytes: int,
     ttft_s: float | None,
     tpot_s: float | None,
+    bus_bytes: float | None = None,
 ) -> Fractions:
     """How close a request came to the roofline.
 
@@ -136,6 +143,7 @@ def fractions(
         flops: of the prefill, as done (`prefill_flops`).
         weights_bytes, kv_read_bytes: see `decode_bytes`.
         ttft_s, tpot_s: measured seconds; None where there are none.
+        bus_bytes: that a decode step brings over the host link; None where there is none.
     """
     # A prefill of few rows is bound by reading the weights, too.
     read = weights_bytes / ceilings.copy_bytes_per_s
@@ -143,7 +151,9 @@ def fractions(
     sustained = ceilings.gemm_flops_sustained
     lasting = max(flops / sustained, read) if sustained else None
     decode = decode_bytes(weights_bytes, kv_read_bytes) / ceilings.copy_bytes_per_s
-    return Fractions(prefill, lasting, _share(prefill, ttft_s), decode, _share(decode, tpot_s))
+    known = bus_bytes is not None and ceilings.host_bytes_per_s
+    bus = bus_bytes / ceilings.host_bytes_per_s if known else None
+    return Fractions(prefill, lasting, _share(prefill, ttft_s), decode, _share(decode, tpot_s), bus)
 
 
 def _share(floor: float, measured: float | None) -> float | None:
@@ -153,7 +163,8 @@ def _share(floor: float, measured: float | None) -> float | None:
 def ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
     """The device's ceilings, measured the first time they are asked for and remembered: some seconds once."""
     known = _remembered(device, dtype)
-    return known if known and known.quiet else measure_ceilings(device, dtype)
+    whole = known is not None and known.quiet and (device.type == "cpu" or known.host_bytes_per_s > 0)
+    return known if known and whole else measure_ceilings(device, dtype)
 
 
 def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
@@ -174,6 +185,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
         threads=_threads(device),
         quiet=busy_s >= _QUIET * free_s,
         gemm_flops_sustained=lasting,
+        host_bytes_per_s=max(_host_rate(device), known.host_bytes_per_s if known else 0.0),
     )
     write_note(cache_dir() / FOLDER / _file(device, dtype), json.dumps(asdict(found)))
     return found
@@ -236,6 +248,15 @@ def _copy_rate(device: torch.device) -> float:
     source = torch.ones(nbytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * nbytes / _best(device, lambda: target.copy_(source))
+
+
+def _host_rate(device: torch.device) -> float:
+    """256 MiB of pinned host memory over the best time of copying them to the device; 0 on a CPU."""
+    if device.type == "cpu":
+        return 0.0
+    source = torch.ones(2**28, dtype=torch.uint8, pin_memory=True)
+    target = torch.empty_like(source, device=device)
+    return source.nbytes / _best(device, lambda: target.copy_(source, non_blocking=True))
 
 
 def _best(device: torch.device, work: Callable[[], object]) -> float:

@@ -53,6 +53,15 @@ class _Prefill(NamedTuple):
     parts_s: dict[str, float] | None
 
 
+class _Whole(NamedTuple):
+    """What is known of the batch, see `Measured`."""
+
+    decode_bytes: int
+    bus_bytes: float | None
+    peak: int | None
+    overlap: dict[str, float] | None
+
+
 def measure_batch(
     batch: Batch,
     requests: Sequence[Request],
@@ -84,25 +93,29 @@ def measure_batch(
         before = now
     joules = meter.spent(reading, sum(one.ttft_s for one in found) + sum(step_s))
     share = None if joules is None else joules / len(found)
-    read, highest = sum(one.decode_bytes for one in found), peak.read()
-    each = [_measured(one, gaps[one.slot], read, highest, share) for one in found]
+    read, highest, bus = sum(one.decode_bytes for one in found), peak.read(), None
+    if step_s:
+        bus = sum(one.slot.method.bus_bytes() for one in found) / len(step_s)
+    whole = _Whole(read, bus, highest, batch.overlap())
+    each = [_measured(one, gaps[one.slot], whole, share) for one in found]
     return MeasuredBatch(each, step_s, sum(map(len, gaps.values())))
 
 
-def _measured(one: _Prefill, gaps: list[float], decode_bytes: int, peak: int | None, joules: float | None) -> Measured:
+def _measured(one: _Prefill, gaps: list[float], whole: _Whole, joules: float | None) -> Measured:
     return Measured(
         tokens=one.slot.tokens,
         ttft_s=one.ttft_s,
         e2e_s=one.ttft_s + sum(gaps),
         token_s=gaps,
-        peak_memory_bytes=peak,
+        peak_memory_bytes=whole.peak,
         kept=one.kept,
         survivors=one.survivors,
         work=one.slot.work,
-        decode_bytes=decode_bytes,
+        decode_bytes=whole.decode_bytes,
         parts_s=one.parts_s,
-        overlap=None,
+        overlap=whole.overlap,
         energy_j=joules,
+        bus_bytes=whole.bus_bytes,
     )
 
 

@@ -22,6 +22,7 @@ from harness.storage.store import Manifest, load, load_manifest
 
 _NUMBERS = (
     "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s", "prefill_lasting_floor_s", "decode_floor_s",
+    "decode_bus_bytes", "decode_bus_floor_s",
 )  # fmt: skip
 _NOMINAL = 0.02
 """How far a prompt may be from the length that its task asked for; the tasks promise 1 %."""

@@ -22,7 +22,12 @@ _NOTE = (
     "memory: the whole batch's. Energy/token: joules of the GPU in prefills and steps of the batch over its new "
     "tokens, where the device counts them. Medians over requests."
 )
-_MEDIANS = ("ttft_s", "tpot_s", "decode_floor_s", "rate", "peak_memory_bytes", "joules")
+_BUS_NOTE = (
+    " Host link: bytes of keys and values that a step brings from host memory for all requests, and what they take at "
+    "the rate of a large copy, beside what the device reads: no step is faster than the longer of both floors."
+)
+_BUS = ("decode_bus_bytes", "decode_bus_floor_s")
+_MEDIANS = ("ttft_s", "tpot_s", "decode_floor_s", "rate", "peak_memory_bytes", "joules", *_BUS)
 
 
 def throughput(runs: Sequence[Recorded]) -> Table:
@@ -31,7 +36,11 @@ def throughput(runs: Sequence[Recorded]) -> Table:
     rows = [_row(rates, key, row) for key, row in rates.iterrows()] if together(rates) else []
     head = ["method", "tokens", "batch", "tokens/s", f"times {BASELINE}", "TTFT", "TPOT", "of the floor", "peak memory"]
     head.append("energy/token")
-    return Table("throughput", "Decode throughput by batch", _NOTE, head, rows)
+    if not rows or not rates["decode_bus_bytes"].max() > 0:
+        return Table("throughput", "Decode throughput by batch", _NOTE, head, rows)
+    rows = [row + _over_bus(medians) for row, (_, medians) in zip(rows, rates.iterrows(), strict=True)]
+    head += ["host link, a step", "its floor"]
+    return Table("throughput", "Decode throughput by batch", _NOTE + _BUS_NOTE, head, rows)
 
 
 def batch_rates(runs: Sequence[Recorded]) -> pd.DataFrame:
@@ -85,6 +94,11 @@ def _with_rate(records: pd.DataFrame) -> pd.DataFrame:
     joules = pd.to_numeric(records["own_energy_j"], errors="coerce") / records["new_tokens"]
     rates = records["batch_tokens_per_s"].fillna(alone)
     return records.assign(size=records["batch"].fillna(1).astype(int), rate=rates, joules=joules.astype(float))
+
+
+def _over_bus(row: pd.Series[float]) -> list[Cell]:
+    nbytes, floor = (row[name] for name in _BUS)
+    return [number(nbytes, formats.size(nbytes)), number(floor, formats.seconds(floor))]
 
 
 def _row(rates: pd.DataFrame, key: Any, row: pd.Series[float]) -> list[Cell]:

@@ -28,7 +28,7 @@ from tasks.common.load import Load
 
 REHEARSALS = 2
 """Requests that are served together, unrecorded, ahead of a load."""
-_NEVER_MEASURED = {"decode_read_bytes": None, "decode_floor_s": None}
+_NEVER_MEASURED = dict.fromkeys(("decode_read_bytes", "decode_floor_s", "decode_bus_bytes", "decode_bus_floor_s"))
 """A request's steps are of ever other batches, so no number of bytes is theirs."""
 
 

@@ -13,10 +13,10 @@ from harness.storage.record import OUT_OF_MEMORY, Record
 
 SUMMED = (
     "energy_j", "peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes", "prefill_flops", "dense_flops",
-    "decode_read_bytes",
+    "decode_read_bytes", "decode_bus_bytes",
 )  # fmt: skip
 """Fields of which each rank has its part; the whole is null where one does not know its own."""
-SLOWEST = ("prefill_floor_s", "prefill_lasting_floor_s", "decode_floor_s")
+SLOWEST = ("prefill_floor_s", "prefill_lasting_floor_s", "decode_floor_s", "decode_bus_floor_s")
 """Fields of what a rank's part of the work takes at best, on its device: all of it takes as long as the longest."""
 
 

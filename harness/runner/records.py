@@ -21,7 +21,7 @@ UNTIMED: dict[str, Any] = dict.fromkeys(
     (
         "ttft_s", "tpot_s", "token_s", "e2e_s", "parts_s", "peak_memory_bytes", "kv_bytes", "kv_bytes_host",
         "extra_bytes", "ledger", "prefill_flops", "dense_flops", "decode_read_bytes", "prefill_floor_s",
-        "prefill_lasting_floor_s", "decode_floor_s", "device_state",
+        "prefill_lasting_floor_s", "decode_floor_s", "decode_bus_bytes", "decode_bus_floor_s", "device_state",
     )
 )  # fmt: skip
 """The fields of a request that nobody timed, or of a method that only simulates pruning: all null."""
@@ -85,7 +85,7 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
     pairs = [_pairs(method, rows) + rows * past if fed else 0 for rows, fed, past in passed]
     flops = prefill_flops(shape, work.projected, work.fed, pairs) if work.fed else 0
     weights, read = engine.decode_weight_bytes, promises.count("decode_bytes", measured.decode_bytes)
-    near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s)
+    near = fractions(ceilings, flops, weights, read, measured.ttft_s, measured.tpot_s, measured.bus_bytes)
     prefill: dict[str, Any] = {
         "prefill_flops": flops,
         "dense_flops": dense_prefill_flops(shape, context),
@@ -106,6 +106,8 @@ def times(engine: Engine, method: Method, measured: Measured, ceilings: Ceilings
         "extra_bytes": promises.count("extra_bytes", method.extra_bytes()),
         "decode_read_bytes": weights + read,
         "decode_floor_s": near.decode_floor_s,
+        "decode_bus_bytes": None if measured.bus_bytes is None else round(measured.bus_bytes),
+        "decode_bus_floor_s": near.decode_bus_floor_s,
     }
 
 

@@ -162,12 +162,23 @@ class Record(BaseModel):
     decode_floor_s: Seconds | None = Field(
         description="decode_read_bytes over the device's measured copy rate: no decode step is much faster"
     )
+    decode_bus_bytes: Count | None = Field(
+        default=None,
+        description="bytes of keys and values that a decode step brought over the host link, mean of the steps; not "
+        "among those of decode_floor_s unless a kernel reads them where they lie; on a CPU, those a GPU would bring; "
+        "null without decode steps and in older records",
+    )
+    decode_bus_floor_s: Seconds | None = Field(
+        default=None,
+        description="decode_bus_bytes over the measured rate of a copy from pinned host memory: both links may work side "
+        "by side, so no step is faster than the longer of this and decode_floor_s; null where there is no such link, "
+        "and in older records",
+    )
     batch: Count | None = Field(
         default=None,
         description="requests that were decoded together, this one included: then tpot_s and token_s are of steps that "
         "all of them share, ttft_s is of this one's own prefill with nothing queued, e2e_s leaves the others' prefills "
-        "out, and peak_memory_bytes, decode_read_bytes and decode_floor_s are the whole batch's; null where it was "
-        "alone",
+        "out, and peak_memory_bytes and decode_* are the whole batch's; null where it was alone",
     )
     batch_tokens_per_s: Rate | None = Field(
         default=None, description="new tokens a second that the batch's decode steps brought, for all of its requests"

@@ -12,16 +12,12 @@ import torch
 from torch import Tensor
 
 from harness.engine.cache import LayerCache
-from harness.engine.hardware import kernels_take
 from harness.engine.parallel import ALONE, Ranks
-from methods.common.blocks import block_maxima, block_rows, block_tokens, lifted, unit_attention, unit_means
+from methods.common.active_state import ActiveState
+from methods.common.blocks import block_rows, block_tokens
 from methods.common.capacity import capacity
 from methods.common.host_store import HostStore, Offload
 from methods.common.take import take
-
-NONE = torch.iinfo(torch.int64).max
-"""Block in a slot that the request does not have: behind all others, in ascending order."""
-
 
 _NO_CACHE = LayerCache(0)
 
@@ -35,7 +31,8 @@ class ActiveBlocks:
     Attributes:
         memory: identity of what a recorded step has the addresses of; unlike an address it never comes back.
         block: tokens a block.
-        units: mean keys of the units, [room for units, kv_heads, head_dim].
+        ranks: those that choose together.
+        state: what is chosen with; a row, this request's.
     """
 
     def __init__(
@@ -48,27 +45,26 @@ class ActiveBlocks:
             ranks: that choose together.
             ends: first and last blocks that are always active.
         """
-        self.block, self._unit, self._ranks, self._ends = block, unit, ranks, ends
+        self.block, self._unit, self.ranks, self._ends = block, unit, ranks, ends
         self._store = HostStore(offload)
         self.memory = object()
-        self._lift = self._unit_lift = self.units = torch.empty(0)
-        self._state = self._before = torch.zeros(2, dtype=torch.int64)
+        self.state = ActiveState.room(1, 0, block // unit, 0, torch.empty(0, 0, 0))
         self._let_go()
 
     @property
     def active(self) -> Tensor:
         """The block in each slot, [room for slots] int64; `NONE` behind the request's own slots. A view."""
-        return self._state[:-2]
+        return self.state.active[0]
 
     @property
     def moved(self) -> Tensor:
         """Blocks that came in, [1] int64. A view, as `swaps`, the steps in which some did."""
-        return self._state[-2:-1]
+        return self.state.state[0, -2:-1]
 
     @property
     def swaps(self) -> Tensor:
         """Steps in which blocks came in, [1] int64. A view."""
-        return self._state[-1:]
+        return self.state.state[0, -1:]
 
     def copy_out(self, cache: LayerCache, chosen: Tensor, index: Tensor) -> None:
         """Begins to copy all keys and values to where they wait, in the prefill, behind the layer's attention.
@@ -88,16 +84,14 @@ class ActiveBlocks:
         self._store.copy_out(cache, ahead=self._prepare)
 
     def _make_room(self, blocks: int, slots: int, like: Tensor) -> None:
-        held = len(self._lift), len(self.active)
-        room = capacity(blocks, held[0])
+        held, _, held_slots = self.state.sizes
+        room = capacity(blocks, held)
         # There are never more slots than blocks to choose from.
-        slot_room = capacity(slots, min(held[1], room))
-        if (room, slot_room) == held:
+        slot_room = capacity(slots, min(held_slots, room))
+        if (room, slot_room) == (held, held_slots):
             return
-        self.memory, units = object(), room * (self.block // self._unit)
-        self._lift, self._unit_lift = (like.new_empty(size, dtype=torch.float32) for size in (room, units))
-        self.units = like.new_empty((units, *like.shape[1:]))
-        self._state, self._before = like.new_empty((2, slot_room + 2), dtype=torch.int64)
+        self.memory = object()
+        self.state = ActiveState.room(1, room, self.block // self._unit, slot_room, like)
 
     def forget(self) -> None:
         """Lets go of the request's cache, if it has not yet: the next request's first layer waits."""
@@ -109,21 +103,7 @@ class ActiveBlocks:
         self._cache, self._origin, self._chosen, self._index = _NO_CACHE, *(torch.empty(0) for _ in range(3))
 
     def _prepare(self) -> None:
-        keys, block, unit = self._cache.keys, self.block, self._unit
-        own = self.units, self._unit_lift, self._lift, self._state, self._before
-        if kernels_take(keys):
-            from harness.engine.kernels.active_set import prepare
-
-            prepare(keys, self._chosen, *own, unit=unit, block=block, ends=self._ends)
-            return
-        means = unit_means(keys, unit)
-        _overwrite(self.units, means, 0)
-        _overwrite(self._unit_lift, self._unit_lift.new_zeros(len(means)), -torch.inf)
-        blocks = self._lift.new_zeros(-(-len(keys) // block))
-        _overwrite(self._lift, lifted(blocks, *self._ends), -torch.inf)
-        self._state.zero_()
-        _overwrite(self.active, self._chosen, NONE)
-        self._before.copy_(self._state)
+        self.state.prepare(self._cache.keys, self._chosen, unit=self._unit, block=self.block, ends=self._ends)
 
     def park(self) -> None:
         """Ahead of the first decode step: only the active blocks are left in the cache."""
@@ -138,59 +118,16 @@ class ActiveBlocks:
 
         Args:
             q: [1, heads, head_dim].
-            gamma: least share of the blocks that this query wants that must be active for the set to stay.
-
-        Returns:
-            As `reselect` does.
-        """
-        if not kernels_take(q):
-            return self.reselect(self.wanted(q), gamma)
-        from harness.engine.kernels import active_set
-
-        relevance = self._ranks.mean(active_set.rate(q, self.units, self._unit_lift))
-        return active_set.reselect(relevance, self._lift, self._state, self._before, gamma)
-
-    def wanted(self, q: Tensor) -> Tensor:
-        """The best blocks for a step, as many as the request has slots, ascending, then `NONE`: [room for slots] int64.
-
-        Relevance of a unit is the softmax over units of the query against their mean keys, mean over heads.
-
-        Args:
-            q: the step's query, [1, heads, head_dim].
-        """
-        units = self._ranks.mean(unit_attention(q, self.units, self._unit_lift))
-        scores = block_maxima(units, self.block // self._unit) + self._lift
-        best = scores.topk(len(self.active)).indices
-        return best.masked_fill(self.active == NONE, NONE).sort().values
-
-    def reselect(self, wanted: Tensor, gamma: float) -> Tensor:
-        """Decides what the next steps attend to; the caller brings it in.
-
-        Args:
-            wanted: as `wanted` returns it; the last block is among them.
-            gamma: least share of the wanted blocks that must be active for the set to stay.
+            gamma: as in `ActiveState.rechoose`.
 
         Returns:
             The block that comes into each slot, [room for slots] int64; -1 where none does.
         """
-        self._before.copy_(self._state)
-        return swapped(self._state, wanted, gamma)
+        return self.state.rechoose(q, gamma, self.ranks)[0]
 
     def take_back(self) -> Tensor:
-        """Undoes the last `reselect`, unless its step ran for good; returns what that does."""
-        now = self.active.clone()
-        self._state.copy_(self._before)
-        return torch.where(now == self.active, -1, self.active)
-
-    @property
-    def ranks(self) -> Ranks:
-        """Those that choose together."""
-        return self._ranks
-
-    @property
-    def parts(self) -> tuple[Tensor, ...]:
-        """All that steps know of the request, and change: of its blocks and units, of its slots, where it waits."""
-        return self._lift, self._unit_lift, self.units, self._state, self._before, self.addresses
+        """Undoes the last `rechoose`, unless its step ran for good; returns what that does."""
+        return self.state.take_back()[0]
 
     @property
     def addresses(self) -> Tensor:
@@ -198,14 +135,14 @@ class ActiveBlocks:
         return self._store.addresses
 
     def bring_in(self, source: Tensor) -> None:
-        """Copies the blocks that `reselect` named into their slots."""
+        """Copies the blocks that `rechoose` named into their slots."""
         slots = (source >= 0).nonzero().squeeze(1)
         into, come = (block_tokens(blocks, self.block) for blocks in (slots, source[slots]))
         for here, there in ((self._cache.keys, self._store.keys), (self._cache.values, self._store.values)):
             here[into] = there[come.to(there.device)].to(here.device)
         self.settle()
         # Only a step that is recorded may have run for nothing.
-        self._before.copy_(self._state)
+        self.state.before.copy_(self.state.state)
 
     def settle(self) -> None:
         """Brings the cache's original positions up to date with its slots."""
@@ -220,47 +157,9 @@ class ActiveBlocks:
     @property
     def moved_bytes(self) -> int:
         """Bytes of the keys and values that came in."""
-        return int(self.moved) * self.block * 2 * self.units[:1].nbytes
+        return int(self.moved) * self.block * 2 * self.state.units[:, :1].nbytes
 
     @property
     def extra_bytes(self) -> int:
         """Bytes held on the device beside keys and values, room for longer requests included."""
-        own = (self.units, self._unit_lift, self._lift, self._state, self._before)
-        return self._store.spare_nbytes + sum(tensor.nbytes for tensor in own)
-
-
-def swapped(state: Tensor, wanted: Tensor, gamma: float) -> Tensor:
-    """Blocks that are wanted take the slots of others, if too few of them are active.
-
-    Args:
-        state: [..., slots + 2] int64, the block in each slot, blocks that came in so far, and steps in which some did;
-            is changed.
-        wanted: [..., slots], as `ActiveBlocks.wanted` returns it.
-        gamma: see `ActiveBlocks.reselect`.
-
-    Returns:
-        [..., slots] int64, as `ActiveBlocks.reselect`.
-    """
-    active = state[..., :-2]
-    same = wanted.unsqueeze(-1) == active.unsqueeze(-2)
-    fresh, leaving = ~same.any(-1), ~same.any(-2)
-    slots = (active != NONE).sum(-1, keepdim=True)
-    swap = (slots - fresh.sum(-1, keepdim=True)) / slots < gamma
-    # The n-th fresh block goes where the n-th leaving one was; there are as many of the one as of the other.
-    arrivals = torch.zeros_like(wanted).scatter_add_(-1, _rank(fresh), wanted * fresh)
-    source = torch.where(leaving & swap, arrivals.gather(-1, _rank(leaving)), -1)
-    active.copy_(torch.where(source < 0, active, source))
-    state[..., -2:-1] += (source >= 0).sum(-1, keepdim=True)
-    state[..., -1:] += swap
-    return source
-
-
-def _overwrite(memory: Tensor, content: Tensor, beyond: float) -> None:
-    """Puts `content` at the beginning and fills what lies beyond it."""
-    memory[: len(content)] = content
-    memory[len(content) :] = beyond
-
-
-def _rank(mask: Tensor) -> Tensor:
-    """How many are true before each one that is: [..., n] bool -> [..., n] int64."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)
+        return self._store.spare_nbytes + sum(part.nbytes for part in self.state)

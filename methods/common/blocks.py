@@ -14,6 +14,7 @@ A block is cut into units of a few tokens and counts as much as its best unit. F
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn.functional import pad
 
 from harness.engine.hardware import kernels_run, kernels_take
 from harness.engine.parallel import Ranks
-from methods.common.scores import head_attention, head_dots, head_logits, last_attention, token_attention
+from methods.common.scores import head_attention, head_dots, last_attention, token_attention
 
 Relevance = Literal["token_softmax", "token_peak", "query_peak", "softmax", "absdot"]
 
@@ -54,7 +55,9 @@ def _mean_over_heads(reading: Relevance, q: Tensor, k: Tensor, raters: Tensor, u
         return unit_sums(token_attention(q, k, weights), unit)
     mean = torch.einsum("w,whd->hd", weights, q.float()).to(q.dtype).unsqueeze(0)
     means = unit_means(k, unit)
-    return unit_attention(mean, means) if reading == "softmax" else unit_absdot(mean, means)
+    if reading == "absdot":
+        return unit_absdot(mean, means)
+    return unit_attention(mean, means.unsqueeze(0), means.new_zeros((1, len(means)), dtype=torch.float32))[0]
 
 
 def query_peaks(q: Tensor, k: Tensor, raters: Tensor, unit: int) -> Tensor:
@@ -98,22 +101,24 @@ def best_blocks(
     return chosen, block_rows(chosen, block, rows)
 
 
-def unit_attention(q: Tensor, means: Tensor, lift: Tensor | float = 0.0) -> Tensor:
-    """Softmax over units of one query against their mean keys, mean over heads.
+def unit_attention(q: Tensor, means: Tensor, lift: Tensor) -> Tensor:
+    """Softmax over units of a query against their mean keys, mean over heads, of each request.
 
     Args:
-        q: [1, heads, d].
-        means: [units, kv_heads, d].
-        lift: what is added to the units' logits, [units].
+        q: [requests, heads, d].
+        means: [requests, units, kv_heads, d].
+        lift: what is added to the units' logits, [requests, units].
 
     Returns:
-        [units] float32, summing to 1.
+        [requests, units] float32, each request's summing to 1.
     """
-    return (head_logits(q, means) + lift).softmax(-1).mean((0, 1))
+    groups = q.view(len(q), means.shape[2], -1, q.shape[2])
+    logits = (groups @ means.permute(0, 2, 3, 1)).float() * (1.0 / math.sqrt(q.shape[2]))
+    return (logits + lift[:, None, None]).softmax(-1).mean((1, 2))
 
 
 def unit_absdot(q: Tensor, means: Tensor) -> Tensor:
-    """Mean over heads of |query . mean key|, shapes as in `unit_attention`."""
+    """Mean over heads of |query . mean key|: q [1, heads, d], means [units, kv_heads, d] -> [units] float32."""
     return head_dots(q, means).float().abs().mean((0, 1))
 
 

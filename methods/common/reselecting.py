@@ -112,6 +112,13 @@ class Reselecting(Method):
         """Bytes of the parked keys and values."""
         return self._waiting_bytes() if self.options.offload != "none" else 0
 
+    def bus_bytes(self) -> int:
+        """Bytes of the blocks that came in, if they were parked on the host."""
+        return self._moved_bytes() if self.options.offload != "none" else 0
+
+    def _moved_bytes(self) -> int:
+        return sum(active.moved_bytes for active in self.active.values())
+
     def _waiting_bytes(self) -> int:
         return sum(active.waiting_bytes for active in self.active.values())
 
@@ -120,10 +127,11 @@ class Reselecting(Method):
         return sum(active.extra_bytes for active in self.active.values())
 
     def notes(self) -> dict[str, Any]:
-        """How many steps changed a layer's active set, and the bytes that came in for it."""
+        """How many steps changed a layer's active set, how many blocks came in for it, and the bytes of all of them."""
         if not self.active:
             return {}
         return {
             "kv_swaps": {str(layer): int(active.swaps) for layer, active in self.active.items()},
-            "kv_bytes_moved": self.model.ranks.size * sum(active.moved_bytes for active in self.active.values()),
+            "kv_blocks_moved": {str(layer): int(active.moved) for layer, active in self.active.items()},
+            "kv_bytes_moved": self.model.ranks.size * self._moved_bytes(),
         }

@@ -72,7 +72,7 @@ class SlimReplay(Replay):
         from harness.engine.kernels.fetch import fetch_blocks
 
         active = self._active[layer]
-        fetch_blocks(source, active.addresses, active.units, table.rows, layer, active.block)
+        fetch_blocks(source, active.addresses, active.state.units, table.rows, layer, active.block)
 
 
 class SeatedSlim(Replay):
@@ -125,8 +125,8 @@ class SeatedSlim(Replay):
     def _choose(self, sets: ActiveSets, layer: int, q: Tensor, table: DecodeTable) -> None:
         from harness.engine.kernels.fetch import fetch_blocks
 
-        source, apart = sets.reselect(q, self._gamma), table.shape.layers
-        fetch_blocks(source, sets.addresses, sets.units, table.rows, layer, sets.block, len(q), apart)
+        source, apart = sets.rechoose(q, self._gamma), table.shape.layers
+        fetch_blocks(source, sets.addresses, sets.state.units, table.rows, layer, sets.block, len(q), apart)
 
     def end_step(self) -> Overlap | None:
         """Blocks have come in."""

@@ -11,8 +11,9 @@ import torch
 
 from harness.engine.cache import LayerCache
 from harness.engine.step import Rows
-from methods.common import active_blocks as active_module
+from methods.common import active_state as active_module
 from methods.common.active_blocks import ActiveBlocks
+from methods.common.active_sets import ActiveSets
 from methods.common.blocks import block_maxima, block_rows, unit_attention, unit_sums
 from methods.common.scores import last_attention
 from tests.reference import decode
@@ -134,13 +135,38 @@ def test_active_blocks_are_chosen_alike_by_kernels(
 
 
 def assert_alike(held: Held) -> None:
-    ours, theirs = held.device, held.plain
-    for name in ("_lift", "_unit_lift", "_state", "_before"):
+    ours, theirs = held.device.state, held.plain.state
+    for name in ("lift", "unit_lift", "state", "before"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     torch.testing.assert_close(ours.units, theirs.units)
 
 
+@pytest.mark.parametrize("by_kernels", [False, True])
+def test_requests_at_seats_choose_as_each_does_alone(by_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [active_blocks(tokens, slots, 2, monkeypatch) for tokens, slots in ((800, 40), (130, 5), (20, 2))]
+    alone = [one.device if by_kernels else one.plain for one in held]
+    monkeypatch.setattr(active_module, "kernels_take", partial(_answer, by_kernels))
+    seats = ActiveSets(alone[0], 5)
+    for seat, one in enumerate((*alone, None, None)):
+        seats.take(seat, one)
+    generator = torch.Generator().manual_seed(3)
+    for gamma in (1.0, 0.5, 0.9, 0.0, 1.0):
+        q = 3 * torch.randn(5, 4, 16, generator=generator).to(DEVICE)
+        # The last seat is not among those that a step of four is for.
+        source = seats.rechoose(q[:4], gamma)
+        for seat, one in enumerate(alone):
+            expected = one.rechoose(q[seat : seat + 1], gamma)
+            assert torch.equal(source[seat, : len(expected)], expected) and (source[seat, len(expected) :] == -1).all()
+            slots = len(one.active)
+            assert torch.equal(seats.state.active[seat, :slots], one.active)
+            assert torch.equal(seats.state.state[seat, -2:], one.state.state[0, -2:])
+        assert (source[3] == -1).all() and (seats.state.state[3:, -2:] == 0).all()
+    assert int(alone[0].swaps) > 0 < int(alone[1].swaps)
+
+
 def test_relevance_is_a_softmax_over_units() -> None:
-    q, units = torch.randn(1, 6, 16, device=DEVICE), torch.randn(300, 2, 16, device=DEVICE)
-    lift = torch.zeros(300, device=DEVICE).masked_fill_(torch.arange(300, device=DEVICE) >= 210, -torch.inf)
+    q, units = strided(3, 6, 16), torch.randn(3, 300, 2, 16, device=DEVICE)
+    lift = torch.zeros(3, 300, device=DEVICE)
+    for request, count in enumerate((210, 300, 7)):
+        lift[request, count:] = -torch.inf
     torch.testing.assert_close(active_set.rate(q, units, lift), unit_attention(q, units, lift))

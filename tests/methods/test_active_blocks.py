@@ -14,7 +14,8 @@ from harness.engine.engine import Engine
 from harness.engine.request import Request
 from harness.errors import InputError
 from harness.runner.catalog import parse_methods
-from methods.common.active_blocks import NONE, ActiveBlocks
+from methods.common.active_blocks import ActiveBlocks
+from methods.common.active_state import NONE
 from methods.slim import Slim
 from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import stock_verbs
@@ -98,11 +99,11 @@ def test_a_swap_moves_what_is_missing_and_counts_it() -> None:
     wanted = before.clone()
     absent = next(block for block in range(18) if block not in before.tolist())
     wanted[1] = absent
-    source = active.reselect(wanted.sort().values, 1.0)
+    (source,) = active.state.reselect(wanted.sort().values.unsqueeze(0), 1.0)
     assert (source >= 0).sum() == 1 and source[1] == absent
     active.bring_in(source)
     assert active.moved == 1 and active.swaps == 1
-    assert active.reselect(before, 0.5).max() == -1 and active.swaps == 1
+    assert active.state.reselect(before.unsqueeze(0), 0.5).max() == -1 and active.swaps == 1
 
 
 @pytest.mark.parametrize("text", [f"{SCHEDULE}:gamma=1", SHARES])
@@ -176,7 +177,7 @@ def test_a_step_that_ran_only_to_be_recorded_is_taken_back() -> None:
     before, notes = held(method), method.notes()
     table.load(method.cache)
     for layer, active in method.active.items():
-        method._replay._fetch(layer, active.reselect(others(active), 1.0), table)
+        method._replay._fetch(layer, active.state.reselect(others(active).unsqueeze(0), 1.0)[0], table)
         active.settle()
     assert method.notes() != notes and held(method)[0][0] != before[0][0]
     method._replay.undo(table)

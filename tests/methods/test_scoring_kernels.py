@@ -14,7 +14,7 @@ from harness.engine import step
 from harness.engine.engine import Engine
 from harness.engine.request import Request
 from methods import keydiff
-from methods.common import active_blocks, best, blocks, future, scores, take
+from methods.common import active_state, best, blocks, future, scores, take
 from tests.reference.interpreter import DEVICE, kernels
 from tests.tiny import build, random_ids, tiny_model, tiny_shape
 
@@ -44,7 +44,7 @@ def kept(text: str, ids: Tensor) -> list[list[int]]:
 
 
 def switch(monkeypatch: pytest.MonkeyPatch, on: bool) -> None:
-    for module in (active_blocks, best, blocks, layer_cache, scores, future, keydiff, step, take):
+    for module in (active_state, best, blocks, layer_cache, scores, future, keydiff, step, take):
         for door in {"kernels_run", "kernels_take"} & vars(module).keys():
             monkeypatch.setattr(module, door, lambda _: on)
 

@@ -1,9 +1,9 @@
 """Which blocks a layer's decode attends to next, on the device in a few launches (SlimInfer, arXiv 2508.06447).
 
 Before the first step mean keys of the units are made. In a step one launch multiplies them with the query, one takes
-the softmax over all of them, and one, a single program, chooses the best blocks and compares them with those that are
-active. Sizes are those of the memory, so a captured CUDA graph serves every prompt that fits: what is beyond a request
-has logits and scores of minus infinity.
+the softmax over all of them, and one, a single program a request, chooses the best blocks and compares them with those
+that are active; requests that are decoded together are rows of the same launches. Sizes are those of the memory, so a
+captured CUDA graph serves every prompt that fits: what is beyond a request has logits and scores of minus infinity.
 """
 
 from __future__ import annotations
@@ -55,27 +55,28 @@ def prepare(
 
 
 def rate(q: Tensor, units: Tensor, unit_lift: Tensor) -> Tensor:
-    """Relevance of units: softmax over all of them of a query against their mean keys, mean over heads.
+    """Relevance of each request's units: softmax over them of its query against their mean keys, mean over heads.
 
     Args:
-        q: [1, heads, d], heads contiguous; at most 16 of them share a KV head.
-        units: [units, kv_heads, d] contiguous.
-        unit_lift: what is added to the units' logits, [units] float32.
+        q: [requests, heads, d], heads contiguous; at most 16 of them share a KV head.
+        units: [requests, units, kv_heads, d] contiguous.
+        unit_lift: what is added to the units' logits, [requests, units] float32 contiguous.
 
     Returns:
-        [units] float32.
+        [requests, units] float32.
     """
-    (_, heads, d), (n, kv_heads, _) = q.shape, units.shape
+    (requests, heads, d), (_, n, kv_heads, _) = q.shape, units.shape
     assert q.stride()[1:] == (d, 1) and units.is_contiguous() and heads <= ROWS.value * kv_heads
+    assert unit_lift.is_contiguous()
     tiles = triton.cdiv(n, _RATED)
-    logits = torch.empty((heads, n), dtype=torch.float32, device=q.device)
-    tops, totals = torch.empty((2, heads, tiles), dtype=torch.float32, device=q.device)
-    _logits[tiles, kv_heads](
-        q, units, unit_lift, logits, tops, totals, n, tiles, KV_HEADS=kv_heads, GROUP=heads // kv_heads, DIM=d,
-        SCALE=d**-0.5 * math.log2(math.e), BLOCK=_RATED, num_warps=4,
+    logits = torch.empty((requests, heads, n), dtype=torch.float32, device=q.device)
+    tops, totals = torch.empty((2, requests, heads, tiles), dtype=torch.float32, device=q.device)
+    _logits[tiles, kv_heads, requests](
+        q, units, unit_lift, logits, tops, totals, n, tiles, q.stride(0), KV_HEADS=kv_heads, GROUP=heads // kv_heads,
+        DIM=d, SCALE=d**-0.5 * math.log2(math.e), BLOCK=_RATED, num_warps=4,
     )  # fmt: skip
-    relevance = torch.empty(n, dtype=torch.float32, device=q.device)
-    _softmax[(triton.cdiv(n, _SHARED),)](
+    relevance = torch.empty((requests, n), dtype=torch.float32, device=q.device)
+    _softmax[triton.cdiv(n, _SHARED), requests](
         logits, tops, totals, relevance, n, tiles, HEADS=heads, TILES=triton.next_power_of_2(tiles), BLOCK=_SHARED,
         num_warps=4,
     )  # fmt: skip
@@ -83,27 +84,30 @@ def rate(q: Tensor, units: Tensor, unit_lift: Tensor) -> Tensor:
 
 
 def reselect(relevance: Tensor, lift: Tensor, state: Tensor, before: Tensor, gamma: float) -> Tensor:
-    """Chooses as many blocks as there are active ones; they take over where too few of them are active.
+    """Chooses as many blocks as each request has active ones; they take over where too few of them are active.
 
     Args:
-        relevance: of units, [blocks * units a block] float32; a block counts as much as its best one.
-        lift: what is added to the blocks' scores, [blocks] float32.
-        state: [slots + 2] int64: the block in each slot, `NONE` where there is none, behind the others; then blocks
-            that came in so far and steps in which some did. Is changed.
+        relevance: of units, [requests, blocks * units a block] float32; a block counts as much as its best one.
+        lift: what is added to the blocks' scores, [requests, blocks] float32.
+        state: [requests, slots + 2] int64: the block in each slot, `NONE` where there is none, behind the others; then
+            blocks that came in so far and steps in which some did. Is changed.
         before: the same; takes what `state` was.
         gamma: least share of the chosen blocks that must be active for the set to stay.
 
+    All are contiguous.
+
     Returns:
-        [slots] int64: the block that comes into each slot, -1 where none does. The n-th that comes goes where the n-th
-        that leaves was.
+        [requests, slots] int64: the block that comes into each slot, -1 where none does. The n-th that comes goes where
+        the n-th that leaves was.
     """
-    blocks, slots = len(lift), len(state) - 2
-    per_block = len(relevance) // blocks
+    assert all(each.is_contiguous() for each in (relevance, lift, state, before))
+    (requests, blocks), slots = lift.shape, state.shape[1] - 2
+    per_block = relevance.shape[1] // blocks
     scores = torch.empty_like(lift)
-    marks, fresh = (torch.empty(blocks, dtype=torch.int32, device=lift.device) for _ in range(2))
-    source = torch.empty(slots, dtype=torch.int64, device=lift.device)
+    marks, fresh = (torch.empty((requests, blocks), dtype=torch.int32, device=lift.device) for _ in range(2))
+    source = torch.empty((requests, slots), dtype=torch.int64, device=lift.device)
     size = max(32 * _WARPS, min(_BLOCK, triton.next_power_of_2(max(blocks, slots))))
-    _reselect[(1,)](
+    _reselect[(requests,)](
         relevance, lift, state, before, scores, marks, fresh, source, blocks, slots, gamma, UNITS=per_block,
         WIDE=triton.next_power_of_2(per_block), BLOCK=size, num_warps=_WARPS,
     )  # fmt: skip
@@ -142,11 +146,17 @@ def _prepare(
 
 @triton.jit
 def _logits(
-    q, units, unit_lift, logits, tops, totals, n, tiles,
+    q, units, unit_lift, logits, tops, totals, n, tiles, apart,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, SCALE: tl.constexpr, BLOCK: tl.constexpr,
 ) -> Any:  # fmt: skip
     """Logits (base 2) of a tile of units, their maxima, and sums of exponentials relative to these."""
-    kv_head, row, at = tl.program_id(1), tl.arange(0, ROWS), tl.arange(0, DIM)
+    request, kv_head, row, at = tl.program_id(2), tl.program_id(1), tl.arange(0, ROWS), tl.arange(0, DIM)
+    q += request * apart
+    units += request.to(tl.int64) * n * KV_HEADS * DIM
+    unit_lift += request * n
+    logits += request * KV_HEADS * GROUP * n
+    tops += request * KV_HEADS * GROUP * tiles
+    totals += request * KV_HEADS * GROUP * tiles
     unit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head, mine, inside = kv_head * GROUP + row, row < GROUP, unit < n
     query = tl.load(q + head[:, None] * DIM + at[None, :], mask=mine[:, None], other=0.0)
@@ -165,7 +175,11 @@ def _softmax(
     logits, tops, totals, relevance, n, tiles, HEADS: tl.constexpr, TILES: tl.constexpr, BLOCK: tl.constexpr
 ) -> Any:
     """Mean over heads of some units' shares."""
-    unit, tile = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, TILES)
+    request, unit, tile = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, TILES)
+    logits += request * HEADS * n
+    tops += request * HEADS * tiles
+    totals += request * HEADS * tiles
+    relevance += request * n
     share = tl.zeros((BLOCK,), tl.float32)
     for head in tl.range(0, HEADS):
         top = tl.load(tops + head * tiles + tile, mask=tile < tiles, other=NOTHING)
@@ -241,13 +255,19 @@ def _reselect(
     relevance, lift, state, before, scores, marks, fresh, source, blocks, slots, gamma,
     UNITS: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """One program: blocks are few. Other threads have stored what a thread reads behind a barrier."""
+    """One program a request: blocks are few. Other threads have stored what a thread reads behind a barrier."""
+    request = tl.program_id(0)
+    relevance += request * blocks * UNITS
+    lift, scores = lift + request * blocks, scores + request * blocks
+    marks, fresh = marks + request * blocks, fresh + request * blocks
+    state, before, source = state + request * (slots + 2), before + request * (slots + 2), source + request * slots
     _rate_blocks(relevance, lift, scores, marks, blocks, UNITS, WIDE, BLOCK)
     tl.debug_barrier()
     active = _mark_active(state, before, marks, slots, BLOCK)
     tl.debug_barrier()
     found = _list_fresh(scores, marks, fresh, blocks, active, BLOCK)
     tl.debug_barrier()
+    # Of nobody, who has no slots, NaN: no set is changed.
     overlap = tl.div_rn((active - found).to(tl.float32), active.to(tl.float32))
     moved, swaps = tl.load(state + slots), tl.load(state + slots + 1)
     came = _bring_in(state, marks, fresh, source, slots, overlap < gamma, BLOCK)
