@@ -170,7 +170,7 @@ class Record(BaseModel):
     )
     decode_bus_floor_s: Seconds | None = Field(
         default=None,
-        description="decode_bus_bytes over the measured rate of a copy from pinned host memory: both links may work side "
+        description="decode_bus_bytes over the measured rate of copies from pinned host memory: both links work side "
         "by side, so no step is faster than the longer of this and decode_floor_s; null where there is no such link, "
         "and in older records",
     )

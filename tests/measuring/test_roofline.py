@@ -99,6 +99,16 @@ def test_fractions_are_floor_over_measured_time() -> None:
     assert lasting.prefill_lasting_floor_s == 6.25 and lasting.prefill == 0.5
 
 
+def test_what_crosses_the_host_link_has_a_floor_of_its_own() -> None:
+    asked: dict[str, Any] = {"flops": 500, "weights_bytes": 20, "kv_read_bytes": 10, "ttft_s": 10.0, "tpot_s": 4.0}
+    linked, alone = ceiling(host_bytes_per_s=2.0), fractions(ceiling(), **asked)
+    found = fractions(linked, **asked, bus_bytes=7.0)
+    assert found.decode_bus_floor_s == 3.5 and (found.decode_floor_s, found.decode) == (3.0, 0.75)
+    assert fractions(linked, **asked, bus_bytes=0.0).decode_bus_floor_s == 0.0
+    assert fractions(ceiling(), **asked, bus_bytes=7.0) == fractions(linked, **asked) == alone
+    assert alone.decode_bus_floor_s is None
+
+
 def test_a_short_prefill_is_bound_by_its_weights_and_nothing_measured_is_null() -> None:
     found = fractions(ceiling(), flops=1, weights_bytes=20, kv_read_bytes=10, ttft_s=None, tpot_s=None)
     assert found.prefill_floor_s == 2.0 and found.prefill is None and found.decode is None
@@ -141,6 +151,17 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again(quick: Path, monk
     assert not first.quiet and second.quiet and second.gemm_flops == 2 * first.gemm_flops
     monkeypatch.setattr(roofline, "_best", lambda device, work: 0.125)
     assert ceilings(CPU, torch.float32) == second
+
+
+def test_a_link_to_the_host_that_was_not_measured_yet_is(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("meta")
+    monkeypatch.setattr(roofline, "_name", lambda device: "a card")
+    monkeypatch.setattr(roofline, "_host_rate", lambda device: 0.0)
+    older = ceilings(device, torch.float32)
+    monkeypatch.setattr(roofline, "_host_rate", lambda device: 5.0)
+    assert older.host_bytes_per_s == 0 and ceilings(device, torch.float32).host_bytes_per_s == 5
+    monkeypatch.setattr(roofline, "_host_rate", lambda device: pytest.fail("measured again"))
+    assert ceilings(device, torch.float32).host_bytes_per_s == 5
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"gemm_flops": 1}'])

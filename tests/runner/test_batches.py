@@ -9,6 +9,8 @@ import pytest
 
 import harness
 from harness.errors import InputError
+from harness.report.recorded import read
+from harness.report.throughput import throughput
 from harness.runner.plan import plan
 from harness.runner.spec import RunSpec
 from harness.storage.store import load_manifest
@@ -70,6 +72,32 @@ def test_a_batch_that_was_cut_short_is_asked_again_and_no_record_twice(tmp_path:
     assert again[:-2] == lines[:-2] and len(again) == len(lines)
     pairs = zip(map(json.loads, again[-2:]), map(json.loads, lines[-2:]), strict=True)
     assert all((one["sample"], one["batch"]) == (other["sample"], other["batch"]) for one, other in pairs)
+
+
+LINKED = (
+    "full,slim:layers=2/4:budgets=64/32:block=8:unit=4:gamma=1,slim:layers=2/4:budgets=64/32:block=8:offload=none,"
+    "quest:budget=32:page=8:offload=host"
+)
+
+
+def test_what_a_step_brings_over_the_host_link(tmp_path: Path) -> None:
+    asked = ("--model", random_model(tmp_path), "--methods", LINKED)
+    tasks = ("--tasks", "speed:lengths=200:new_tokens=6:repeats=2")
+    for size in (1, 2):
+        assert run("run", *asked, *tasks, "--batch", size, "--output", tmp_path / str(size)) == 0
+    alone, together = (harness.load(tmp_path / size).set_index(["method", "sample"]) for size in ("1", "2"))
+    full, slim, near, quest = (list(alone.loc[method].decode_bus_bytes) for method in LINKED.split(","))
+    moved = [extra["kv_bytes_moved"] / 5 for extra in alone.loc[LINKED.split(",")[1]].extra]
+    assert full == near == [0, 0] and slim == [round(nbytes) for nbytes in moved] and min(slim) > 0
+    # Four layers choose 32 tokens for each of two query heads a KV head: 2 x 16 channels of 4 bytes a token and head.
+    assert quest == pytest.approx([4 * 2 * 2 * 32 * 2 * 16 * 4] * 2, rel=0.02)
+    for method in LINKED.split(","):
+        both = list(together.loc[method].decode_bus_bytes)
+        assert both == [pytest.approx(sum(alone.loc[method].decode_bus_bytes), abs=1)] * 2
+    assert together.decode_bus_floor_s.isna().all()
+    table = throughput([read(tmp_path / "2")])
+    assert table.head[-2:] == ["host link, a step", "its floor"]
+    assert [row[-2].value for row in table.rows[:2]] == [0, pytest.approx(sum(slim), abs=1)]
 
 
 def test_batch_1_is_the_run_that_it_always_was() -> None:
