@@ -151,8 +151,8 @@ def fractions(
     sustained = ceilings.gemm_flops_sustained
     lasting = max(flops / sustained, read) if sustained else None
     decode = decode_bytes(weights_bytes, kv_read_bytes) / ceilings.copy_bytes_per_s
-    known = bus_bytes is not None and ceilings.host_bytes_per_s
-    bus = bus_bytes / ceilings.host_bytes_per_s if known else None
+    link = ceilings.host_bytes_per_s
+    bus = bus_bytes / link if bus_bytes is not None and link else None
     return Fractions(prefill, lasting, _share(prefill, ttft_s), decode, _share(decode, tpot_s), bus)
 
 
