@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.engine.kernels.radix import search, sortable, store_chosen
+from harness.engine.kernels.radix import list_best
 
 _WARPS = 8
 # Rows that are listed at a time.
@@ -59,12 +59,7 @@ def _best(
         tl.store(lifted + at, tl.where(stays, float("inf"), tl.max(score, 1)), mask=at < n)
     # Other threads have stored what a thread reads: here the scores, below the blocks.
     tl.debug_barrier()
-    low, span, need = search(lifted, n, count, BLOCK)
-    above, equal = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
-    for start in tl.range(0, n, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        found = store_chosen(chosen, at, sortable(lifted, at, n), low, span, need, above, equal)
-        above, equal = above + found[0], equal + found[1]
+    list_best(chosen, lifted, n, count, BLOCK)
     tl.debug_barrier()
     for start in tl.range(0, rows, _LISTED):
         row = start + tl.arange(0, _LISTED)

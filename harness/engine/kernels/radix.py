@@ -104,3 +104,14 @@ def store_chosen(into, index, key, low, span, need, above_so_far, equal_so_far) 
     chosen, place, above, equal = ranks(key, low, span, need, above_so_far, equal_so_far)
     tl.store(into + place, index, mask=chosen)
     return above, equal
+
+
+@triton.jit
+def list_best(into, scores, tokens, count, BLOCK: tl.constexpr) -> Any:
+    """Stores the indices of the `count` best of so many scores, of equal ones the first, in order."""
+    low, span, need = search(scores, tokens, count, BLOCK)
+    above, equal = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
+    for start in tl.range(0, tokens, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        found = store_chosen(into, index, sortable(scores, index, tokens), low, span, need, above, equal)
+        above, equal = above + found[0], equal + found[1]

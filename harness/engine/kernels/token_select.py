@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from harness.engine.kernels.radix import search, sortable, store_chosen
+from harness.engine.kernels.radix import list_best
 
 
 def best_tokens(scores: Tensor, counts: Tensor | None, most: int, *, block: int = 16384, warps: int = 16) -> Tensor:
@@ -44,9 +44,4 @@ def _best(scores, counts, tokens, n, most, BLOCK: tl.constexpr) -> Any:
     count = most
     if counts is not None:
         count = tl.load(counts + tl.program_id(0)).to(tl.int32)
-    low, span, need = search(scores, n, count, BLOCK)
-    above, equal = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
-    for start in tl.range(0, n, BLOCK):
-        index = start + tl.arange(0, BLOCK)
-        found = store_chosen(tokens, index, sortable(scores, index, n), low, span, need, above, equal)
-        above, equal = above + found[0], equal + found[1]
+    list_best(tokens, scores, n, count, BLOCK)
