@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention, can_use_flash_attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -31,6 +32,8 @@ class Attention:
     Attributes:
         kernel: its name.
         backend: PyTorch's, where that is chosen here.
+        serves: whether that backend takes such inputs, where it may not. One that is called all the same prints why it
+            does not, a dozen warnings.
         takes_views: `normalised` takes fewer queries than keys (the last ones'), and keys that overlap in memory.
         takes_pages: `paged` is a kernel, for pages of 128 keys, 128 channels a head and 128 rows a text.
     """
@@ -38,6 +41,7 @@ class Attention:
     kernel = "sdpa"
     takes_views = takes_pages = False
     backend: Callable[[], AbstractContextManager[Any]] = nullcontext
+    serves: Callable[[SDPAParams], bool] | None = None
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries are the last n of the m keys' tokens; each sees its own key and all before it.
@@ -127,6 +131,7 @@ class CudnnAttention(Attention):
 
     kernel = "cudnn"
     backend = staticmethod(lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION))
+    serves = staticmethod(can_use_cudnn_attention)
 
 
 class FlashSdpaAttention(Attention):
@@ -134,6 +139,7 @@ class FlashSdpaAttention(Attention):
 
     kernel = "flash"
     backend = staticmethod(lambda: sdpa_kernel(SDPBackend.FLASH_ATTENTION))
+    serves = staticmethod(can_use_flash_attention)
 
 
 class Flash2Attention(Attention):
@@ -243,6 +249,8 @@ def pick_attention(name: str, shape: ModelShape, device: torch.device, dtype: to
 def _working(kind: type[Attention], shape: ModelShape, device: torch.device, dtype: torch.dtype) -> Attention | None:
     q = torch.zeros((64, shape.heads, shape.head_dim), dtype=dtype, device=device)
     k = q[:, : shape.kv_heads].contiguous()
+    if not _served(kind, q, k):
+        return None
     try:
         attention = kind()
         attention.causal(q, k, k)
@@ -250,6 +258,14 @@ def _working(kind: type[Attention], shape: ModelShape, device: torch.device, dty
     except (ImportError, AttributeError, RuntimeError, ValueError, AssertionError, NotImplementedError):
         return None
     return attention
+
+
+def _served(kind: type[Attention], q: Tensor, k: Tensor) -> bool:
+    if kind.serves is None:
+        return True
+    rows, keys = (x.transpose(0, 1).unsqueeze(0) for x in (q, k))
+    with kind.backend():
+        return kind.serves(SDPAParams(rows, keys, keys, None, 0.0, True, q.shape[1] != k.shape[1]))
 
 
 def repeated_heads(x: Tensor, heads: int) -> Tensor:

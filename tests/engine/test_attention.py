@@ -89,6 +89,20 @@ def test_cudnn_plans_for_prefills_alone(n: int, m: int, monkeypatch: pytest.Monk
     assert seen == [False, True]
 
 
+@pytest.mark.parametrize("kernel", ["cudnn", "flash"])
+def test_a_backend_that_does_not_serve_is_never_called(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Called, it would print a dozen warnings: float32 on a GPU, anything without one."""
+    monkeypatch.setattr("harness.engine.attention.sdpa", lambda *_, **__: pytest.fail("called"))
+    with pytest.raises(InputError, match=f"--attention {kernel} does not run here"):
+        pick_attention(kernel, SHAPE, DEVICE, torch.float32)
+
+
+@pytest.mark.skipif(not CUDA, reason="backends are tried on CUDA alone")
+@pytest.mark.filterwarnings("error:.*kernel not used because")
+def test_auto_warns_of_nothing() -> None:
+    assert pick_attention("auto", SHAPE, DEVICE, torch.float32).kernel == "sdpa"
+
+
 def test_auto_takes_what_works() -> None:
     found = pick_attention("auto", SHAPE, DEVICE, DTYPE)
     assert isinstance(found, Attention) and (CUDA or found.kernel == "sdpa")
