@@ -11,7 +11,11 @@ from pkgutil import resolve_name
 from typing import NamedTuple, Protocol, cast
 
 Answer = Callable[[bytes], Iterator[bytes]]
-"""Carries out an order; what it yields are messages of one line each, without its end."""
+"""Carries out an order; what it yields are messages of one line each, without its end.
+
+One that has `ahead(order: bytes) -> bool` does in it what orders share, in the process that they are forked from, and
+says whether there was something to do.
+"""
 
 
 class Event(NamedTuple):

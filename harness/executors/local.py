@@ -38,8 +38,8 @@ class LocalExecutor:
 
     def start(self, number: int, order: bytes) -> None:
         """See `Executor`."""
-        for place in self._free:  # the other places import what the next orders need while this one is carried out
-            place.start()
+        for place in self._free:  # the other places prepare for the next orders while this one is carried out
+            place.start(order)
         self._running[number] = place = self._free.pop(0)
         Thread(target=self._listen, args=(number, place, order), daemon=True).start()
 

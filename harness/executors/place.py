@@ -31,10 +31,13 @@ class Place:
         self.environment, self._answer = environment, answer
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Begins to import, unless that is done."""
-        if self._process is not None:
-            return
+    def start(self, order: bytes) -> None:
+        """Begins to import, and to do what orders like this one share, unless that is done."""
+        if self._process is None:
+            self._begin()
+            self._write(b"\0" + order)
+
+    def _begin(self) -> None:
         # What can be imported here can be imported there, whatever put it onto the path. Ctrl-C, which reaches all
         # processes of a terminal's session, is for the one that gives the orders.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **self.environment}
@@ -52,13 +55,12 @@ class Place:
         Raises:
             Died: its process died.
         """
-        self.start()
+        if self._process is None:
+            self._begin()
         process, code = self._process, None
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None and process.stdout is not None
         try:
-            with suppress(BrokenPipeError):
-                process.stdin.write(order + b"\n")
-                process.stdin.flush()
+            self._write(order)
             for line in process.stdout:
                 _, ended, last = line.rpartition(
                     b"\0"
@@ -73,6 +75,12 @@ class Place:
                 self._process, code = None, _end(process)
         if code:
             raise Died(f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}")
+
+    def _write(self, line: bytes) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
 
     def close(self) -> None:
         """Ends what is running."""

@@ -53,24 +53,13 @@ class Checkpoint:
         except Exception as error:  # strict dataclasses raise errors of their own
             raise InputError(f"{self.owner}: config.json is refused: {last_line(error)}") from None
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
-        """Model and tokenizer; a model of the hub is downloaded first.
+    def tokenizer(self, config: Any) -> Any:
+        """The tokenizer; a model of the hub is downloaded first, weights and all.
 
         Raises:
-            InputError: the weights or the tokenizer are missing, broken, or do not fit the configuration.
+            InputError: there is none, or it is broken.
         """
-        if self.hub_id is not None:
-            self.folder = _download(self.hub_id, _WANTED)
-        files = weight_files(self.owner, self.folder)
-        model = fill_from_safetensors(self.owner, config, files, device, dtype, ranks)
-        model.generation_config = self._generation(model.generation_config)
-        return model, self._tokenizer()
-
-    def weights_hash(self) -> str:
-        """Sha256 (hex) over the names and contents of the files that `load` reads weights from."""
-        return files_digest(weight_files(self.owner, self.folder))
-
-    def _tokenizer(self) -> Any:
+        self._fetch()
         self._refuse_code("tokenizer_config.json")
         try:
             return transformers().AutoTokenizer.from_pretrained(
@@ -78,6 +67,26 @@ class Checkpoint:
             )
         except Exception as error:  # whatever a broken folder provokes in tokenizers
             raise InputError(f"{self.owner}: its tokenizer cannot be loaded: {last_line(error)}") from None
+
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> Any:
+        """The model; one of the hub is downloaded first.
+
+        Raises:
+            InputError: the weights are missing, broken, or do not fit the configuration.
+        """
+        self._fetch()
+        files = weight_files(self.owner, self.folder)
+        model = fill_from_safetensors(self.owner, config, files, device, dtype, ranks)
+        model.generation_config = self._generation(model.generation_config)
+        return model
+
+    def weights_hash(self) -> str:
+        """Sha256 (hex) over the names and contents of the files that `load` reads weights from."""
+        return files_digest(weight_files(self.owner, self.folder))
+
+    def _fetch(self) -> None:
+        if self.hub_id is not None:
+            self.folder, self.hub_id = _download(self.hub_id, _WANTED), None
 
     def _generation(self, default: Any) -> Any:
         if not (self.folder / "generation_config.json").is_file():

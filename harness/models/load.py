@@ -61,8 +61,11 @@ class Source(Protocol):
     def config(self) -> Any:
         """The transformers configuration; reads no weights."""
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
-        """Model, or this rank's part of it, on the device and in the dtype, and tokenizer."""
+    def tokenizer(self, config: Any) -> Any:
+        """The tokenizer; no device is touched."""
+
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> Any:
+        """The model, or this rank's part of it, on the device and in the dtype."""
 
     def weights_hash(self) -> str:
         """Sha256 (hex) that changes with the weights; asked for after `load`."""
@@ -75,6 +78,15 @@ def describe(name: str) -> ModelShape:
         InputError: no such model, or one that the harness cannot run.
     """
     return _shape(name, _source(name).config())
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of the model that `load` loads, without the model.
+
+    Raises:
+        InputError: as `load`.
+    """
+    return _tokenizer(name, source := _source(name), source.config())
 
 
 def load(name: str, device: str = "auto", dtype: str = "auto", ranks: Ranks = ALONE) -> LoadedModel:
@@ -95,9 +107,8 @@ def load(name: str, device: str = "auto", dtype: str = "auto", ranks: Ranks = AL
     config = source.config()
     shape = _shape(name, config)
     check_memory(name, shape, bool(config.tie_word_embeddings), place, number, ranks)
-    model, tokenizer = source.load(config, place, number, ranks)
-    _check_tokenizer(name, tokenizer, shape)
-    check_template(f"model {name!r}", tokenizer.chat_template, tokenizer)
+    tokenizer = _tokenizer(name, source, config)
+    model = source.load(config, place, number, ranks)
     ends = frozenset() if source.latency_only else _end_ids(model, tokenizer)
     return LoadedModel(name, model, tokenizer, shape, source.latency_only, ends, source.weights_hash())
 
@@ -188,13 +199,14 @@ def _trained_context(config: Any) -> int:
     return max(longest, int(rope["factor"] * (rope.get("original_max_position_embeddings") or 0)))
 
 
-def _check_tokenizer(name: str, tokenizer: Any, shape: ModelShape) -> None:
-    """Refuses a tokenizer that gives ids for which the embedding has no row."""
+def _tokenizer(name: str, source: Source, config: Any) -> Any:
+    """Refuses one that gives ids for which the embedding has no row, and a chat template that is of no use."""
+    tokenizer, rows = source.tokenizer(config), config.vocab_size
     highest = max(tokenizer.get_vocab().values(), default=-1) if hasattr(tokenizer, "get_vocab") else 255
-    if highest >= shape.vocab:
-        raise InputError(
-            f"model {name!r}: its tokenizer gives ids up to {highest}, its embedding has {shape.vocab} rows"
-        )
+    if highest >= rows:
+        raise InputError(f"model {name!r}: its tokenizer gives ids up to {highest}, its embedding has {rows} rows")
+    check_template(f"model {name!r}", tokenizer.chat_template, tokenizer)
+    return tokenizer
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

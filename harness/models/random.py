@@ -164,23 +164,27 @@ class RandomModel:
         check(ConfigFields, "random model", fields)
         return config_for(fields.pop("model_type"), fields)
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
-        """Model and tokenizer.
-
-        The weights are drawn on `device` and in `dtype` at once: 8 B parameters as float32 in host memory first would
-        take minutes and 32 GB. The same seed gives other weights on another device or in another dtype. Every rank
-        draws them all, one parameter after the other, and keeps its part.
+    def tokenizer(self, config: Any) -> Any:
+        """That of the embedded model where there is one, else bytes.
 
         Raises:
             InputError: the vocabulary cannot even hold bytes.
         """
-        tokenizer = _tokenizer(config.vocab_size)
+        return _tokenizer(config.vocab_size)
+
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> Any:
+        """The model.
+
+        The weights are drawn on `device` and in `dtype` at once: 8 B parameters as float32 in host memory first would
+        take minutes and 32 GB. The same seed gives other weights on another device or in another dtype. Every rank
+        draws them all, one parameter after the other, and keeps its part.
+        """
         whole, generator = empty_model(config, dtype), torch.Generator(device).manual_seed(SEED)
         drawn = ((name, _drawn(name, like, generator)) for name, like in whole.named_parameters())
         state = {name: part_of(name, parameter, ranks) for name, parameter in drawn}
         model = empty_model(part_config(config, ranks), dtype)
         model.load_state_dict(state, assign=True, strict=False)  # a tied matrix has no weights of its own
-        return cut_head(finish(model, device), ranks), tokenizer
+        return cut_head(finish(model, device), ranks)
 
     def weights_hash(self) -> str:
         """Hash of the recipe: fields, seed and spread."""

@@ -58,8 +58,17 @@ class SmolLM2:
         """The transformers configuration."""
         return self.file.config()
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
-        """Model and tokenizer, from the cache.
+    def tokenizer(self, config: Any) -> Any:
+        """The tokenizer, from the cache.
+
+        Raises:
+            InputError: as `load`.
+        """
+        # The plain class, not AutoTokenizer: the latter may rebuild the pre-tokenizer from what it knows of LLaMA.
+        return transformers().PreTrainedTokenizerFast.from_pretrained(self._folder())
+
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> Any:
+        """The model, from the cache.
 
         The cache holds bfloat16, so float32 computes exactly with weights rounded to bfloat16: the same weights in
         every dtype.
@@ -67,20 +76,20 @@ class SmolLM2:
         Raises:
             InputError: the cache cannot be written, or, the first time, the gguf package is missing.
         """
-        folder = folder_once(f"smollm2/{self._key()}", self._convert)
-        model = fill_from_safetensors("model 'smollm2'", config, folder.glob("*.safetensors"), device, dtype, ranks)
-        # The plain class, not AutoTokenizer: the latter may rebuild the pre-tokenizer from what it knows of LLaMA.
-        tokenizer = transformers().PreTrainedTokenizerFast.from_pretrained(folder)
-        return model, tokenizer
+        files = self._folder().glob("*.safetensors")
+        return fill_from_safetensors("model 'smollm2'", config, files, device, dtype, ranks)
 
     def weights_hash(self) -> str:
         """Sha256 (hex) of the GGUF file."""
         return file_digest(self.file.path)
 
+    def _folder(self) -> Path:
+        return folder_once(f"smollm2/{self._key()}", self._convert)
+
     def _key(self) -> str:
         return f"{self.weights_hash()[:16]}-v{CACHE_FORMAT}"
 
     def _convert(self, folder: Path) -> None:
-        model, tokenizer = self.file.load(self.file.config(), torch.device("cpu"), torch.bfloat16)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        config = self.file.config()
+        self.file.load(config, torch.device("cpu"), torch.bfloat16).save_pretrained(folder)
+        self.file.tokenizer(config).save_pretrained(folder)

@@ -24,7 +24,7 @@ from harness.measuring.provenance import environment, worker
 from harness.runner.catalog import METHODS, TASKS
 from harness.runner.execute import Key, Worker, answered_by
 from harness.runner.faults import told
-from harness.runner.plan import Plan
+from harness.runner.plan import Made, Plan
 from harness.runner.spec import RunSpec
 from harness.storage.record import Record
 
@@ -130,10 +130,15 @@ def read_message(line: bytes) -> Message:
     return _MESSAGE.validate_json(line)
 
 
-def answer(line: bytes) -> Iterator[bytes]:
-    """Carries out the order of a line (`harness.executors.executor.Answer`)."""
+def answer(line: bytes, made: Made) -> Iterator[bytes]:
+    """What comes of the order of a line.
+
+    Args:
+        line: as `Order` is written.
+        made: samples that need not be made any more.
+    """
     order = Order.model_validate_json(line)
-    for message in guarded(order, _carried_out(order)):
+    for message in guarded(order, _carried_out(order, made)):
         yield message.model_dump_json().encode()
 
 
@@ -158,12 +163,12 @@ def guarded(order: Order, messages: Iterator[Step]) -> Iterator[Step | Fault]:
         yield Fault(text=told(order, error), whose="code")
 
 
-def _carried_out(order: Order) -> Iterator[Message]:
+def _carried_out(order: Order, made: Made) -> Iterator[Message]:
     there, wanted = environment(), order.terms
     software = there["packages"] | {"python": there["python"]}
     if wanted is not None:
         _meets(software, wanted.software)
-    plan = planned(order)
+    plan = planned(order).with_made(made)
     answering: Worker = order.worker(plan)
     facts = answering.facts()
     if wanted is not None:
@@ -187,17 +192,27 @@ def planned(order: Order) -> Plan:
     """
     if order.threads is not None:
         torch.set_num_threads(order.threads)
-    with suppress(OSError):  # another machine need not have that folder
-        os.chdir(order.folder)
+    settled(order)
     for file in order.method_files:
         METHODS.load_file(file)
-    for file in order.task_files:
-        TASKS.load_file(file)
     kind: type[Worker] = order.worker
     plan = kind.plan(order.spec)
     if order.samples is None:
         return plan
     return replace(plan, samples={task: frozenset(samples) for task, samples in order.samples.items()})
+
+
+def settled(order: Order) -> None:
+    """Goes to an order's folder, and knows its tasks.
+
+    Raises:
+        InputError: a file of tasks is not there, or defines none.
+    """
+    with suppress(OSError):  # another machine need not have that folder
+        os.chdir(order.folder)
+    for file in order.task_files:
+        if file not in TASKS.files:
+            TASKS.load_file(file)
 
 
 def _meets(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

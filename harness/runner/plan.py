@@ -8,7 +8,7 @@ or another machine, plans the same run and makes the same cell of it. What a cel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -24,8 +24,11 @@ from harness.runner.faults import blamed
 from harness.runner.spec import RunSpec, WrongOption, public_name
 from harness.statistics.noise import TWIN
 from harness.storage.store import Manifest
-from tasks.base import Task, TaskContext
+from tasks.base import Sample, Task, TaskContext, Tokenizer
 from tasks.common.load import load_of
+
+Made = Mapping[str, tuple[Task, Sequence[Sample]]]
+"""Tasks by label, each with all of its samples, made ahead of a plan."""
 
 
 class CellSpec(BaseModel):
@@ -54,6 +57,7 @@ class Plan:
         methods: each label once, in the order of the run.
         tasks: likewise.
         samples: task -> ids of the only ones that this process answers; None where it answers all.
+        made: tasks whose samples have been made.
     """
 
     spec: RunSpec
@@ -61,6 +65,7 @@ class Plan:
     methods: list[MethodSpec]
     tasks: list[Task]
     samples: Mapping[str, Set[str]] | None = None
+    made: Made = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +86,17 @@ class Plan:
     def task(self, cell: CellSpec) -> Task:
         """The task of a cell of this run."""
         return next(task for task in self.tasks if task.label == cell.task)
+
+    def with_made(self, made: Made) -> Plan:
+        """The same with the tasks among them that are its own: what they noted while they made samples counts, too."""
+        made = {task.label: made[task.label] for task in self.tasks if _same(task, made.get(task.label))}
+        return replace(
+            self, tasks=[made[task.label][0] if task.label in made else task for task in self.tasks], made=made
+        )
+
+    def samples_of(self, task: Task, tokenizer: Tokenizer) -> Sequence[Sample]:
+        """All samples of one of its tasks."""
+        return self.made[task.label][1] if task.label in self.made else list(task.samples(tokenizer))
 
     def manifest(self, device: str | None = None) -> Manifest:
         """What the store keeps of it; `device` says where it runs, if not here: "cpu" or "cuda"."""
@@ -107,11 +123,10 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     """
     if not elsewhere:
         _check_device(spec, resolve_device(spec.device))
-    context = TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
     methods = _methods(spec)
     with missing_together() as noted:
         with noted():
-            tasks = _distinct(build_tasks(spec.tasks, context))
+            tasks = _distinct(build_tasks(spec.tasks, context_of(spec)))
         with noted():
             shape = describe(spec.model)
             _check_shapes(methods, shape)
@@ -122,6 +137,15 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     _check_shares(spec, shape)
     _check_lengths(spec, tasks, shape)
     return Plan(spec, shape, methods, tasks)
+
+
+def _same(task: Task, made: tuple[Task, Sequence[Sample]] | None) -> bool:
+    return made is not None and type(made[0]) is type(task) and made[0].options == task.options
+
+
+def context_of(spec: RunSpec) -> TaskContext:
+    """What a run's tasks are told of it."""
+    return TaskContext(spec.data_dir, spec.limit, spec.max_length, spec.seed)
 
 
 def _check_device(spec: RunSpec, device: torch.device) -> None:

@@ -82,7 +82,7 @@ def read_prompts(task: Task, plan: Plan, model: LoadedModel) -> list[Prompt]:
         InputError: bad data, no sample, two samples with one id, or a prompt beyond the model's context.
     """
     with blamed(task, task.label):
-        samples = list(task.samples(model.tokenizer))
+        samples = plan.samples_of(task, model.tokenizer)
     if not samples or not all(isinstance(sample, Sample) for sample in samples):
         raise InputError(f"{task.label}: the task has {'something else than' if samples else 'no'} samples")
     asked = [each for sample in samples for each in (sample, *sample.follow_ups)]

@@ -107,19 +107,26 @@ class GgufFile:
         check_rope(str(self.path), fields["rope_parameters"])
         return config_for(family, fields)
 
-    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> tuple[Any, Any]:
-        """Model and tokenizer.
+    def tokenizer(self, config: Any) -> Any:
+        """The tokenizer that the metadata describes; needs no gguf package.
+
+        Raises:
+            InputError: one that is not supported.
+        """
+        return build_tokenizer(self.metadata)
+
+    def load(self, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> Any:
+        """The model.
 
         Raises:
             InputError: the gguf package is missing, or the file holds tensors that the architecture has no place for.
         """
-        tokenizer = build_tokenizer(self.metadata)
         names = {self._torch_name(name): name for name in self.tensors if name != _FREQUENCIES}
         shapes = {torch_name: self.tensors[name].shape for torch_name, name in names.items()}
         read = partial(self._weights_of, names, config)
         model = fill(str(self.path), config, shapes, read, device, dtype, ranks)
         self._scale_frequencies(model)
-        return model, tokenizer
+        return model
 
     def weights_hash(self) -> str:
         """Sha256 (hex) of the file."""
