@@ -32,16 +32,19 @@ def embedded_model_once() -> Iterator[None]:
     from harness.models.smollm2 import SmolLM2
     from harness.storage.user_cache import cache_dir
 
-    load = SmolLM2.load
+    load, tokenizer = SmolLM2.load, SmolLM2.tokenizer
 
     @cache
-    def loaded(cache_folder: Path, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    def loaded(cache_folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
         model = SmolLM2()
         return load(model, model.config(), device, dtype)
 
-    def once(
-        model: SmolLM2, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE
-    ) -> tuple[Any, Any]:
+    @cache
+    def read(cache_folder: Path) -> Any:
+        model = SmolLM2()
+        return tokenizer(model, model.config())
+
+    def once(model: SmolLM2, config: Any, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> Any:
         # On a GPU an engine joins weights in place.
         if device.type == "cpu" and ranks is ALONE:
             return loaded(cache_dir(), device, dtype)
@@ -49,6 +52,7 @@ def embedded_model_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SmolLM2, "load", once)
+        patch.setattr(SmolLM2, "tokenizer", lambda model, config: read(cache_dir()))
         patch.setattr(smollm2, "tokenizer", cache(smollm2.tokenizer))
         yield
 

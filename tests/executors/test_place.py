@@ -19,7 +19,8 @@ import torch
 
 from harness.executors.place import Died, Place
 from harness.runner.fan_out import ANSWER
-from tests.executors.echo import ECHO, LONG
+from tests.executors.echo import ECHO, LONG, PREPARED
+from tests.executors.test_ahead import line
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = f"""
@@ -67,6 +68,15 @@ def test_an_order_that_nobody_listens_to_ends_and_its_words_are_not_the_next_one
     assert gone(own) and len(list(place.carry_out(b"order"))) == 1
 
 
+def test_what_orders_share_is_done_in_what_they_are_forked_from() -> None:
+    with closing(Place(PREPARED, {})) as place:
+        place.start(b"soon")
+        parent, *noted = place.carry_out(b"now")
+        assert noted == [parent + b" soon", parent + b" now"]
+        # Whoever is asked for it fails by himself, or does not.
+        assert list(place.carry_out(b"raise")) == [parent, *noted]
+
+
 @pytest.mark.slow
 def test_what_orders_are_forked_from_may_die(place: Place) -> None:
     messages = place.carry_out(b"slow")
@@ -110,15 +120,17 @@ def test_orders_that_are_forked_have_cuda() -> None:
 
 
 WATCHED = f"""
+import sys
 import torch
 for name in ("is_available", "device_count", "current_device", "init", "_lazy_init"):
     setattr(torch.cuda, name, lambda *_, name=name: exit(f"{{name}} was called"))
 from harness.executors.executor import answer_of
-answer_of({ANSWER!r})
+assert answer_of({ANSWER!r}).ahead(sys.argv[1].encode())
 """
 
 
 @pytest.mark.cluster
-def test_what_orders_are_forked_from_asks_nothing_of_a_device() -> None:
+def test_what_orders_are_forked_from_asks_nothing_of_a_device(tmp_path: Path) -> None:
     # A context that is there before a fork is of no use behind it.
-    assert subprocess.run([sys.executable, "-c", WATCHED], check=False).returncode == 0
+    asked = [sys.executable, "-c", WATCHED, line(tmp_path).decode()]
+    assert subprocess.run(asked, check=False).returncode == 0
