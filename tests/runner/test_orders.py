@@ -29,7 +29,7 @@ def order(folder: Path, worker: Any = MethodWorker, tasks: str = TASKS, **more: 
 
 
 def said(asked: Order) -> list[Message]:
-    return [read_message(line) for line in answer(asked.model_dump_json().encode())]
+    return [read_message(line) for line in answer(asked.model_dump_json().encode(), {})]
 
 
 def surveyed(asked: Order) -> tuple[Hello, Listing]:
