@@ -12,7 +12,7 @@ import typer
 from harness.calibrate.command import app as calibrate_app
 from harness.capacity.command import capacity_command
 from harness.errors import InputError
-from harness.flags import OUTPUT, Accelerator, ExecutorName, MethodFiles, RayAddress, TaskFiles, Workers
+from harness.flags import OUTPUT, Accelerator, ExecutorName, MethodFiles, RayAddress, Redo, TaskFiles, Workers
 from harness.leaderboard.command import leaderboard_command
 from harness.predict.command import predict_command
 from harness.reproduce.command import app as reproduce_app
@@ -75,6 +75,7 @@ def run_command(
     batch: Annotated[int, typer.Option(help="requests decoded together (docs/batch.md)")] = 1,
     tensor_parallel: Annotated[int, typer.Option(help="devices that share the model (docs/tensor-parallel.md)")] = 1,
     timing: Annotated[bool, typer.Option(help="also measure times; without, machines may be shared")] = True,
+    redo: Redo = "",
     executor: ExecutorName = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
@@ -100,7 +101,7 @@ def run_command(
         "max_length": max_length, "device": device, "dtype": dtype, "attention": attention, "engine": engine,
         "memory_limit": memory_limit, "seed": seed, "question": question, "parts": parts, "ledger": ledger,
         "noise_floor": noise_floor, "batch": batch, "tensor_parallel": tensor_parallel,
-        "timing": timing,
+        "timing": timing, "redo": redo,
     }  # fmt: skip
     spec, folder = prepare(given, output, method_file or (), task_file or ())
     show(*run(spec, folder, draw_json if as_json else draw_tables, fleet))
@@ -112,6 +113,7 @@ def resume_command(
     samples: Annotated[int | None, typer.Option(help="samples a task, if not as many as before")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder of data sets")] = None,
     model: Annotated[str | None, typer.Option(help="where the model lies; paths are not recorded")] = None,
+    redo: Redo = "",
     executor: ExecutorName = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
@@ -126,7 +128,7 @@ def resume_command(
     fleet = Fleet.read(executor, workers, ray_address, accelerator)
     _load_methods(method_file)
     _load_tasks(task_file)
-    show(*resume(folder, samples, data_dir, model, fleet))
+    show(*resume(folder, samples, data_dir, model, fleet, redo))
 
 
 @app.command("runs")

@@ -28,3 +28,8 @@ Workers = Annotated[
 RayAddress = Annotated[str | None, typer.Option(help="auto or HOST:PORT of a Ray cluster; one is started if none")]
 Accelerator = Annotated[str | None, typer.Option(help="kind of the GPUs to use, where there are several")]
 """Where a run's requests go (`harness.executors.fleet.Fleet`)."""
+
+Redo = Annotated[
+    str,
+    typer.Option("--redo", help="methods to ask again as their code changed: 'snapkv,adakv', or '*' (docs/run.md)"),
+]

@@ -26,7 +26,7 @@ from harness.errors import InputError
 from harness.gates.costs import TAILS, costs_of
 from harness.statistics.estimators import pairs, speed_effect
 from harness.statistics.noise import TWIN, noise_floor
-from harness.statistics.paired import COSTS, MEASURES, REFERENCE, SPEEDS
+from harness.statistics.paired import COSTS, MEASURES, REFERENCE, SPEEDS, cards
 from harness.storage.kept_digest import kept_digest
 from harness.storage.store import Manifest, load, load_manifest
 
@@ -166,8 +166,8 @@ def digest(records: pd.DataFrame, manifest: Manifest, name: str = "") -> Baselin
         raise InputError("the run has no records")
     if records.duplicated(["method", "task", "sample"]).any():
         raise InputError("a method has answered a sample of a task twice")
-    rows = [row for row in records.to_dict("records") if row["method"] != TWIN]
-    costs = {(row["task"], row["sample"]): costs_of(row) for row in rows if row["method"] == REFERENCE}
+    rows = [row for row in records.assign(card=cards(records)).to_dict("records") if row["method"] != TWIN]
+    costs = {_beside(row): costs_of(row) for row in rows if row["method"] == REFERENCE}
     cells: dict[str, dict[str, list[Row]]] = {}
     for row in sorted(rows, key=lambda row: (row["method"], row["task"], row["sample"])):
         cells.setdefault(row["method"], {}).setdefault(row["task"], []).append(row)
@@ -191,8 +191,13 @@ def units(samples: list[SampleDigest]) -> list[int]:
     return [codes.setdefault(name, len(codes)) for name in names]
 
 
-def _cell(rows: list[Row], costs: dict[tuple[str, str], Times]) -> CellDigest:
-    samples = {row["sample"]: _sample(row, costs.get((row["task"], row["sample"]), {})) for row in rows}
+def _beside(row: Row) -> tuple[str, str, str]:
+    """What a request has in common with full attention's that its times are compared with."""
+    return row["task"], row["sample"], row["card"]
+
+
+def _cell(rows: list[Row], costs: dict[tuple[str, str, str], Times]) -> CellDigest:
+    samples = {row["sample"]: _sample(row, costs.get(_beside(row), {})) for row in rows}
     scores = [sample.score for sample in samples.values() if sample.score is not None]
     return CellDigest(
         n=len(samples),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness.leaderboard.entries import Entry, version
 from harness.leaderboard.kinds import kind, suite
-from harness.statistics.paired import REFERENCE
+from harness.statistics.paired import REFERENCE, cards
 
 _TIMES = ("ttft", "tpot", "e2e")
 _BYTES = ["kv_bytes", "extra_bytes"]
@@ -26,7 +26,8 @@ def paired(entries: Sequence[Entry]) -> pd.DataFrame:
         version of its code), `kind`, `suite`, `length`, `sample`, `unit` (its context, or itself), `score`, `diff`
         (score less full attention's), `ttft`, `tpot`, `e2e` (logs of full attention's time over this one's), `kv` (log
         of bytes of keys, values and the method's own likewise), `reads` (of bytes that a decode step reads), `kept`
-        (share of tokens). NaN where either was not measured. An answer that several runs have to a sample counts once.
+        (share of tokens). NaN where either was not measured, of times also where that was on two cards, or at two times
+        (`harness.statistics.paired.cards`). An answer that several runs have to a sample counts once.
     """
     frames = [_of_run(entry) for entry in entries]
     found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -58,8 +59,9 @@ def _of_run(entry: Entry) -> pd.DataFrame:
             "kept": own["kept_fraction"].astype(float),
         }
     )
+    together = np.array(cards(own)) == np.array(cards(beside))
     for name in _TIMES:
-        frame[name] = _log_ratio(beside[f"{name}_s"], own[f"{name}_s"])
+        frame[name] = np.where(together, _log_ratio(beside[f"{name}_s"], own[f"{name}_s"]), np.nan)
     frame["kv"] = _log_ratio(_bytes(beside), _bytes(own))
     frame["reads"] = _log_ratio(beside["decode_read_bytes"], own["decode_read_bytes"])
     return frame

@@ -1,5 +1,5 @@
 """What the numbers of a run do not show: requests without any, prompts that were cut, methods that keep too much, times
-of different cards.
+of different cards or, where a method was asked again, of different times.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
     )
     yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
     apart = records[_apart(records)]
-    yield from _told("Times not paired", f", measured on another card than `{REFERENCE}`", _by_cell(apart, records))
+    yield from _told(
+        "Times not paired",
+        f", on another card than `{REFERENCE}`, or at another time",
+        _by_cell(apart, records),
+    )
     yield from _told("Measured on different kinds of device", "", _kinds(records))
 
 
@@ -87,7 +91,7 @@ def _over(kept: list[float], requested: list[int]) -> bool:
 
 
 def _apart(records: pd.DataFrame) -> list[bool]:
-    """Whether a request was timed on another card than full attention's answer to the same sample."""
+    """Whether a request was timed elsewhere, or at another time, than full attention's answer to the same sample."""
     found = list(zip(records["task"], records["sample"], records["method"], cards(records), strict=True))
     reference = {(task, sample): card for task, sample, method, card in found if method == REFERENCE}
     timed = records["ttft_s"].notna()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.measuring.provenance import environment, worker
+from harness.runner.changes import check_code
 from harness.runner.failures import Failures
 from harness.runner.plan import CellSpec, Plan
 from harness.runner.progress import Progress
@@ -65,9 +66,10 @@ def execute(plan: Plan, folder: Path, progress: Progress, start: Callable[[Plan]
         A line for each cell of which requests failed.
 
     Raises:
-        InputError: the folder is of another run, the model cannot be loaded, or data turns out bad.
+        InputError: the folder is of another run, or of other code, the model cannot be loaded, or data turns out bad.
     """
     with RunStore(folder, plan.manifest(), environment()) as store:
+        check_code(plan, store, progress)
         answering, failures, here = start(plan), Failures(), worker(plan.device.type)
         store.describe(**answering.facts())
         # All data is read before the first request; what a task needs goes when the task is done.

@@ -23,6 +23,7 @@ from harness.executors.executor import Executor
 from harness.executors.fleet import Fleet
 from harness.runner.board import Board, shown
 from harness.runner.catalog import METHODS, TASKS
+from harness.runner.changes import check_code
 from harness.runner.execute import Key, Worker, execute
 from harness.runner.failures import Failures
 from harness.runner.orders import Answered, Fault, Hello, Listing, Message, Order, Terms, read_message
@@ -92,7 +93,7 @@ def fan_out(plan: Plan, folder: Path, progress: Progress, start: type[Worker], f
             folder=Path.cwd(),
             threads=executor.threads,
         )
-        return _Run(store, executor, order, progress).run()
+        return _Run(plan, store, executor, order, progress).run()
 
 
 @dataclass
@@ -100,6 +101,7 @@ class _Run:
     """One session of a run.
 
     Attributes:
+        plan: of the run.
         store: where records go.
         executor: carries out orders.
         order: what all of them have in common.
@@ -109,6 +111,7 @@ class _Run:
         given_up: requests without an answer, by reason.
     """
 
+    plan: Plan
     store: RunStore
     executor: Executor
     order: Order
@@ -137,6 +140,7 @@ class _Run:
         for _, step in given_out(self.executor, {0: lambda: None if listings else self.order}):
             if isinstance(step, Hello):
                 terms.append(step.terms)
+                check_code(self.plan, self.store, self.progress, step.terms.software)
                 self.store.describe(**step.terms.facts)
                 self.store.made_in(step.environment)
             elif isinstance(step, Listing):

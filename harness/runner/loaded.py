@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ from harness.engine.engine import Engine, build_engine
 from harness.engine.method import Method
 from harness.engine.parallel import ALONE, Ranks
 from harness.errors import InputError
-from harness.measuring.provenance import source_hash
 from harness.models.load import LoadedModel, load
-from harness.runner.catalog import MethodSpec
-from harness.runner.plan import CellSpec, Plan
+from harness.runner.plan import CellSpec, Plan, Sources
 from harness.runner.spec import RunSpec, cell_hash
 from tasks.base import Task
 
@@ -71,9 +69,13 @@ class LoadedRun:
             "engine": self.engine.kind,
             "context": self.model.shape.max_context,
             "shape": asdict(self.model.shape),
-            "method_sources": {method.label: _source(method) for method in self.plan.methods},
-            "task_sources": {task.label: source_hash(type(task)) for task in self.plan.tasks},
+            "method_sources": self._sources.methods,
+            "task_sources": self._sources.tasks,
         }
+
+    @cached_property
+    def _sources(self) -> Sources:
+        return self.plan.sources()
 
     def bind(self, cell: CellSpec, slot: int = 0) -> Cell:
         """The cell that is described.
@@ -85,15 +87,11 @@ class LoadedRun:
         method, task = self.plan.method(cell), self.plan.task(cell)
         if (name := (method.label, task.label)) not in self._hashes:
             dtype, kernel = str(self.model.model.dtype), f"{self.engine.context.attention.kernel}, {self.engine.kind}"
-            self._hashes[name] = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel)
+            code = self._sources.of(*name)
+            self._hashes[name] = cell_hash(self.spec, method, task, self.model.weights_hash, dtype, kernel, code)
         if (place := (method.label, slot)) not in self._methods:
             self._methods[place] = method.build(self.engine.context)
         return Cell(self._hashes[name], method.label, self._methods[place], task)
-
-
-def _source(method: MethodSpec) -> str:
-    own = source_hash(method.kind)
-    return own if method.sparse is None else f"{own}+{_source(method.sparse)}"
 
 
 def load_run(plan: Plan, ranks: Ranks = ALONE) -> LoadedRun:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from harness.engine.attention import check_attention
+from harness.engine.engine import Engine
 from harness.engine.fused import check_engine
 from harness.engine.shape import ModelShape
 from harness.errors import InputError, missing_together
@@ -21,7 +23,7 @@ from harness.models.load import describe, limit_memory, resolve_device
 from harness.runner.catalog import MethodSpec, build_tasks, parse_methods
 from harness.runner.exclusions import check_exclusions
 from harness.runner.faults import blamed
-from harness.runner.spec import RunSpec, WrongOption, public_name
+from harness.runner.spec import Code, RunSpec, WrongOption, method_source, public_name, source_of, versions
 from harness.statistics.noise import TWIN
 from harness.storage.store import Manifest
 from tasks.base import Sample, Task, TaskContext, Tokenizer
@@ -45,6 +47,26 @@ class CellSpec(BaseModel):
     run: RunSpec
     method: str
     task: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Hashes of the code that a run's answers depend on, read once for all of its cells.
+
+    Attributes:
+        engine: of the engine.
+        methods, tasks: label -> hash.
+        versions: package -> version.
+    """
+
+    engine: str
+    methods: dict[str, str]
+    tasks: dict[str, str]
+    versions: Mapping[str, str]
+
+    def of(self, method: str, task: str) -> Code:
+        """Of a cell."""
+        return Code(self.engine, self.methods[method], self.tasks[task], self.versions)
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,17 @@ class Plan:
         """All samples of one of its tasks."""
         return self.made[task.label][1] if task.label in self.made else list(task.samples(tokenizer))
 
+    def sources(self, packages: Mapping[str, str | None] | None = None) -> Sources:
+        """Of its methods and tasks, as they are now.
+
+        Args:
+            packages: name -> version where requests are answered, if that is not here.
+        """
+        methods = {method.label: method_source(method) for method in self.methods}
+        tasks = {task.label: source_of(type(task)) for task in self.tasks}
+        used = {name: (packages or {}).get(name) or here for name, here in versions().items()}
+        return Sources(source_of(Engine), methods, tasks, used)
+
     def manifest(self, device: str | None = None) -> Manifest:
         """What the store keeps of it; `device` says where it runs, if not here: "cpu" or "cuda"."""
         return Manifest(
@@ -109,6 +142,16 @@ class Plan:
             tasks=[task.label for task in self.tasks],
             spec=self.spec.identity() | {"limit": self.spec.limit},
         )
+
+
+def chosen(patterns: str, label: str) -> bool:
+    """Whether patterns, with commas between them, fit a method's label or a name in it."""
+    return any(fnmatch(name, one.strip()) for one in patterns.split(",") for name in (label, *names(label)))
+
+
+def names(label: str) -> list[str]:
+    """A method's, and its sparse prefill's if it has one; an A/A twin goes by the name of what it is compared with."""
+    return [item.partition(":")[0].partition("#")[0] for item in label.split("+")]
 
 
 def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
@@ -124,6 +167,7 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
     if not elsewhere:
         _check_device(spec, resolve_device(spec.device))
     methods = _methods(spec)
+    _check_redo(spec, methods)
     with missing_together() as noted:
         with noted():
             tasks = _distinct(build_tasks(spec.tasks, context_of(spec)))
@@ -180,6 +224,12 @@ def _methods(spec: RunSpec) -> list[MethodSpec]:
     if full is None:
         raise InputError("--noise-floor runs full attention against itself: add full to --methods")
     return [*methods, replace(full, label=TWIN)]
+
+
+def _check_redo(spec: RunSpec, methods: Sequence[MethodSpec]) -> None:
+    for one in filter(None, spec.redo.split(",")):
+        if not any(chosen(one, method.label) for method in methods):
+            raise WrongOption("redo", f"{one!r} fits none of the methods {', '.join(each.label for each in methods)}")
 
 
 def _check_shapes(methods: Sequence[MethodSpec], shape: ModelShape) -> None:

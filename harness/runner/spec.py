@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -48,8 +48,9 @@ _LATER = frozenset({"batch", "timing", "tensor_parallel"})
 class RunSpec(BaseModel):
     """Everything the user may decide about a run.
 
-    `limit` and `data_dir` say how much is asked and where the data lies; they do not shape a single answer, so a run
-    may be extended or moved. All else is part of the run's identity.
+    `limit`, `data_dir` and `redo` say how much is asked, where the data lies, and of which methods that changed the
+    answers are asked again; they do not shape a single answer, so a run may be extended or moved. All else is part of
+    the run's identity.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +74,7 @@ class RunSpec(BaseModel):
     memory_limit: Annotated[float, Field(gt=0)] | None = None
     attention: Literal["auto", "fa3", "fa2", "cudnn", "flash", "sdpa"] = "auto"
     engine: Literal["auto", "graphed", "fused", "stock"] = "auto"
+    redo: str = ""
 
     @field_validator("methods", "tasks")
     @classmethod
@@ -109,7 +111,9 @@ class RunSpec(BaseModel):
         methods = ",".join(map(sum_without_paths, parse_sums(self.methods)))
         named = {"methods": methods, "tasks": without_paths(self.tasks)}
         fields = type(self).model_fields
-        left_out = {"limit", "data_dir"} | {name for name in _LATER if getattr(self, name) == fields[name].default}
+        left_out = {"limit", "data_dir", "redo"} | {
+            name for name in _LATER if getattr(self, name) == fields[name].default
+        }
         return self.model_dump(mode="json", exclude=left_out) | named | {"model": public_name(self.model)}
 
     def run_hash(self) -> str:
@@ -133,48 +137,79 @@ def folder_name(text: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-.=" else "-" for letter in text.lower())
 
 
-def cell_hash(spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, dtype: str, kernel: str) -> str:
+class Code(NamedTuple):
+    """The code that shapes a cell's answers.
+
+    Attributes:
+        engine, method, task: hashes of their sources (`harness.storage.source`); see `method_source`.
+        versions: package -> version.
+    """
+
+    engine: str
+    method: str
+    task: str
+    versions: Mapping[str, str]
+
+
+def cell_hash(
+    spec: RunSpec, method: MethodSpec, task: Task, weights_hash: str, dtype: str, kernel: str, code: Code | None = None
+) -> str:
     """Hash of everything that shapes one cell's answers: two methods can never share one.
 
     Args:
         spec: the run.
-        method: with its options and source.
-        task: with its options and source.
+        method: with its options.
+        task: with its options.
         weights_hash: of the model's weights.
         dtype: that the weights really have.
         kernel: of attention, and of the engine around it.
+        code: if not what is here.
     """
-    together: dict[str, Any] = {} if spec.batch == 1 else {"batch": [spec.batch, source_hash(Batch)]}
-    together |= {"load": source_hash(Continuous)} if load_of(task) else {}
+    code = code or Code(source_of(Engine), method_source(method), source_of(type(task)), versions())
+    together: dict[str, Any] = {} if spec.batch == 1 else {"batch": [spec.batch, source_of(Batch)]}
+    together |= {"load": source_of(Continuous)} if load_of(task) else {}
     if spec.tensor_parallel > 1:
-        together["tensor_parallel"] = [spec.tensor_parallel, source_hash(RankGroup)]
+        together["tensor_parallel"] = [spec.tensor_parallel, source_of(RankGroup)]
     return content_hash(
         {
             "model": weights_hash,
             "dtype": dtype,
             "kernel": kernel,
-            "engine": source_hash(Engine),
+            "engine": code.engine,
             "device": spec.device,
-            "method": _identity(method),
-            "task": [task.label, task.options.model_dump(mode="json"), source_hash(type(task)), task.fingerprint()],
+            "method": _identity(method, code.method),
+            "task": [task.label, task.options.model_dump(mode="json"), code.task, task.fingerprint()],
             "max_length": spec.max_length,
             "question": spec.question,
             "seed": spec.seed,
-            "versions": _versions(),
+            "versions": code.versions,
             **together,
         }
     )
 
 
 @cache
-def _versions() -> dict[str, str]:
+def source_of(kind: type) -> str:
+    """`source_hash` when it is first asked for: what is edited while a process runs is not what it runs."""
+    return source_hash(kind)
+
+
+def method_source(method: MethodSpec) -> str:
+    """Hash of a method's source; of one with a sparse prefill both, with a plus between them."""
+    own = source_of(method.kind)
+    return own if method.sparse is None else f"{own}+{method_source(method.sparse)}"
+
+
+@cache
+def versions() -> Mapping[str, str]:
     """Of what answers; looked up once, for a grid has hundreds of cells."""
     return {name: version(name) for name in ("torch", "transformers")}
 
 
-def _identity(method: MethodSpec) -> list[Any]:
-    whole = [method.label, method.kind.name, method.options.model_dump(mode="json"), source_hash(method.kind)]
-    return whole if method.sparse is None else [*whole, _identity(method.sparse)]
+def _identity(method: MethodSpec, source: str) -> list[Any]:
+    own, _, beside = source.partition("+")
+    whole = [method.label, method.kind.name, method.options.model_dump(mode="json"), own]
+    return whole if method.sparse is None else [*whole, _identity(method.sparse, beside)]
 
 
 def content_hash(value: Any) -> str:

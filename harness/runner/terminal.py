@@ -47,6 +47,7 @@ def resume(
     data_dir: Path | None = None,
     model: str | None = None,
     fleet: Fleet | None = None,
+    redo: str = "",
 ) -> Ran:
     """Goes on with the run that a folder holds; see `run_plan`.
 
@@ -56,11 +57,12 @@ def resume(
         data_dir: of LongBench; paths are not recorded.
         model: where it lies, if it is a path.
         fleet: where it runs, if not in this process.
+        redo: see `harness.runner.changes`.
     """
     recorded = load_manifest(folder).spec
     changed = {key: value for key, value in {"limit": limit, "model": model}.items() if value is not None}
     try:
-        spec = RunSpec.read(recorded | changed | {"data_dir": data_dir})
+        spec = RunSpec.read(recorded | changed | {"data_dir": data_dir, "redo": redo})
     except WrongOption as error:
         raise WrongOption("samples", error.reason) if error.option == "limit" else error from None
     return run(spec, folder, fleet=fleet)

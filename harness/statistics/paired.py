@@ -205,12 +205,19 @@ def leaders(records: pd.DataFrame, measure: str, seed: int = 0, by: str = "task"
 
 
 def cards(records: pd.DataFrame) -> list[str]:
-    """The chip that answered each request: a GPU by its UUID, a CPU by its name and host; "" in older records."""
-    workers = records["worker"] if "worker" in records else [None] * len(records)
-    return [_card(one) if isinstance(one, dict) else "" for one in workers]
+    """The chip that answered each request: a GPU by its UUID, a CPU by its name and host; "" in older records.
+
+    What was asked again after a change of code (`redo`) stands apart: that was at another time.
+    """
+    workers, redone = ([*records[name]] if name in records else [None] * len(records) for name in ("worker", "redo"))
+    return [
+        _card(one) + (f", redo {again}" if pd.notna(again) else "") for one, again in zip(workers, redone, strict=True)
+    ]
 
 
-def _card(worker: dict[str, Any]) -> str:
+def _card(worker: Any) -> str:
+    if not isinstance(worker, dict):
+        return ""
     return str(worker.get("gpu_uuid") or f"{worker.get('device')} of {worker.get('host')}")
 
 

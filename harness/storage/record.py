@@ -206,6 +206,11 @@ class Record(BaseModel):
         description="prompt tokens a layer whose keys and values were there after the prefill, mean over KV heads",
     )
     tokens_recomputed: Count = Field(description="prompt tokens x layers computed during decode instead of the prefill")
+    redo: Count | None = Field(
+        default=None,
+        description="how often requests of its run had been asked again for a change of code (`--redo`) when it was "
+        "made, so that times of different numbers are no pair; null where none had been",
+    )
     extra: dict[str, Any] = Field(default_factory=dict, description="the task's own facts (depth, length, classes)")
 
     @field_validator("extra")

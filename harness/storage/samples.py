@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -61,20 +61,25 @@ class Samples:
         """Of the whole lines."""
         return Seal(count=self.whole.count(b"\n"), sha256=hashlib.sha256(self.whole).hexdigest())
 
-    def records(self, methods: Sequence[str], tasks: Sequence[str]) -> list[Record]:
+    def records(
+        self, methods: Sequence[str], tasks: Sequence[str], aside: Mapping[str, int] | None = None
+    ) -> list[Record]:
         """The records of the whole lines; of a request that failed, the last try alone.
 
         Args:
             methods, tasks: labels that the run has.
+            aside: cell -> what a record's `redo` has to be at least; those below are left out.
 
         Raises:
             InputError: a line that is no record, has what cannot be, is of another method or task, has another number
                 of layers than the first, or repeats a sample.
         """
         records: dict[tuple[str, str, str], Record] = {}
-        layers: int | None = None
+        layers, aside = None, aside or {}
         for number, line in enumerate(self.whole.split(b"\n")[:-1], start=1):
             record = self._record(number, line)
+            if (record.redo or 0) < aside.get(record.cell, 0):
+                continue
             layers = layers or len(record.tokens_kept)
             for wrong in _strange(record, methods, tasks, layers):
                 raise self._corrupt(number, wrong)

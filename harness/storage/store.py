@@ -5,6 +5,7 @@
 
 `kill -9` loses at most the sample in flight: the half-written line it leaves is dropped when the run is opened again.
 Whoever reads a run that has ended is told where records are not those that it ended with.
+Records of code that has changed since may be left aside (`RunStore.leave_aside`): they stay in the file, unread.
 A run that is kept for later may be packed, `gzip samples.jsonl`: it is read as it is, and unpacked if it goes on.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +33,7 @@ MANIFEST, LOCK = "manifest.json", ".lock"
 
 _FLOATS = ("score", "ttft_s", "tpot_s", "e2e_s", "energy_j", "batch_tokens_per_s")
 _DERIVED = ("kept_fraction", "tpot_mean_s", "energy_per_token_j")
-_INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes", "batch")
+_INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes", "batch", "redo")
 
 
 class Manifest(BaseModel):
@@ -58,6 +59,11 @@ class Manifest(BaseModel):
         default_factory=list,
         description="machine and software (harness.measuring.provenance), a new one each time it changed",
     )
+    aside: dict[str, int] = Field(
+        default_factory=dict,
+        description="cell -> its records whose `redo` is smaller are not read: their code has changed since, and their "
+        "requests are asked again",
+    )
     facts: dict[str, Any] = Field(
         default_factory=dict, description="what is known only once things are loaded (weights hash); never changes"
     )
@@ -71,7 +77,8 @@ class RunStore:
     Attributes:
         folder: the run's folder.
         manifest: as it is on disk.
-        done: (cell, sample) of every record on disk; of those that failed, not.
+        done: (cell, sample) of every record on disk; of those that failed, or are left aside, not.
+        cells: (method, task) -> cell of these records.
         repaired: bytes of a torn last line that were dropped on opening; 0 almost always.
     """
 
@@ -92,10 +99,8 @@ class RunStore:
         try:
             samples = Samples.read(self.folder)
             self.manifest = _resumed(self.folder, manifest, anew=not samples.whole)
-            answered = [record for record in self._known(samples) if not record.failed]
             self._whole, self.repaired = len(samples.whole), len(samples.rest)
-            self.done = {(record.cell, record.sample) for record in answered}
-            self._cells = {(record.method, record.task): record.cell for record in answered}
+            self._index(samples)
             self._environments = _joined(self.manifest.environments, environment)
             if self.manifest.status == "running":
                 self._begin()
@@ -112,18 +117,40 @@ class RunStore:
             ValueError: the sample was answered before.
         """
         key = (record.cell, record.sample)
-        if not record.failed and self._cells.setdefault((record.method, record.task), record.cell) != record.cell:
+        if not record.failed and self.cells.setdefault((record.method, record.task), record.cell) != record.cell:
             raise InputError(f"{self.folder}: code or versions changed since it was started; {_ANOTHER}")
         if key in self.done:
             raise ValueError(f"sample {record.sample!r} of {record.method} x {record.task} is recorded already")
         if self.manifest.status != "running":
             self._begin()
         try:
-            self._write(record.model_dump_json().encode() + b"\n")
+            numbered = record.model_copy(update={"redo": self.redo or None})
+            self._write(numbered.model_dump_json().encode() + b"\n")
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
         if not record.failed:
             self.done.add(key)
+
+    @property
+    def redo(self) -> int:
+        """How often records were left aside."""
+        return max(self.manifest.aside.values(), default=0)
+
+    def leave_aside(self, cells: Collection[str]) -> int:
+        """From here on no record of these cells counts: their requests are asked again. All stay in the file.
+
+        Returns:
+            How many requests that are.
+
+        Raises:
+            InputError: the disk is full or gone.
+        """
+        before = len(self.done)
+        if self.manifest.status != "running":
+            self._begin()
+        self._set(aside=self.manifest.aside | dict.fromkeys(sorted(cells), self.redo + 1))
+        self._index(Samples.read(self.folder))
+        return before - len(self.done)
 
     def describe(self, **facts: Any) -> None:
         """Adds facts to the manifest that are known only now: weights hash, data revision, method source hashes.
@@ -141,7 +168,7 @@ class RunStore:
 
     def _binding(self, fact: Any) -> Any:
         """What must not change of a fact; one by method or task may until there is an answer to keep."""
-        answered = {label for cell in self._cells for label in cell}
+        answered = {label for cell in self.cells for label in cell}
         return {label: fact[label] for label in fact if label in answered} if isinstance(fact, dict) else fact
 
     def made_in(self, environment: dict[str, Any]) -> None:
@@ -201,9 +228,15 @@ class RunStore:
         """Whether the run ends as bad input before anything of it changed: then it is what it was."""
         return kind is not None and issubclass(kind, InputError) and self.manifest.status != "running"
 
+    def _index(self, samples: Samples) -> None:
+        answered = [record for record in self._known(samples) if not record.failed]
+        self.done = {(record.cell, record.sample) for record in answered}
+        self.cells = {(record.method, record.task): record.cell for record in answered}
+
     def _known(self, samples: Samples) -> list[Record]:
         """The records on disk. Those that are missing will be asked again; changed or added ones are refused."""
-        records, sealed = samples.records(self.manifest.methods, self.manifest.tasks), self.manifest.records
+        manifest, sealed = self.manifest, self.manifest.records
+        records = samples.records(manifest.methods, manifest.tasks, manifest.aside)
         if sealed is not None and samples.seal.count >= sealed.count:
             samples.check(sealed)
         return records
@@ -250,11 +283,22 @@ def load(run: Path | str) -> pd.DataFrame:
     """
     folder, manifest = Path(run), load_manifest(run)
     samples = Samples.read(folder)
-    records = samples.records(manifest.methods, manifest.tasks)
+    records = samples.records(manifest.methods, manifest.tasks, manifest.aside)
     samples.check(manifest.records)
     rows = [record.model_dump() | {name: getattr(record, name) for name in _DERIVED} for record in records]
     frame = pd.DataFrame(rows, columns=[*Record.model_fields, *_DERIVED])
     return frame.astype(dict.fromkeys((*_FLOATS, *_DERIVED), "float64") | dict.fromkeys(_INTS, "Int64"))
+
+
+def recorded_cells(run: Path | str) -> dict[tuple[str, str], str]:
+    """Method and task -> cell of the records that a run has, of one that is still being written too.
+
+    Raises:
+        InputError: as `load`.
+    """
+    manifest = load_manifest(run)
+    records = Samples.read(Path(run)).records(manifest.methods, manifest.tasks, manifest.aside)
+    return {(record.method, record.task): record.cell for record in records if not record.failed}
 
 
 def load_manifest(run: Path | str) -> Manifest:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import InputError
-from harness.flags import OUTPUT
+from harness.flags import OUTPUT, Redo
 
 if TYPE_CHECKING:
     from harness.study.runs import StudyRun
@@ -37,6 +37,7 @@ def study_command(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="stop behind the request in which they end; the same command goes on")
     ] = None,
+    redo: Redo = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print runs, matched options and samples; ask nothing")] = (
         False
     ),
@@ -45,6 +46,7 @@ def study_command(
     ] = None,
 ) -> None:
     """Run methods at matched budgets, balanced whenever it stops; one page that says which to use when."""
+    from harness.study.changed import check_code, with_redo
     from harness.study.runs import check_runs, study_runs
     from harness.study.study_file import read_study
 
@@ -56,9 +58,10 @@ def study_command(
             raise InputError("--from draws what is recorded: no --dry-run, no --minutes, no --samples")
         return _draw(study, source, only, output)
     runs, left_out = check_runs(study_runs(study, data_dir, only))
-    for line in left_out:
-        print(f"harness: {line}", file=sys.stderr, flush=True)
     folder = output or Path("results") / file.stem
+    runs = with_redo(runs, redo)
+    for line in [*left_out, *check_code(runs, folder, samples)]:
+        print(f"harness: {line}", file=sys.stderr, flush=True)
     if dry_run:
         from harness.study.outlook import outlook
 

@@ -26,6 +26,7 @@ from harness.runner.spec import RunSpec
 from harness.runner.worker import MethodWorker
 from harness.storage.record import Record
 from harness.storage.store import MANIFEST, load_manifest
+from harness.study.changed import changed
 from harness.study.runs import StudyRun
 
 UNLIMITED = 10**6
@@ -135,9 +136,13 @@ def stages(runs: Sequence[StudyRun], samples: int | None = None) -> Iterator[tup
 
 
 def _passed(spec: RunSpec, folder: Path) -> bool:
-    """Whether this stage of a run has ended: it is complete, or a later one has begun, which asks again what failed."""
+    """Whether this stage of a run has ended: it is complete, or a later one has begun, which asks again what failed.
+
+    Not where answers of other code are asked again: that goes through the stages like the first time.
+    """
     if not (folder / MANIFEST).is_file():
         return False
     found = load_manifest(folder)
     reached, limit = (asked or UNLIMITED for asked in (found.spec.get("limit"), spec.limit))
-    return found.run_hash == spec.run_hash() and (reached > limit or (reached == limit and found.status == "complete"))
+    ended = reached > limit or (reached == limit and found.status == "complete")
+    return found.run_hash == spec.run_hash() and ended and not (spec.redo and changed(spec, folder).cells)

@@ -50,8 +50,13 @@ class Sweep:
     options: dict[str, tuple[str, dict[str, str]]]
 
 
-def multiply(grid: GridFile, data_dir: Path | None = None) -> Sweep:
+def multiply(grid: GridFile, data_dir: Path | None = None, redo: str = "") -> Sweep:
     """The runs of a grid; neither the models nor the data that they are about need be here.
+
+    Args:
+        grid: the file.
+        data_dir: folder of data sets.
+        redo: methods to ask again (`harness.runner.changes`).
 
     Raises:
         InputError: a method, a task or an option that there is not, with the line.
@@ -63,7 +68,7 @@ def multiply(grid: GridFile, data_dir: Path | None = None) -> Sweep:
     for chosen in product(*grid.runs.values()):
         asked = {key: entry.text for key, entry in zip(grid.runs, chosen, strict=True)}
         point = {key: public_name(text) for key, text in asked.items() if len(grid.runs[key]) > 1}
-        spec = _spec(grid, given | asked | {"data_dir": data_dir})
+        spec = _spec(grid, given | asked | {"data_dir": data_dir, "redo": redo})
         runs.append(SweepRun(_folder(spec.model, point), point, spec))
     return Sweep(grid, runs, options)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import InputError
-from harness.flags import OUTPUT, Accelerator, ExecutorName, RayAddress, Workers
+from harness.flags import OUTPUT, Accelerator, ExecutorName, RayAddress, Redo, Workers
 
 if TYPE_CHECKING:
     from harness.executors.fleet import Fleet
@@ -28,6 +28,7 @@ def sweep_command(
     source: Annotated[
         Path | None, typer.Option("--from", help="draw what this folder has recorded of the grid; runs nothing")
     ] = None,
+    redo: Redo = "",
     executor: ExecutorName = None,
     workers: Workers = None,
     ray_address: RayAddress = None,
@@ -38,7 +39,7 @@ def sweep_command(
     from harness.sweep.cells import check, multiply
     from harness.sweep.grid_file import read_grid
 
-    sweep = multiply(read_grid(grid), data_dir)
+    sweep = multiply(read_grid(grid), data_dir, redo)
     if source is not None:
         if dry_run or output is not None:
             raise InputError("--from draws in its folder what is recorded there: no --dry-run, no --output")

@@ -31,7 +31,7 @@ from harness.yaml_file import Entry, Node, read_yaml, wrong
 
 RUN_AXES = ("model", "seed", "question", "dtype", "batch")
 """Options of a run that may be lists: each combination of their values is a run."""
-SETTINGS = tuple(sorted(set(RunSpec.model_fields) - {*RUN_AXES, "methods", "tasks", "data_dir"}))
+SETTINGS = tuple(sorted(set(RunSpec.model_fields) - {*RUN_AXES, "methods", "tasks", "data_dir", "redo"}))
 """Options of a run that may not."""
 KEYS = ("name", "methods", "tasks", "lengths", *RUN_AXES, *SETTINGS)
 _METHOD_KEYS = ("method", "options")

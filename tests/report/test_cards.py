@@ -52,7 +52,7 @@ def test_no_method_leads_by_another_card(tmp_path: Path) -> None:
 def test_reports_say_so(tmp_path: Path) -> None:
     folder = written(tmp_path / "run", records(3, device="A100"))
     told = "\n".join(map(str, caveats(load(folder))))
-    assert "Times not paired, measured on another card than `full`: slim on needle: 3 of 8 requests." in told
+    assert "Times not paired, on another card than `full`, or at another time: slim on needle: 3 of 8 requests." in told
     assert "Measured on different kinds of device: H200: 13 requests; A100: 3 requests." in told
     render(folder)
     assert "Times not paired" in (folder / "table.md").read_text()

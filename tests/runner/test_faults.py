@@ -124,12 +124,12 @@ def model(tmp_path: Path) -> str:
     return random_model(tmp_path)
 
 
-def asked(folder: Path, model: str, code: str, methods: str = "full,own", task: str = TASK) -> int:
+def asked(folder: Path, model: str, code: str, methods: str = "full,own", task: str = TASK, redo: str = "") -> int:
     """Runs the method that is written into a file beside the results."""
     file = folder / "own.py"
     file.write_text(HEAD + code)
     words = ["--model", model, "--methods", methods, "--tasks", task, "--device", "cpu", "--output", folder / "run"]
-    return run("run", "--method-file", file, *words)
+    return run("run", "--method-file", file, *words, "--redo", redo)
 
 
 def records_of(method: str, folder: Path) -> pd.DataFrame:
@@ -182,7 +182,11 @@ def test_answers_of_other_code_are_never_mixed(tmp_path: Path, model: str, capsy
     assert asked(tmp_path, model, second + "        assert self.count < 3\n") == 1
     assert records_of("own", tmp_path)["ttft_s"].notna().tolist() == [True, False]
     assert asked(tmp_path, model, second) == 2
-    assert "method_sources is not what this run was started with" in capsys.readouterr().err
+    assert "code changed since it was started: method own; --redo own asks again" in capsys.readouterr().err
+    assert asked(tmp_path, model, second, redo="own") == 0
+    assert "3 requests of 2 methods are asked again" in capsys.readouterr().err
+    assert harness.load(tmp_path / "run")["redo"].tolist() == [1] * 4, "times alone: full attention's, too"
+    assert asked(tmp_path, model, second, redo="own") == 0 and len(harness.load(tmp_path / "run")) == 4
 
 
 def test_a_fault_while_checking_options_stops_before_the_model_loads(

@@ -19,13 +19,16 @@ from harness.errors import InputError, MissingPackage
 from harness.models.load import describe, load
 from harness.runner.catalog import METHODS, parse_methods
 from harness.runner.loaded import Cell
+from harness.runner.plan import plan
 from harness.runner.progress import Advance
 from harness.runner.samples import Prompt
+from harness.runner.spec import WrongOption, cell_hash
 from harness.runner.worker import WarmUp
 from harness.storage.record import Record
 from harness.storage.store import Manifest, load_manifest
 from harness.storage.store import load as load_records
-from harness.study.execute import Timed, TimeIsUp, run_study, stages
+from harness.study.changed import check_code, with_redo
+from harness.study.execute import Timed, TimeIsUp, _passed, run_study, stages
 from harness.study.matching import TOLERANCE, asked_share, filled, match
 from harness.study.runs import StudyRun, check_runs, study_runs
 from harness.study.samples import detectable, samples_for
@@ -290,6 +293,51 @@ def test_a_study_that_stops_is_balanced_and_goes_on(tmp_path: Path, monkeypatch:
         assert not load_records(folder / one.folder).duplicated(["method", "task", "sample"]).any()
     loads.clear()
     assert run_study(runs, folder, Clocked(math.inf)) == (True, []) and loads == []
+
+
+def of_other_code(folder: Path, runs: list[StudyRun], method: str, *, limit: int, status: str) -> None:
+    """Records of one sample a cell of each run, by code that differs in one method from what is here."""
+    for each in runs:
+        planned, on = plan(each.spec), ("w", "torch.float32", "a, e")
+        now = planned.sources()
+        old = replace(now, methods=now.methods | {label: "old" for label in now.methods if label.startswith(method)})
+        records = [
+            any_record(
+                method=own.label,
+                task=task.label,
+                cell=cell_hash(each.spec, own, task, *on, old.of(own.label, task.label)),
+            )
+            for task in planned.tasks
+            for own in planned.methods
+        ]
+        facts = {"weights_hash": "w", "dtype": "float32", "attention": "a", "engine": "e"}
+        facts |= {"method_sources": old.methods, "task_sources": old.tasks}
+        manifest = planned.manifest().model_copy(update={"facts": facts, "latency_only": False})
+        save(folder / each.folder, manifest, records)
+        path = folder / each.folder / "manifest.json"
+        text = path.read_text().replace('"limit": 3', f'"limit": {limit}')
+        path.write_text(text.replace('"complete"', f'"{status}"'))
+
+
+def test_code_that_changed_is_told_before_anything_is_asked(tmp_path: Path) -> None:
+    runs, folder = runs_of(tmp_path, "first/kept=0.25-*"), tmp_path / "out"
+    of_other_code(folder, runs, "snapkv", limit=1, status="incomplete")
+    with pytest.raises(InputError, match="prompt and 1 more: code changed .*: method snapkv; --redo snapkv asks"):
+        check_code(runs, folder)
+    assert check_code(with_redo(runs, "snapkv"), folder) == []
+    with pytest.raises(WrongOption, match="'h2o' fits no method of these runs"):
+        with_redo(runs, "snapkv,h2o")
+
+
+def test_runs_that_are_whole_are_asked_again_if_that_is_wanted_alone(tmp_path: Path) -> None:
+    runs, folder = runs_of(tmp_path, "first/kept=0.25-*"), tmp_path / "out"
+    of_other_code(folder, runs, "snapkv", limit=3, status="complete")
+    (line,) = check_code(runs, folder)
+    assert "not asked again, since nothing is missing" in line and "method snapkv" in line
+    again = with_redo(runs, "snapkv")
+    specs = [one.spec.model_copy(update={"limit": 1}) for one in (runs[0], again[0])]
+    assert [_passed(spec, folder / runs[0].folder) for spec in specs] == [True, False]
+    assert specs[0].run_hash() == specs[1].run_hash(), "what is asked again is the same run"
 
 
 @pytest.mark.slow
