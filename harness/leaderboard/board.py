@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from harness.leaderboard.effects import Found, loss, ranks, ratio, wins_from
-from harness.leaderboard.entries import Entry, Group, apart, grouped, scored, timed, versions
+from harness.leaderboard.entries import Entry, Group, apart, asked, edited, grouped, scored, timed, versions
 from harness.leaderboard.frame import paired
 
 CONTROLS = ("random", "recent", "truncate", "randomkv")
@@ -58,7 +58,8 @@ class Section:
     @property
     def title(self) -> str:
         """In words."""
-        return f"{self.group.title}, {at_budget(self.budget)}"
+        said = self.group.conditions
+        return f"Losses, {asked(said.protocol)}, {at_budget(self.budget)} ({said.model}, {said.numbers})"
 
     @cached_property
     def kinds(self) -> dict[str, float]:
@@ -216,6 +217,8 @@ class Board:
         """What was not mixed, and why."""
         yield from apart(self.scores, "Scores")
         yield from apart(self.times, "Times")
+        if names := edited(self.entries):
+            yield f"Runs have other code of {', '.join(names)} (--redo asks again)."
         for task, digests in versions(self.entries).items():
             known = ", ".join(map(_digest, digests))
             yield f"Task `{task}` has {len(digests)} versions ({known}): each is a task of its own."

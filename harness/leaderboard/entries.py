@@ -183,6 +183,16 @@ def versions(entries: Sequence[Entry]) -> dict[str, list[str]]:
     return {task: list(digests) for task, digests in found.items() if len(digests) > 1}
 
 
+def edited(entries: Sequence[Entry]) -> list[str]:
+    """Names of methods whose code differs among runs; older runs do not say."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        for label, source in (entry.run.manifest.facts.get("method_sources") or {}).items():
+            name = "+".join(item.partition(":")[0] for item in label.split("+"))
+            found.setdefault(name, set()).add(source)
+    return [name for name, sources in found.items() if len(sources) > 1]
+
+
 def version(entry: Entry, task: str) -> str:
     """Digest of a task's code in a run, empty in runs that do not say, and how long prompts might be."""
     manifest = entry.run.manifest

@@ -10,7 +10,7 @@ Controls never serve a need.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -111,7 +111,7 @@ def answers(board: Board, points: float, shown: int = SHOWN) -> list[Answer]:
 
 
 def missing(board: Board, need: Need, points: float) -> str:
-    """Why nobody serves a need, in words: what is not recorded yet, and who is ahead so far, or that nobody wins."""
+    """Why nobody is shown to serve a need, in words: what is not recorded yet, or that nobody wins."""
     if (clock := board.clock) is None:
         return "no times recorded"
     losses, keys = _standings(board, need.protocol), _keys(board, clock, need)
@@ -120,15 +120,29 @@ def missing(board: Board, need: Need, points: float) -> str:
     most = max((one.loss.samples for one in losses.values()), default=0)
     if losses and not any(one.loss.sure for one in losses.values()):
         return f"losses are of {most} samples at most; {FEWEST} are the fewest for an interval"
-    gains = [found[1] for key in keys if (found := clock.longest(key, need.measure)) is not None]
+    gains = _gains(clock, keys, need)
     if not gains:
         return f"no {need.won} of the methods whose losses are known"
-    if need.measure != "kv" and not any(gain.sure for gain in gains):
+    if _few(need, gains):
         pairs = max(gain.samples for gain in gains)
-        ahead = _of_need(board, clock, need, points, shown=1, sure=False)
-        so_far = [f"so far {one.entrant} {one.gain.value:.2f}x" for one in ahead[:1]]
-        return "; ".join([f"{need.won} is of {pairs} pairs at most", f"{FEWEST} are the fewest", *so_far])
+        return f"{need.won} is of {pairs} pairs at most, {FEWEST} are the fewest for an interval"
     return f"nobody wins; the best has {max(gain.value for gain in gains):.2f}x"
+
+
+def so_far(board: Board, need: Need, points: float) -> Answer | None:
+    """Who is ahead where nobody is shown to serve a need, for want of times."""
+    if (clock := board.clock) is None or not _few(need, _gains(clock, _keys(board, clock, need), need)):
+        return None
+    return next(iter(_of_need(board, clock, need, points, shown=1, sure=False)), None)
+
+
+def _gains(clock: Clock, keys: Sequence[Key], need: Need) -> list[Found]:
+    return [found[1] for key in keys if (found := clock.longest(key, need.measure)) is not None]
+
+
+def _few(need: Need, gains: Sequence[Found]) -> bool:
+    """Whether pairs of times are too few for any interval."""
+    return need.measure != "kv" and not any(gain.sure for gain in gains)
 
 
 def _of_need(board: Board, clock: Clock, need: Need, points: float, shown: int, *, sure: bool = True) -> list[Answer]:

@@ -16,6 +16,7 @@ from harness.leaderboard.entries import asked
 from harness.leaderboard.plots import front
 from harness.leaderboard.tables import (
     cells_table,
+    kinds_table,
     losses_table,
     needs_table,
     page_of,
@@ -33,7 +34,12 @@ from harness.reproduce.published.page import table as claims_table
 from harness.runner.catalog import METHODS
 
 _FRONTS = (("ttft", "TTFT"), ("kv", "KV bytes"), ("tpot", "time a token"))
-_KINDS = {"losses": "Losses and ranks", "suites": "Losses by suite", "times": "Times and memory"}
+_KINDS = {
+    "losses": "Losses and ranks",
+    "kinds": "Losses by kind of task",
+    "suites": "Losses by suite",
+    "times": "Times and memory",
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,10 @@ def write(made: Made, folder: Path) -> list[Path]:
 
 def markdown(made: Made, folder: Path) -> str:
     """The first page's tables, for where HTML is not shown."""
-    missing, apart = (["", *(f"- {text}" for text in texts)] if texts else [] for texts in _notes(made))
+    missing, apart = ([*(f"- {text}" for text in texts), ""] if texts else [] for texts in _notes(made))
     first, *others = (to_markdown(table) for table in [_needs(made), *_tables(made, folder)] if table.rows)
-    return "\n".join([f"# {made.title}", *missing, "", first, *others, *apart]) + "\n"
+    bounds = ["## What speaks against it", "", *missing] if missing else []
+    return "\n".join([f"# {made.title}", "", first, *bounds, *others, *apart]).rstrip("\n") + "\n"
 
 
 def _short(made: Made) -> str:
@@ -120,7 +127,11 @@ def _method_page(made: Made, method: str) -> str:
     board, own = made.board, [one for one in made.claims if one.published.method == method]
     what = [("what", METHODS.get(method).summary)] if method in METHODS.names() else []
     times = [times_table(clock, f"times-{index}", method, "../") for index, clock in enumerate(board.clocks)]
-    losses = [_of_method(section, index, method) for index, section in enumerate(board.sections)]
+    losses = [
+        _of_method(section, draw(section, f"{name}-{index}", "../"), method)
+        for index, section in enumerate(board.sections)
+        for name, draw in (("losses", losses_table), ("kinds", kinds_table))
+    ]
     return _render(
         method,
         [*what, *_sayings(board, method)],
@@ -146,8 +157,7 @@ def _sayings(board: Board, method: str) -> Iterable[tuple[str, str]]:
         yield "fails most", min(fails)[1] if fails else "no loss is shown in any kind of task"
 
 
-def _of_method(section: Section, index: int, method: str) -> Table:
-    whole = losses_table(section, f"losses-{index}", "../")
+def _of_method(section: Section, whole: Table, method: str) -> Table:
     names = {one.entrant for one in section.standings if one.method == method}
     rows = [row for row in whole.rows if row[0].text in names]
     told = [index for index in range(len(whole.head)) if any(row[index].text != formats.NOTHING for row in rows)]
@@ -199,6 +209,8 @@ def _notes(made: Made) -> tuple[list[str], list[str]]:
 def _losses(board: Board) -> Iterator[Table]:
     for index, section in enumerate(board.sections):
         yield losses_table(section, f"losses-{index}")
+        if len(section.kinds) > 1:
+            yield kinds_table(section, f"kinds-{index}")
         if len(section.suites) > 1:
             yield suites_table(section, f"suites-{index}")
 

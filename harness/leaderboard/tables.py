@@ -11,18 +11,19 @@ from urllib.parse import quote
 from harness.leaderboard.board import PROTOCOLS, Board, Clock, Section, Standing
 from harness.leaderboard.effects import Found, loss
 from harness.leaderboard.entries import Entry, asked, timed
-from harness.leaderboard.needs import NEEDS, SHOWN, Answer, Need, answers, missing
+from harness.leaderboard.needs import NEEDS, SHOWN, Answer, Need, answers, missing, so_far
 from harness.report import formats
 from harness.report.table import Cell, Table, label, number
 from harness.statistics.estimators import FEWEST
 from harness.storage.samples import PACKED, SAMPLES
 
+_FEW = f"No interval: fewer than {FEWEST} contexts."
 _LOSS = (
     "Against full: score less full attention's on the same samples, in points; tasks and lengths count the same; 95 % "
     "intervals. Rank: by mean score over the samples that all have answered, with the 95 % interval of the place "
     "(bootstrap). Kept: share of the context's tokens over layers and KV heads, as recorded; of what keeps all, and "
     "meets a budget, a decode step reads that share. Options: of the first run; other lengths differ in numbers. "
-    f"No interval: fewer than {FEWEST} contexts."
+    f"{_FEW}"
 )
 _TIMES = (
     "Full attention's time, or bytes of keys, values and the method's own stores, over the method's: above 1 is "
@@ -30,6 +31,16 @@ _TIMES = (
     "its run's page."
 )
 _RUNS = "A run links to its page with every sample, its records to their file: all numbers here come from these."
+_GAINS = {
+    "TTFT": "first token {} sooner",
+    "time a token": "each further token {} sooner",
+    "KV bytes": "{} less for keys and values",
+}
+_PRICES = {
+    "TTFT": "first token {} later",
+    "time a token": "each further token {} later",
+    "KV bytes": "{} more for keys and values",
+}
 _CELLS = "One row a task. A task links to its run's page, which has every sample."
 
 
@@ -37,84 +48,88 @@ def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
     """The first screen: which for what; so many of those whose loss is as well known."""
     who = "who wins most" if shown == 1 else f"the {shown} who win most"
     note = (
-        f"First {who} among those whose loss is shown to stay within {points:g} points; then "
-        "among those of whom nobody can tell yet, if they win more. Price: what gets worse there. Wins from: shortest "
-        f"prompt from which on it beats full attention at every length recorded. {_places(board)}"
+        f"For each need {who} among those whose loss is shown to stay within {points:g} points; then those of whom "
+        f"nobody can tell yet, if they win more. Price: what gets worse for it. {_places(board)}"
     )
-    head = [
-        "you want",
-        "method",
-        "budget",
-        "kept",
-        "wins",
-        "price",
-        "against full",
-        "n, tasks",
-        "how sure",
-        "wins from",
-    ]
+    head = ["you want", "method", "budget", "you win", "score against full", "how sure", "price"]
     found = answers(board, points, shown)
     rows = [row for need in NEEDS for row in _needs(need, [one for one in found if one.need is need], board, points)]
     return Table("needs", "Which method for what", note, head, rows, labels=2)
 
 
 def _places(board: Board) -> str:
-    """Which model lost and which one won."""
+    """What is lost and won, and on which model."""
     groups = [section.group for protocol in PROTOCOLS for section in board.judged(protocol)]
     lost = (
-        f"{_lost(board)}. Scores: {groups[0].conditions.model}, {groups[0].conditions.numbers}."
+        f"Scores, in points with 95 % intervals: {groups[0].conditions.model}, {groups[0].conditions.numbers}; full "
+        f"attention has {_full(board)}."
         if groups
         else "No scores."
     )
     if board.clock is None:
         return lost
     said = board.clock.group.conditions
-    return f"{lost} Times and bytes: {said.model}, {said.numbers}, {said.place}."
+    return f"{lost} Times and bytes beside full attention's: {said.model}, {said.numbers}, {said.place}."
 
 
-def _lost(board: Board) -> str:
-    """What scores are of."""
-    own = [
+def _full(board: Board) -> str:
+    return " and ".join(
         f"{section.full:.0f} with the {asked(protocol)}"
         for protocol in PROTOCOLS
         for section in board.judged(protocol)[:1]
-    ]
-    full = " and ".join(own)
-    return (
-        f"Against full: score less full attention's ({full}), in points; n: samples, and of how many tasks and lengths"
     )
 
 
 def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> Iterator[list[Cell]]:
-    yield from (_need(one, points) for one in found)
-    if not found:
-        nothing = number(None, formats.NOTHING)
-        yield [label(need.title), label("nobody yet"), *[nothing] * 6, Cell(missing(board, need, points)), nothing]
+    yield from (_need(one, one.entrant, one.sureness(points)) for one in found)
+    if found:
+        return
+    why, ahead = missing(board, need, points), so_far(board, need, points)
+    if ahead is not None:
+        yield _need(ahead, f"{ahead.entrant} (so far)", f"{why}; {ahead.sureness(points)}")
+        return
+    nothing = number(None, formats.NOTHING)
+    yield [label(need.title), label("nobody yet"), *[nothing] * 3, Cell(why), nothing]
 
 
-def _need(one: Answer, points: float) -> list[Cell]:
+def _need(one: Answer, name: str, sure: str) -> list[Cell]:
+    samples = f"; {one.loss.samples} samples of {one.loss.tasks} tasks" if one.loss else ""
     return [
         label(one.need.title),
-        label(one.entrant, page_of(one.entrant.partition(":")[0])),
+        label(name, page_of(one.entrant.partition(":")[0])),
         number(one.budget or None, _share(one.budget)),
-        number(one.kept, formats.percent(one.kept)),
-        number(one.gain.value, f"{one.need.won} {_ratio(one.gain)} at {one.length:,}", one.gain.low, one.gain.high),
-        Cell(", ".join(f"{won} {formats.times(found.value)}" for won, found in one.price) or formats.NOTHING),
-        *([_points(one.loss), _counts(one.loss)] if one.loss else [number(None, formats.NOTHING)] * 2),
-        Cell(one.sureness(points)),
-        Cell(one.starts),
+        number(
+            one.gain.value,
+            f"{_GAINS[one.need.won].format(_ratio(one.gain))} {_where(one)}",
+            one.gain.low,
+            one.gain.high,
+        ),
+        _points(one.loss) if one.loss else number(None, formats.NOTHING),
+        Cell(sure + samples),
+        Cell(", ".join(_PRICES[what].format(formats.times(1 / found.value)) for what, found in one.price) or "none"),
     ]
 
 
+def _where(one: Answer) -> str:
+    """At which length, and from which on."""
+    start = one.starts.partition(" (")[0]
+    if start == "never":
+        return f"at {one.length:,} tokens, not at longer ones"
+    return f"at {one.length:,} tokens" + (f", from {start} on" if start != f"{one.length:,}" else "")
+
+
 def losses_table(section: Section, name: str, up: str = "") -> Table:
-    """One row an entrant: rank, loss, and loss by kind of task."""
-    head = ["method", "rank", "against full", "n, tasks", "kept", *section.kinds, "options"]
-    rows = [_standing(one, section, up) for one in section.standings]
-    return Table(name, section.title, f"{_reference(section)} {_LOSS}", head, rows, labels=1)
+    """One row an entrant: rank and loss."""
+    head = ["method", "rank", "against full", "n, tasks", "kept", "options"]
+    rows = [_standing(one, up) for one in section.standings]
+    return Table(name, section.title, f"Full attention scores {section.full:.0f}. {_LOSS}", head, rows, labels=1)
 
 
-def _reference(section: Section) -> str:
-    return f"Full attention scores {section.full:.0f}: {_scores(section.kinds)}."
+def kinds_table(section: Section, name: str, up: str = "") -> Table:
+    """One row an entrant: loss by kind of task."""
+    note = f"Against full, which scores: {_scores(section.kinds)}. {_FEW}"
+    rows = [[label(one.entrant, up + page_of(one.method)), *_by(one.kinds, section.kinds)] for one in section.standings]
+    return Table(name, f"{section.title}: by kind of task", note, ["method", *section.kinds], rows, labels=1)
 
 
 def _scores(means: Mapping[str, float]) -> str:
@@ -123,19 +138,18 @@ def _scores(means: Mapping[str, float]) -> str:
 
 def suites_table(section: Section, name: str) -> Table:
     """One row an entrant: loss by suite and length of tasks."""
-    note = f"Against full, which scores: {_scores(section.suites)}. No interval: fewer than {FEWEST} contexts."
+    note = f"Against full, which scores: {_scores(section.suites)}. {_FEW}"
     rows = [[label(one.entrant, page_of(one.method)), *_by(one.suites, section.suites)] for one in section.standings]
     return Table(name, f"{section.title}: by suite", note, ["method", *section.suites], rows, labels=1)
 
 
-def _standing(one: Standing, section: Section, up: str) -> list[Cell]:
+def _standing(one: Standing, up: str) -> list[Cell]:
     return [
         label(one.entrant, up + page_of(one.method)),
         _rank(one.rank),
         _points(one.loss),
         _counts(one.loss),
         number(one.kept, formats.percent(one.kept)),
-        *_by(one.kinds, section.kinds),
         label(one.label.partition(":")[2] or formats.NOTHING),
     ]
 

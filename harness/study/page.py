@@ -84,12 +84,18 @@ def _missing(runs: Sequence[StudyRun], lacking: Sequence[str], there: Mapping[st
 
 def _finds(board: Board, study: StudyFile) -> Iterator[str]:
     """How small a loss may be and still be found, beside the loss that the study is after."""
-    for section in board.sections:
-        power = _power(section)
+    found = [_power(section) for section in board.sections]
+    if found:
+        samples, least = sorted(one.samples for one in found), sorted(one.least for one in found)
         yield (
-            f"{section.title}: {power.samples} samples a method find a loss of {power.least:.0f} points "
-            f"({power.methods} methods, 80 % power); {study.points:g} are wanted."
+            f"{_span(samples)} samples a method find a loss of {_span(least)} points with 80 % power; {study.points:g} "
+            "are wanted (table Samples). Who loses less than that stands in no sure order."
         )
+
+
+def _span(ordered: Sequence[float]) -> str:
+    """From the least to the most."""
+    return " to ".join(dict.fromkeys(f"{end:.0f}" for end in (ordered[0], ordered[-1])))
 
 
 def _samples(entry: Entry) -> int:

@@ -15,7 +15,9 @@ from harness.leaderboard.effects import Found, loss, ranks, ratio, wins_from
 from harness.leaderboard.entries import read_entries
 from harness.leaderboard.frame import paired
 from harness.leaderboard.kinds import kind, suite
-from harness.leaderboard.needs import NEEDS, _tells, answers, missing, word
+from harness.leaderboard.needs import NEEDS, _tells, answers, missing, so_far, word
+from harness.leaderboard.tables import needs_table
+from harness.report.table import to_markdown
 from harness.storage.record import Record
 from harness.storage.samples import SAMPLES
 from harness.storage.store import Manifest, load_manifest
@@ -111,7 +113,11 @@ def test_few_samples_name_nobody_but_say_what_is_missing(tmp_path: Path) -> None
     # Enough for losses, of six lengths, too few at one length for times; bytes need no interval.
     lengths = tuple(1024 * 2**i for i in range(6))
     some = board(made(tmp_path / "b", samples=4, lengths=lengths))
-    assert missing(some, NEEDS[0], points=10) == "TTFT is of 4 pairs at most; 6 are the fewest; so far good 2.00x"
+    assert missing(some, NEEDS[0], points=10) == "TTFT is of 4 pairs at most, 6 are the fewest for an interval"
+    ahead = so_far(some, NEEDS[0], points=10)
+    assert ahead is not None and ahead.entrant == "good" and ahead.gain.value == pytest.approx(2, rel=0.01)
+    assert so_far(few, NEEDS[0], points=10) is None and so_far(some, NEEDS[1], points=10) is None
+    assert "`good (so far)`" in to_markdown(needs_table(some, points=10))
     assert {one.need.measure for one in answers(some, points=10)} == {"kv"}
 
 
@@ -168,6 +174,15 @@ def test_another_version_of_a_task_is_another_task(tmp_path: Path) -> None:
     assert both.sections[0].rows["cell"].nunique() == 4
 
 
+def test_methods_whose_code_differs_among_runs_are_said(tmp_path: Path) -> None:
+    def sources(good: str) -> dict[str, Any]:
+        return {"weights_hash": "w", "dtype": "bfloat16", "method_sources": {"full": "f", "good:budget=2": good}}
+
+    runs = [made(tmp_path / name, facts=sources(good)) for name, good in (("a", "1"), ("b", "1"), ("c", "2"))]
+    assert not any("code" in note for note in board(*runs[:2]).notes())
+    assert "Runs have other code of good (--redo asks again)." in list(board(*runs).notes())
+
+
 def test_an_answer_that_two_runs_have_counts_once(tmp_path: Path) -> None:
     one, two = board(made(tmp_path / "a")), board(made(tmp_path / "a"), made(tmp_path / "b"))
     counts = [one.sections[0].standings[0].loss.samples, two.sections[0].standings[0].loss.samples]
@@ -200,7 +215,7 @@ def test_what_keeps_everything_meets_no_budget(tmp_path: Path, monkeypatch: pyte
     both = board(made(tmp_path / "kept=0.25-length=4096-question=prompt"))
     matched, other = both.sections
     assert {one.entrant for one in matched.standings} == {"fast", "random", "quest"} and matched.budget == 0.25
-    assert [one.entrant for one in other.standings] == ["good"] and other.title.endswith("options as given")
+    assert [one.entrant for one in other.standings] == ["good"] and "options as given" in other.title
     assert {(pace.entrant, pace.budget, pace.kept) for pace in both.clocks[0].paces if pace.kept == 1} == {
         ("good", 0.0, 1.0),
         ("quest", 0.25, 1.0),

@@ -405,12 +405,12 @@ def test_what_is_recorded_is_drawn_where_neither_model_nor_data_is(
     assert run("study", path, "--from", folder) == 0
     said = capsys.readouterr().out
     assert "Slim prunes early." in said and "6 of 8 runs have no records yet" in said
-    assert "budget 0.25: 8 samples a method find a loss of" in said
+    assert "8 samples a method find a loss of" in said
     page = (folder / "report/index.md").read_text()
     assert run("study", path, "--from", folder, "--only", "*prompt", "--output", tmp_path / "page") == 0
     assert (tmp_path / "page/needs.md").is_file()
     assert "| `slim` | `0.25` | `768` | `slim:layers=1/2/3:block=16:" in page
-    assert "Full attention scores 100: finding 100." in page
+    assert "Full attention scores 100." in page
     assert "question in the prompt, options as given" in page, "ashape keeps everything: no budget is met"
 
 
