@@ -93,17 +93,13 @@ def _needs(need: Need, found: Sequence[Answer], board: Board, points: float) -> 
 
 
 def _need(one: Answer, name: str, sure: str) -> list[Cell]:
+    won = _GAINS[one.need.won].format(_ratio(one.gain))
     samples = f"; {one.loss.samples} samples of {one.loss.tasks} tasks" if one.loss else ""
     return [
         label(one.need.title),
         label(name, page_of(one.entrant.partition(":")[0])),
         number(one.budget or None, _share(one.budget)),
-        number(
-            one.gain.value,
-            f"{_GAINS[one.need.won].format(_ratio(one.gain))} {_where(one)}",
-            one.gain.low,
-            one.gain.high,
-        ),
+        number(one.gain.value, f"{won} {_where(one)}", one.gain.low, one.gain.high),
         _points(one.loss) if one.loss else number(None, formats.NOTHING),
         Cell(sure + samples),
         Cell(", ".join(_PRICES[what].format(formats.times(1 / found.value)) for what, found in one.price) or "none"),

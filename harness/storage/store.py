@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -36,6 +37,15 @@ _DERIVED = ("kept_fraction", "tpot_mean_s", "energy_per_token_j")
 _INTS = ("peak_memory_bytes", "kv_bytes", "kv_bytes_host", "extra_bytes", "batch", "redo")
 
 
+class Spent(BaseModel):
+    """What a run has taken by the clock on the wall: loading, warming up and reading data included."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: float = Field(default=0.0, ge=0, description="of the sessions that answered something and were not killed")
+    requests: int = Field(default=0, ge=0, description="that were answered in them")
+
+
 class Manifest(BaseModel):
     """What a run is. The caller fills in the upper half, the store keeps the lower half."""
 
@@ -53,6 +63,7 @@ class Manifest(BaseModel):
     status: Literal["running", "complete", "incomplete"] = "running"
     reasons: list[str] = Field(default_factory=list, description="why the run is incomplete")
     records: Seal | None = Field(default=None, description="of the records, once the run has ended; null in older runs")
+    spent: Spent = Field(default_factory=Spent, description="time by the wall; none in older runs")
     started: str = Field(default="", description="UTC, ISO 8601, of the first session")
     updated: str = Field(default="", description="UTC, ISO 8601, of the last change to this file")
     environments: list[dict[str, Any]] = Field(
@@ -96,6 +107,7 @@ class RunStore:
         """
         self.folder = Path(folder)
         self._lock, self._finished = _lock(self.folder), False
+        self._opened, self._appended = time.monotonic(), 0
         try:
             samples = Samples.read(self.folder)
             self.manifest = _resumed(self.folder, manifest, anew=not samples.whole)
@@ -128,6 +140,7 @@ class RunStore:
             self._write(numbered.model_dump_json().encode() + b"\n")
         except OSError as error:
             raise _cannot_write(self.folder, error) from None
+        self._appended += 1
         if not record.failed:
             self.done.add(key)
 
@@ -202,8 +215,15 @@ class RunStore:
             InputError: the disk is full or gone.
         """
         status = "incomplete" if reasons else "complete"
-        self._set(status=status, reasons=list(reasons), records=Samples.read(self.folder).seal)
+        self._set(status=status, reasons=list(reasons), records=Samples.read(self.folder).seal, spent=self._spent())
         self._finished = True
+
+    def _spent(self) -> Spent:
+        """With what this session has taken; then the next one begins."""
+        before, now = self.manifest.spent, time.monotonic()
+        seconds, requests = (now - self._opened if self._appended else 0.0), self._appended
+        self._opened, self._appended = now, 0
+        return Spent(seconds=round(before.seconds + seconds, 1), requests=before.requests + requests)
 
     def close(self) -> None:
         """Lets other processes write the run; may be called twice."""
@@ -290,15 +310,15 @@ def load(run: Path | str) -> pd.DataFrame:
     return frame.astype(dict.fromkeys((*_FLOATS, *_DERIVED), "float64") | dict.fromkeys(_INTS, "Int64"))
 
 
-def recorded_cells(run: Path | str) -> dict[tuple[str, str], str]:
-    """Method and task -> cell of the records that a run has, of one that is still being written too.
+def answered(run: Path | str) -> list[Record]:
+    """The records that count, of a run that is still being written too; those that failed do not.
 
     Raises:
-        InputError: as `load`.
+        InputError: the folder is not a run, or a line of it is corrupt.
     """
     manifest = load_manifest(run)
     records = Samples.read(Path(run)).records(manifest.methods, manifest.tasks, manifest.aside)
-    return {(record.method, record.task): record.cell for record in records if not record.failed}
+    return [record for record in records if not record.failed]
 
 
 def load_manifest(run: Path | str) -> Manifest:

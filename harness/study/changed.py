@@ -11,7 +11,7 @@ from harness.errors import InputError
 from harness.runner.changes import Changes, changes, refusal
 from harness.runner.plan import chosen, plan
 from harness.runner.spec import RunSpec, WrongOption
-from harness.storage.store import MANIFEST, load_manifest, recorded_cells
+from harness.storage.store import MANIFEST, answered, load_manifest
 from harness.study.runs import StudyRun
 
 
@@ -38,7 +38,8 @@ def changed(spec: RunSpec, folder: Path) -> Changes:
     """How the code that is here differs from that of a run's records; not at all where there are none of this run."""
     if not (folder / MANIFEST).is_file() or (manifest := load_manifest(folder)).run_hash != spec.run_hash():
         return Changes({}, [], [])
-    return changes(plan(spec), manifest, recorded_cells(folder))
+    cells = {(record.method, record.task): record.cell for record in answered(folder)}
+    return changes(plan(spec), manifest, cells)
 
 
 def check_code(runs: Sequence[StudyRun], folder: Path, samples: int | None = None) -> list[str]:

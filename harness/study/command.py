@@ -60,7 +60,13 @@ def study_command(
     runs, left_out = check_runs(study_runs(study, data_dir, only))
     folder = output or Path("results") / file.stem
     runs = with_redo(runs, redo)
-    for line in [*left_out, *check_code(runs, folder, samples)]:
+    try:
+        left_out += check_code(runs, folder, samples)
+    except InputError as error:
+        if not dry_run:
+            raise
+        left_out.append(str(error))
+    for line in left_out:
         print(f"harness: {line}", file=sys.stderr, flush=True)
     if dry_run:
         from harness.study.outlook import outlook

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.leaderboard.board import at_budget
 from harness.report.table import Cell, Table, label, number, to_markdown
 from harness.statistics.paired import REFERENCE
+from harness.storage.store import MANIFEST, Spent, answered, load_manifest
+from harness.study.changed import changed
 from harness.study.matching import TOLERANCE, Matched
 from harness.study.runs import StudyRun
 from harness.study.samples import detectable, samples_for
 from harness.study.study_file import StudyFile
 from harness.sweep.cells import SweepRun
-from harness.sweep.estimate import CellEstimate, Counts, estimate
+from harness.sweep.estimate import CellEstimate, Counts, estimate, seen_near
 from harness.sweep.outlook import duration
 
 _NOTE = (
-    "A run is one part at one budget, length and protocol. Time: from recorded requests like these where there are any "
-    "beside the folder, else a floor from FLOPs and ceilings; `?` where neither says. Loading and drawing come on top."
+    "A run is one part at one budget, length and protocol. Left: at the recorded rate, loading included, of the part "
+    "at that length, whatever budget and protocol; else by requests like these beside the folder, or a floor from "
+    "FLOPs and ceilings, to which loading comes on top; `?` where nothing says."
 )
 _MATCHED_NOTE = (
     f"Options that meet a budget within {TOLERANCE:.0%}, by what a method says before it sees a prompt: prompt tokens "
@@ -28,8 +33,54 @@ _MATCHED_NOTE = (
 )
 _SCORELESS = "speed"
 
-Found = tuple[StudyRun, Sequence[CellEstimate]]
-"""A run and what its cells are estimated to take."""
+
+@dataclass(frozen=True)
+class Found:
+    """A run, and what is known of it before it goes on.
+
+    Attributes:
+        run: which.
+        cells: what it asks, and how long that takes by requests like its own.
+        there: (method, task) -> how many of these it has.
+        rate: what such requests have taken by the clock on the wall; none if none were recorded.
+    """
+
+    run: StudyRun
+    cells: Sequence[CellEstimate]
+    there: Mapping[tuple[str, str], int]
+    rate: Spent
+
+    @property
+    def requests(self) -> int:
+        """That it asks, those that only the data can tell left out."""
+        return sum(cell.samples or 0 for cell in self.cells)
+
+    @property
+    def left(self) -> int:
+        """Of these without a record."""
+        return sum(self._left(cell) for cell in self.cells)
+
+    @property
+    def seconds(self) -> float | None:
+        """That what is left takes; None where nothing says."""
+        if self.rate.requests:
+            return self.left * self.rate.seconds / self.rate.requests
+        known = [self._seconds(cell) for cell in self.cells if cell.seconds is not None]
+        return sum(known) if len(known) == len(self.cells) else None
+
+    @property
+    def source(self) -> str:
+        """Where the seconds are from, in words."""
+        if self.rate.requests:
+            return "recorded rate"
+        sources = {cell.source for cell in self.cells}
+        return "unknown" if "unknown" in sources else "floor" if "floor" in sources else "like requests"
+
+    def _left(self, cell: CellEstimate) -> int:
+        return max(0, (cell.samples or 0) - self.there.get((cell.method, cell.task), 0))
+
+    def _seconds(self, cell: CellEstimate) -> float:
+        return (cell.seconds or 0.0) * self._left(cell) / cell.samples if cell.samples else 0.0
 
 
 def outlook(study: StudyFile, runs: Sequence[StudyRun], folder: Path, samples: int | None = None) -> str:
@@ -42,11 +93,48 @@ def outlook(study: StudyFile, runs: Sequence[StudyRun], folder: Path, samples: i
         samples: of each task at most, if fewer than the study's own.
     """
     counts: Counts = {}
-    found = [(run, estimate(_limited(run, samples), folder.parent, counts)) for run in runs]
-    head = ["run", "tasks", "methods", "requests", "time"]
-    table = Table("outlook", study.name, _NOTE, head, [_row(run, cells) for run, cells in found], labels=1)
+    seen = seen_near(folder.parent)
+    found = [_found(run, estimate(_limited(run, samples), seen, counts), folder) for run in runs]
+    head = ["run", "tasks", "methods", "requests", "without a record", "left", "from"]
+    table = Table("outlook", study.name, _NOTE, head, [_row(one) for one in found], labels=1)
     matched = Table("matched", "Matched budgets", _MATCHED_NOTE, MATCHED_HEAD, matched_rows(runs), labels=4)
-    return "\n".join([to_markdown(table), *_finds(study, found), "", to_markdown(matched)])
+    return "\n".join([to_markdown(table), _sums(found), *_finds(study, found), "", to_markdown(matched)])
+
+
+def _found(run: StudyRun, cells: Sequence[CellEstimate], folder: Path) -> Found:
+    return Found(run, cells, _there(run, folder / run.folder), _rate(run, folder))
+
+
+def _rate(run: StudyRun, folder: Path) -> Spent:
+    """What runs of the part at that length have taken, at all budgets and under both protocols."""
+    alike = re.sub(r"(kept|question)=[^-]+", r"\1=*", run.folder)
+    found = [load_manifest(path.parent).spent for path in sorted(folder.glob(f"{alike}/{MANIFEST}"))]
+    return Spent(seconds=sum(one.seconds for one in found), requests=sum(one.requests for one in found))
+
+
+def _there(run: StudyRun, folder: Path) -> Mapping[tuple[str, str], int]:
+    """Records by method and task; those that are to be asked again do not count."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    stale = {*changed(run.spec, folder).cells.values()} if run.spec.redo else set[str]()
+    return Counter((record.method, record.task) for record in answered(folder) if record.cell not in stale)
+
+
+def _sums(found: Sequence[Found]) -> str:
+    """How much is left, and how long that takes, by what is known of it."""
+    left = sum(one.left for one in found)
+    parts = []
+    for source, words in (
+        ("recorded rate", "about {} at the recorded rate"),
+        ("like requests", "about {} going by requests like these"),
+        ("floor", "{} at least, going by FLOPs"),
+    ):
+        if own := [one for one in found if one.source == source and one.left]:
+            parts.append(f"{words.format(duration(sum(one.seconds or 0.0 for one in own)))} ({len(own)} runs)")
+    unknown = sum(one.source == "unknown" for one in found)
+    parts += [f"{unknown} runs cannot be estimated"] if unknown else []
+    asked = sum(one.requests for one in found)
+    return f"{len(found)} runs, {asked} requests, {left} left: {'; '.join(parts) or 'nothing to do'}."
 
 
 MATCHED_HEAD = ["method", "budget", "length", "options", "share", "counted in"]
@@ -77,45 +165,36 @@ def _limited(run: StudyRun, samples: int | None) -> SweepRun:
     return replace(run.run, spec=run.spec.model_copy(update={"limit": most}))
 
 
-def _row(run: StudyRun, cells: Sequence[CellEstimate]) -> list[Cell]:
-    requests, seconds = _requests(cells), _seconds(cells)
-    tasks, methods = ({getattr(cell, name) for cell in cells} for name in ("task", "method"))
+def _row(one: Found) -> list[Cell]:
+    tasks, methods = ({getattr(cell, name) for cell in one.cells} for name in ("task", "method"))
+    seconds = one.seconds
     return [
-        label(run.folder),
+        label(one.run.folder),
         number(len(tasks), str(len(tasks))),
         number(len(methods), str(len(methods))),
-        number(requests, str(requests)),
-        number(seconds, "?" if seconds is None else duration(seconds)),
+        number(one.requests, str(one.requests)),
+        number(one.left, str(one.left)),
+        number(seconds, "?" if seconds is None else duration(seconds) if one.left else "none"),
+        Cell(one.source),
     ]
 
 
-def _requests(cells: Sequence[CellEstimate]) -> int:
-    return sum(cell.samples or 0 for cell in cells)
-
-
-def _seconds(cells: Sequence[CellEstimate]) -> float | None:
-    known = [cell.seconds for cell in cells if cell.seconds is not None]
-    return sum(known) if len(known) == len(cells) else None
-
-
 def _finds(study: StudyFile, found: Sequence[Found]) -> list[str]:
-    """How much is asked, and which loss that finds at each budget, under each protocol and over all."""
-    lines = [f"{len(found)} runs, {sum(_requests(cells) for _, cells in found)} requests."]
-    scored = [(run, cells) for run, cells in found if not cells[0].task.startswith(_SCORELESS)]
-    for budget in dict.fromkeys(run.budget for run, _ in scored):
-        own = [(run, cells) for run, cells in scored if run.budget == budget]
-        questions = dict.fromkeys(run.spec.question for run, _ in own)
-        parts = {
-            f"question {one}": [(run, cells) for run, cells in own if run.spec.question == one] for one in questions
-        }
+    """Which loss the samples find at each budget, under each protocol and over all."""
+    lines = list[str]()
+    scored = [one for one in found if not one.cells[0].task.startswith(_SCORELESS)]
+    for budget in dict.fromkeys(one.run.budget for one in scored):
+        own = [one for one in scored if one.run.budget == budget]
+        questions = dict.fromkeys(one.run.spec.question for one in own)
+        parts = {f"question {asked}": [one for one in own if one.run.spec.question == asked] for asked in questions}
         parts |= {"over all": own} if len(parts) > 1 else {}
         lines += [f"{at_budget(budget).capitalize()}, {name}: {_finding(study, part)}" for name, part in parts.items()]
     return lines
 
 
 def _finding(study: StudyFile, found: Sequence[Found]) -> str:
-    methods = max(len({cell.method for cell in cells}) for _, cells in found) - 1
-    samples = sum(cell.samples or 0 for _, cells in found for cell in cells if cell.method == REFERENCE)
+    methods = max(len({cell.method for cell in one.cells}) for one in found) - 1
+    samples = sum(cell.samples or 0 for one in found for cell in one.cells if cell.method == REFERENCE)
     least = 100 * detectable(samples, study.spread, methods)
     wanted = samples_for(study.points / 100, study.spread, methods)
     return (

@@ -50,7 +50,7 @@ class CellEstimate:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """A recorded request; `token_s` is what each new token after the first took."""
 
     model: str
@@ -65,16 +65,16 @@ Counts = dict[tuple[str, TaskContext], int | None]
 """Samples of tasks that were counted, so that runs of the same tasks count them once."""
 
 
-def estimate(run: SweepRun, nearby: Path, counts: Counts | None = None) -> list[CellEstimate]:
+def estimate(run: SweepRun, seen: Sequence[Seen], counts: Counts | None = None) -> list[CellEstimate]:
     """One estimate a cell, tasks first, as they will be run.
 
     Args:
         run: of a sweep.
-        nearby: folder whose runs, and whose folders' runs, are looked through for similar records.
+        seen: requests among which similar ones are looked for.
         counts: is filled, and read.
     """
     counts = {} if counts is None else counts
-    seen, planned = _seen(nearby), plan(run.spec)
+    planned = plan(run.spec)
     device = resolve_device(run.spec.device)
     rates = ceilings(device, resolve_dtype(run.spec.dtype, device))
     here = [one for one in seen if (one.model, one.device) == (public_name(run.spec.model), device.type)]
@@ -90,7 +90,7 @@ def estimate(run: SweepRun, nearby: Path, counts: Counts | None = None) -> list[
 
 
 def _cell(
-    plan: Plan, method: str, task: Task, samples: int | None, seen: Sequence[_Seen], rates: Ceilings
+    plan: Plan, method: str, task: Task, samples: int | None, seen: Sequence[Seen], rates: Ceilings
 ) -> CellEstimate:
     tokens = plan.spec.max_length or task.longest_prompt()
     if samples is None or tokens is None:
@@ -126,17 +126,17 @@ def _yielded(task: Task) -> int | None:
         return task.context.limit
 
 
-def _seen(folder: Path) -> list[_Seen]:
-    """Requests recorded in runs below a folder; runs that cannot be read say nothing."""
-    found: list[_Seen] = []
-    for path in sorted({*folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")}):
+def seen_near(folder: Path) -> list[Seen]:
+    """Requests recorded in runs below a folder, to the depth of a study's; runs that cannot be read say nothing."""
+    found: list[Seen] = []
+    for path in sorted(path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(f"{depth}/{MANIFEST}")):
         try:
             manifest, records = load_manifest(path.parent), load(path.parent)
         except InputError:
             continue
         timed = records[records["tpot_s"].notna()]
         for method, tokens, *seconds in timed[["method", "prompt_tokens", "ttft_s", "tpot_s"]].itertuples(index=False):
-            found.append(_Seen(manifest.model, manifest.device, _name(method), int(tokens), *map(float, seconds)))
+            found.append(Seen(manifest.model, manifest.device, _name(method), int(tokens), *map(float, seconds)))
     return found
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.report.table import Table, label, number, to_markdown
 from harness.sweep.cells import Sweep, SweepRun
-from harness.sweep.estimate import CellEstimate, Source, estimate
+from harness.sweep.estimate import CellEstimate, Source, estimate, seen_near
 
 _NOTE = (
     "Recorded: from requests like these that were recorded near here. Floor: full attention's FLOPs over this device's "
@@ -23,7 +23,8 @@ def outlook(sweep: Sweep, folder: Path) -> str:
         sweep: checked.
         folder: of its runs; similar runs are looked for beside it.
     """
-    found = [(run, cell) for run in sweep.runs for cell in estimate(run, folder.parent)]
+    seen = seen_near(folder.parent)
+    found = [(run, cell) for run in sweep.runs for cell in estimate(run, seen)]
     rows = [
         [
             label(run.folder),

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import harness
 from harness.errors import InputError
 from harness.storage.record import Record
-from harness.storage.store import Manifest, RunStore, load, load_manifest
+from harness.storage.store import Manifest, RunStore, Spent, load, load_manifest
 from tests.recorded import invented
 
 
@@ -492,3 +492,11 @@ def test_samples_are_plain_json_lines(tmp_path: Path) -> None:
     (line,) = (tmp_path / "samples.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     assert json.loads(line)["tpot_s"] is None
     assert pd.read_json(tmp_path / "samples.jsonl", lines=True).shape[0] == 1
+
+
+def test_what_sessions_took_is_added_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 100.0, 105.0, 200.0, 900.0])  # opened and finished, three times
+    monkeypatch.setattr("harness.storage.store.time.monotonic", lambda: next(clock))
+    for samples in (("0", "1"), ("2",), ()):
+        write(tmp_path, *samples)
+    assert load_manifest(tmp_path).spent == Spent(seconds=15, requests=3), "the last one answered nothing"

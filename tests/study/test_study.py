@@ -16,6 +16,7 @@ from rich.console import Console
 
 from harness.engine.shape import ModelShape
 from harness.errors import InputError, MissingPackage
+from harness.measuring.roofline import NO_CEILINGS
 from harness.models.load import describe, load
 from harness.runner.catalog import METHODS, parse_methods
 from harness.runner.loaded import Cell
@@ -25,11 +26,12 @@ from harness.runner.samples import Prompt
 from harness.runner.spec import WrongOption, cell_hash
 from harness.runner.worker import WarmUp
 from harness.storage.record import Record
-from harness.storage.store import Manifest, load_manifest
+from harness.storage.store import Manifest, Spent, load_manifest
 from harness.storage.store import load as load_records
 from harness.study.changed import check_code, with_redo
 from harness.study.execute import Timed, TimeIsUp, _passed, run_study, stages
 from harness.study.matching import TOLERANCE, asked_share, filled, match
+from harness.study.outlook import outlook
 from harness.study.runs import StudyRun, check_runs, study_runs
 from harness.study.samples import detectable, samples_for
 from harness.study.study_file import read_study
@@ -295,7 +297,9 @@ def test_a_study_that_stops_is_balanced_and_goes_on(tmp_path: Path, monkeypatch:
     assert run_study(runs, folder, Clocked(math.inf)) == (True, []) and loads == []
 
 
-def of_other_code(folder: Path, runs: list[StudyRun], method: str, *, limit: int, status: str) -> None:
+def of_other_code(
+    folder: Path, runs: list[StudyRun], method: str, *, limit: int, status: str, spent: Spent | None = None
+) -> None:
     """Records of one sample a cell of each run, by code that differs in one method from what is here."""
     for each in runs:
         planned, on = plan(each.spec), ("w", "torch.float32", "a, e")
@@ -312,7 +316,9 @@ def of_other_code(folder: Path, runs: list[StudyRun], method: str, *, limit: int
         ]
         facts = {"weights_hash": "w", "dtype": "float32", "attention": "a", "engine": "e"}
         facts |= {"method_sources": old.methods, "task_sources": old.tasks}
-        manifest = planned.manifest().model_copy(update={"facts": facts, "latency_only": False})
+        manifest = planned.manifest().model_copy(
+            update={"facts": facts, "latency_only": False, "spent": spent or Spent()}
+        )
         save(folder / each.folder, manifest, records)
         path = folder / each.folder / "manifest.json"
         text = path.read_text().replace('"limit": 3', f'"limit": {limit}')
@@ -338,6 +344,22 @@ def test_runs_that_are_whole_are_asked_again_if_that_is_wanted_alone(tmp_path: P
     specs = [one.spec.model_copy(update={"limit": 1}) for one in (runs[0], again[0])]
     assert [_passed(spec, folder / runs[0].folder) for spec in specs] == [True, False]
     assert specs[0].run_hash() == specs[1].run_hash(), "what is asked again is the same run"
+
+
+def test_what_is_left_takes_what_such_requests_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.sweep.estimate.ceilings", lambda device, dtype: NO_CEILINGS)
+    study, folder = read_study(written(tmp_path)), tmp_path / "results/out"
+    first, second = study_runs(study, only="first/kept=0.25-*")
+    of_other_code(folder, [first], "snapkv", limit=1, status="incomplete", spent=Spent(seconds=80, requests=8))
+    said = outlook(study, [first, second], folder)
+    # Four methods, two tasks, three samples each; of the first run one sample each is there, and took 10 s a request.
+    assert "2 runs, 48 requests, 40 left: about 7 min at the recorded rate (2 runs)." in said
+    assert f"| `{first.folder}` | 2 | 4 | 24 | 16 | 3 min | recorded rate |" in said
+    again = outlook(study, with_redo([first], "snapkv"), folder)
+    assert "24 requests, 18 left: about 3 min" in again, "what is asked again is not there"
+    assert outlook(study, [first], folder, samples=1).count("| 8 | 0 | none |") == 1
+    (other,) = study_runs(study, only="speed/kept=0.25-length=512*")
+    assert "going by FLOPs" in outlook(study, [other], folder)
 
 
 @pytest.mark.slow
