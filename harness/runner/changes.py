@@ -29,14 +29,18 @@ class Changes:
         cells: those that have records of other code.
         methods: names of methods whose code changed.
         others: what else did, in words.
+        every: whether no method is as it was.
     """
 
     cells: Cells
     methods: list[str]
     others: list[str]
+    every: bool = False
 
     def __str__(self) -> str:
-        return ", ".join([*self.others, *(f"method {name}" for name in self.methods)])
+        several = "methods" if len(self.methods) > 1 else "method"
+        named = ["all methods"] if self.every else [f"{several} {', '.join(self.methods)}"] if self.methods else []
+        return ", ".join([*self.others, *named])
 
     def besides(self, redo: str) -> list[str]:
         """Labels of methods with records of other code that the patterns of `redo` do not choose."""
@@ -66,7 +70,7 @@ def check_code(
 
 def refusal(found: Changes, where: str) -> str:
     """What changed, and how to go on, in one line."""
-    who = "'*'" if found.others else ",".join(found.methods)
+    who = "'*'" if found.others or found.every else ",".join(found.methods)
     return (
         f"{where}: code changed since it was started: {found}; --redo {who} asks again what was answered by that, and "
         "all other records stay; another --output begins anew"
@@ -109,11 +113,18 @@ def changes(plan: Plan, manifest: Manifest, cells: Cells, packages: Mapping[str,
     labels, tasks = (dict.fromkeys(name[place] for name in changed) for place in (0, 1))
     methods = (_edited(label, before.methods[label], now.methods[label]) for label in labels)
     others = [
-        *(f"{name} {before.versions[name]}" for name in now.versions if before.versions[name] != now.versions[name]),
+        *(f"{name} {before.versions[name]} (now {here})" for name, here in _newer(before, now)),
         *(["the engine"] if strange == {task for _, task in cells} else [f"the data of {task}" for task in strange]),
         *(f"task {task}" for task in tasks if before.tasks[task] != now.tasks[task]),
     ]
-    return Changes(changed, list(dict.fromkeys(chain(*methods))), others if changed else [])
+    edited = list(dict.fromkeys(chain(*methods)))
+    every = {name for method in plan.methods for name in names(method.label)} == {*edited}
+    return Changes(changed, edited, others if changed else [], every)
+
+
+def _newer(before: Sources, now: Sources) -> Iterator[tuple[str, str]]:
+    """Packages whose versions are others, and those that are here."""
+    return ((name, here) for name, here in now.versions.items() if before.versions[name] != here)
 
 
 def _hashes(plan: Plan, manifest: Manifest, names: Cells, sources: Sources) -> dict[tuple[str, str], str]:

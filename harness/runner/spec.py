@@ -188,10 +188,14 @@ def cell_hash(
     )
 
 
-@cache
 def source_of(kind: type) -> str:
     """`source_hash` when it is first asked for: what is edited while a process runs is not what it runs."""
-    return source_hash(kind)
+    if kind not in _SOURCES:
+        _SOURCES[kind] = source_hash(kind)
+    return _SOURCES[kind]
+
+
+_SOURCES: dict[type, str] = {}
 
 
 def method_source(method: MethodSpec) -> str:

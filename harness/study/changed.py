@@ -75,4 +75,5 @@ def _told(folder: Path, names: Sequence[str], found: Mapping[str, Changes]) -> s
     methods = dict.fromkeys(one for name in names for one in found[name].methods)
     others = dict.fromkeys(one for name in names for one in found[name].others)
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return refusal(Changes({}, [*methods], [*others]), f"{folder / names[0]}{more}")
+    every = all(found[name].every for name in names)
+    return refusal(Changes({}, [*methods], [*others], every), f"{folder / names[0]}{more}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,10 @@ def resumed(folder: Path, redo: str = "") -> tuple[RunStore, str]:
     ("before", "said"),
     [
         ({"methods": {"snapkv:budget=0.5": "old"}}, "method snapkv; --redo snapkv asks"),
-        ({"methods": {"full": "old", "snapkv:budget=0.5": "old"}}, "method full, method snapkv; --redo full,snapkv "),
+        ({"methods": {"full": "old", "snapkv:budget=0.5": "old"}}, "methods full, snapkv; --redo full,snapkv "),
         ({"tasks": {"needle:lengths=512": "old"}}, "task needle:lengths=512; --redo '*' asks"),
         ({"engine": "old"}, "the engine; --redo '*' asks"),
-        ({"versions": {"torch": "1.0"}}, "torch 1.0; --redo '*' asks"),
+        ({"versions": {"torch": "1.0"}}, f"torch 1.0 (now {version('torch')}); --redo '*' asks"),
     ],
 )
 def test_what_changed_is_named_with_the_way_on(tmp_path: Path, before: dict[str, Any], said: str) -> None:
@@ -136,7 +137,7 @@ def test_code_that_is_as_it_was_changes_nothing(tmp_path: Path) -> None:
 
 def test_only_all_that_changed_may_be_asked_again(tmp_path: Path) -> None:
     begun(tmp_path, methods={"full": "old", "snapkv:budget=0.5": "old"})
-    with pytest.raises(InputError, match="method full, method snapkv"):
+    with pytest.raises(InputError, match="methods full, snapkv"):
         resumed(tmp_path, "snapkv")
     assert load_manifest(tmp_path / "run").aside == {}
 
@@ -175,9 +176,9 @@ def test_times_of_two_times_are_no_pair_and_scores_are(tmp_path: Path) -> None:
     records = harness.load(folder)
     rows = compare(records[records["task"] == "needle:lengths=512"]).set_index(["method", "task"])
     pairs = rows.xs("needle:lengths=512", level="task")[["ttft_n", "score_n"]]
-    assert pairs.loc["snapkv:budget=0.5"].tolist() == [0, 8] and pairs.loc["slim+xattention"].tolist() == [8, 8]
+    assert [*pairs.loc["snapkv:budget=0.5"]] == [0, 8] and [*pairs.loc["slim+xattention"]] == [8, 8]
     board = paired([read_entry("run", folder)]).groupby("label")[["ttft", "diff"]].count()
-    assert board.loc["snapkv:budget=0.5"].tolist() == [0, 16] and board.loc["slim+xattention"].tolist() == [16, 16]
+    assert [*board.loc["snapkv:budget=0.5"]] == [0, 16] and [*board.loc["slim+xattention"]] == [16, 16]
     assert "Times not paired" in " ".join(map(str, caveats(records)))
 
 

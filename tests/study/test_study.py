@@ -314,11 +314,10 @@ def of_other_code(
             for task in planned.tasks
             for own in planned.methods
         ]
-        facts = {"weights_hash": "w", "dtype": "float32", "attention": "a", "engine": "e"}
+        facts: dict[str, Any] = {"weights_hash": "w", "dtype": "float32", "attention": "a", "engine": "e"}
         facts |= {"method_sources": old.methods, "task_sources": old.tasks}
-        manifest = planned.manifest().model_copy(
-            update={"facts": facts, "latency_only": False, "spent": spent or Spent()}
-        )
+        known = {"facts": facts, "latency_only": False, "spent": spent or Spent()}
+        manifest = planned.manifest().model_copy(update=known)
         save(folder / each.folder, manifest, records)
         path = folder / each.folder / "manifest.json"
         text = path.read_text().replace('"limit": 3', f'"limit": {limit}')
