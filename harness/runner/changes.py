@@ -21,6 +21,10 @@ Cells = Mapping[tuple[str, str], str]
 """Labels of method and task -> hash of their cell."""
 
 
+_SAYS = {"weights_hash", "dtype", "attention", "engine", "method_sources", "task_sources"}
+"""Facts of a run whose cells are hashes by `cell_hash`, which other workers' need not be."""
+
+
 @dataclass(frozen=True)
 class Changes:
     """How the code differs from that of a run's records.
@@ -102,7 +106,7 @@ def changes(plan: Plan, manifest: Manifest, cells: Cells, packages: Mapping[str,
         cells: that have records.
         packages: see `check_code`.
     """
-    if not cells or "weights_hash" not in manifest.facts:
+    if not (cells and manifest.facts.keys() >= _SAYS):
         return Changes({}, [], [])
     now = plan.sources(packages)
     made = _hashes(plan, manifest, cells, now)
@@ -131,7 +135,7 @@ def _hashes(plan: Plan, manifest: Manifest, names: Cells, sources: Sources) -> d
     """Of cells with these sources, on the weights and kernels that the run has."""
     facts, tasks = manifest.facts, {task.label: task for task in plan.tasks}
     methods = {method.label: method for method in plan.methods}
-    on = (facts["weights_hash"], f"torch.{facts.get('dtype')}", f"{facts.get('attention')}, {facts.get('engine')}")
+    on = (facts["weights_hash"], f"torch.{facts['dtype']}", f"{facts['attention']}, {facts['engine']}")
     return {
         (method, task): cell_hash(plan.spec, methods[method], tasks[task], *on, sources.of(method, task))
         for method, task in names
@@ -140,7 +144,7 @@ def _hashes(plan: Plan, manifest: Manifest, names: Cells, sources: Sources) -> d
 
 def _recorded(now: Sources, manifest: Manifest) -> Sources:
     """As the manifest has them."""
-    methods, tasks = (manifest.facts.get(name, {}) for name in ("method_sources", "task_sources"))
+    methods, tasks = (manifest.facts[name] for name in ("method_sources", "task_sources"))
     packages = next(iter(manifest.environments), {}).get("packages", {})
     return Sources(
         now.engine,
