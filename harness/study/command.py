@@ -54,8 +54,8 @@ def study_command(
     _warn_once()
     study = read_study(file, model)
     if source is not None:
-        if dry_run or any(given is not None for given in (minutes, samples)):
-            raise InputError("--from draws what is recorded: no --dry-run, no --minutes, no --samples")
+        if dry_run or redo or any(given is not None for given in (minutes, samples)):
+            raise InputError("--from draws what is recorded: no --dry-run, no --minutes, no --samples, no --redo")
         return _draw(study, source, only, output)
     runs, left_out = check_runs(study_runs(study, data_dir, only))
     folder = output or Path("results") / file.stem
