@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import InputError
 from harness.gates.costs import TAILS, costs_of
-from harness.statistics.estimators import pairs, speed_effect
+from harness.statistics.estimators import joined, pairs, speed_effect
 from harness.statistics.noise import TWIN, noise_floor
 from harness.statistics.paired import COSTS, MEASURES, REFERENCE, SPEEDS, cards
+from harness.statistics.together import together
 from harness.storage.kept_digest import kept_digest
 from harness.storage.store import Manifest, load, load_manifest
 
@@ -51,6 +52,9 @@ class SampleDigest(_Strict):
 
     prompt: str = Field(description="hash of the prompt's token ids")
     context: str | None = Field(default=None, description="hash of the context it shares with other samples")
+    timed: int | None = Field(
+        default=None, description="number of the batch or load that timed it, and full attention beside it, with others"
+    )
     answer: str | None = Field(default=None, description="hash of the answer's text")
     score: float | None = None
     kept: int = Field(description="prompt tokens x layers whose keys and values were kept")
@@ -166,8 +170,9 @@ def digest(records: pd.DataFrame, manifest: Manifest, name: str = "") -> Baselin
         raise InputError("the run has no records")
     if records.duplicated(["method", "task", "sample"]).any():
         raise InputError("a method has answered a sample of a task twice")
-    rows = [row for row in records.assign(card=cards(records)).to_dict("records") if row["method"] != TWIN]
-    costs = {_beside(row): costs_of(row) for row in rows if row["method"] == REFERENCE}
+    named = records.assign(card=cards(records), timed=together(records)).to_dict("records")
+    rows = [row for row in named if row["method"] != TWIN]
+    full = {_beside(row): row for row in rows if row["method"] == REFERENCE}
     cells: dict[str, dict[str, list[Row]]] = {}
     for row in sorted(rows, key=lambda row: (row["method"], row["task"], row["sample"])):
         cells.setdefault(row["method"], {}).setdefault(row["task"], []).append(row)
@@ -175,7 +180,7 @@ def digest(records: pd.DataFrame, manifest: Manifest, name: str = "") -> Baselin
         name=name,
         provenance=_provenance(manifest),
         noise_floor=_floors(records),
-        cells={method: {task: _cell(group, costs) for task, group in of.items()} for method, of in cells.items()},
+        cells={method: {task: _cell(group, full) for task, group in of.items()} for method, of in cells.items()},
     )
 
 
@@ -196,8 +201,15 @@ def _beside(row: Row) -> tuple[str, str, str]:
     return row["task"], row["sample"], row["card"]
 
 
-def _cell(rows: list[Row], costs: dict[tuple[str, str, str], Times]) -> CellDigest:
-    samples = {row["sample"]: _sample(row, costs.get(_beside(row), {})) for row in rows}
+def timings(samples: Iterable[SampleDigest]) -> list[int]:
+    """Which samples were timed together: numbers from 0 on, below it those that were alone."""
+    return [-1 - place if sample.timed is None else sample.timed for place, sample in enumerate(samples)]
+
+
+def _cell(rows: list[Row], full: dict[tuple[str, str, str], Row]) -> CellDigest:
+    beside = [full.get(_beside(row), {}) for row in rows]
+    each = zip(rows, beside, _timed(rows, beside), strict=True)
+    samples = {row["sample"]: _sample(row, costs_of(other), timed) for row, other, timed in each}
     scores = [sample.score for sample in samples.values() if sample.score is not None]
     return CellDigest(
         n=len(samples),
@@ -208,7 +220,14 @@ def _cell(rows: list[Row], costs: dict[tuple[str, str, str], Times]) -> CellDige
     )
 
 
-def _sample(row: Row, full: Times) -> SampleDigest:
+def _timed(rows: list[Row], beside: list[Row]) -> list[int | None]:
+    """Number of the batches that a row and full attention beside it were of; None where both were alone."""
+    groups = joined([row["timed"] for row in rows], [row.get("timed", -place) for place, row in enumerate(beside, 1)])
+    _, which, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return [int(number) if counts[number] > 1 else None for number in which]
+
+
+def _sample(row: Row, full: Times, timed: int | None) -> SampleDigest:
     own, is_reference = costs_of(row), row["method"] == REFERENCE
     ratio = {} if is_reference else {name: _short(full[name] / own[name]) for name in own if name in full}
     extra = row["extra"] if isinstance(row["extra"], dict) else {}
@@ -216,6 +235,7 @@ def _sample(row: Row, full: Times) -> SampleDigest:
     return SampleDigest(
         prompt=str(row["prompt_hash"])[:16],
         context=None if context is None else str(context)[:16],
+        timed=timed,
         answer=_hash(row["prediction"]) if isinstance(row["prediction"], str) else None,
         score=None if pd.isna(row["score"]) else round(float(row["score"]), 6),
         kept=sum(row["tokens_kept"]),
@@ -243,7 +263,7 @@ def _summaries(samples: list[SampleDigest]) -> dict[str, RatioSummary]:
     found = {}
     for name in (*COSTS, *TAILS):
         logs = [math.log(sample.ratio[name]) if name in sample.ratio else math.nan for sample in samples]
-        effect = speed_effect([pairs(logs, units(samples))])
+        effect = speed_effect([pairs(logs, units(samples), timed=[timings(samples)])])
         if effect.n:
             low, high = (None if math.isnan(end) else _short(math.exp(end)) for end in (effect.low, effect.high))
             found[name] = RatioSummary(n=effect.n, ratio=_short(math.exp(effect.estimate)), low=low, high=high)

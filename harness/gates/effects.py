@@ -1,7 +1,8 @@
 """How far a run moved from its baseline, as the gates see it: 0 is unmoved and above 0 is better.
 
 Where both have the same sample with the same prompt, now and then are paired: differences of scores, logs of ratios of
-ratios. Otherwise means of two independent groups are compared (Welch 1947), which needs many more samples.
+ratios. Otherwise means of two independent groups are compared (Welch 1947), which needs many more samples. Times of
+requests that were timed together, in either run, are one reading.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from harness.gates.baseline import CellDigest, SampleDigest, units
+from harness.gates.baseline import CellDigest, SampleDigest, timings, units
 from harness.statistics.estimators import FEWEST, Effect, Floats, Pairs, pairs, score_effect, speed_effect, trimmed_mean
 from harness.statistics.power import MOST, flips_needed, pairs_needed, score_mde
 
@@ -111,8 +112,10 @@ def moved_speed(both: Both, value: Value, bound: float, alpha: float) -> Moved |
     base, now, ids = groups
     old, new = np.log(base), np.log(now)
     if ids:
-        effect = speed_effect([pairs(new - old, _units(both, ids))], 1 - alpha)
+        timed = [timings(cell.samples[one] for one in ids) for cell in (both.base, both.now)]
+        effect = speed_effect([pairs(new - old, _units(both, ids), timed=timed)], 1 - alpha)
     else:
+        old, new = (_read(logs, cell, value) for logs, cell in ((old, both.base), (new, both.now)))
         effect = _welch(old, new, lambda logs: trimmed_mean(logs)[0], alpha)
     then, today = (math.exp(trimmed_mean(logs)[0]) for logs in (old, new))
     if len(ids) > 1 and not np.any(old != new):
@@ -168,6 +171,12 @@ def _values(both: Both, value: Value) -> tuple[Floats, Floats, list[str]] | None
     if ids:
         return np.array([base[one] for one in ids]), np.array([now[one] for one in ids]), ids
     return np.array(list(base.values()), dtype=float), np.array(list(now.values()), dtype=float), []
+
+
+def _read(logs: Floats, cell: CellDigest, value: Value) -> Floats:
+    """Of all samples of a cell that have the value, those that were timed together as one."""
+    known = [sample for sample in cell.samples.values() if value(sample) is not None]
+    return pairs(logs, timed=[timings(known)]).values
 
 
 def _units(both: Both, ids: Sequence[str]) -> list[int]:

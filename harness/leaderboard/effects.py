@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
+from harness.leaderboard.frame import TIMES
 from harness.statistics.estimators import ALPHA, FEWEST, Effect, pairs, speed_effect
 
 DRAWS = 2000
@@ -23,7 +24,7 @@ class Found:
 
     Attributes:
         value, low, high: points of a score, or a ratio.
-        samples: pairs behind it.
+        samples: pairs behind it; a batch's times are one.
         p: two-sided, of no effect.
         tasks: tasks and lengths behind a loss.
     """
@@ -70,8 +71,9 @@ def ratio(rows: pd.DataFrame, measure: str) -> Found:
     """Full attention's time, or bytes, over the method's, at one length; bytes are counted and have no interval."""
     known = rows[rows[measure].notna()]
     units = pd.factorize(known["cell"] + known["unit"])[0]
-    effect = speed_effect([pairs(known[measure], units, measure)])
-    sure = effect.units >= FEWEST and measure not in ("kv", "reads") and math.isfinite(effect.low)
+    timed = [pd.factorize(known[side])[0] for side in ("timed", "full_timed")] if measure in TIMES else []
+    effect = speed_effect([pairs(known[measure], units, measure, timed)])
+    sure = effect.units >= FEWEST and measure in TIMES and math.isfinite(effect.low)
     value, low, high = (math.exp(end) for end in (effect.estimate, effect.low, effect.high)) if sure else _alone(effect)
     return Found(value, low, high, effect.n, effect.p if sure else math.nan)
 

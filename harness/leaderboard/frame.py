@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from harness.leaderboard.entries import Entry, version
 from harness.leaderboard.kinds import kind, suite
 from harness.statistics.paired import REFERENCE, cards
+from harness.statistics.together import together
 
-_TIMES = ("ttft", "tpot", "e2e")
+TIMES = ("ttft", "tpot", "e2e")
 _BYTES = ["kv_bytes", "extra_bytes"]
 _KEY = ["task", "sample"]
 
@@ -26,8 +27,9 @@ def paired(entries: Sequence[Entry]) -> pd.DataFrame:
         version of its code), `kind`, `suite`, `length`, `sample`, `unit` (its context, or itself), `score`, `diff`
         (score less full attention's), `ttft`, `tpot`, `e2e` (logs of full attention's time over this one's), `kv` (log
         of bytes of keys, values and the method's own likewise), `reads` (of bytes that a decode step reads), `kept`
-        (share of tokens). NaN where either was not measured, of times also where that was on two cards, or at two times
-        (`harness.statistics.paired.cards`). An answer that several runs have to a sample counts once.
+        (share of tokens), `timed` and `full_timed` (which requests were timed together). NaN where either was not
+        measured, of times also where that was on two cards, or at two times (`harness.statistics.paired.cards`). An
+        answer that several runs have to a sample counts once.
     """
     frames = [_of_run(entry) for entry in entries]
     found = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
@@ -36,6 +38,7 @@ def paired(entries: Sequence[Entry]) -> pd.DataFrame:
 
 def _of_run(entry: Entry) -> pd.DataFrame:
     records = entry.run.contenders
+    records = records.assign(timed=[f"{entry.name} {number}" for number in together(records)])
     full = records[records["method"] == REFERENCE].drop_duplicates(_KEY).set_index(_KEY)
     own = records[records["method"] != REFERENCE]
     beside = full.reindex(pd.MultiIndex.from_frame(own[_KEY]))
@@ -59,9 +62,10 @@ def _of_run(entry: Entry) -> pd.DataFrame:
             "kept": own["kept_fraction"].astype(float),
         }
     )
-    together = np.array(cards(own)) == np.array(cards(beside))
-    for name in _TIMES:
-        frame[name] = np.where(together, _log_ratio(beside[f"{name}_s"], own[f"{name}_s"]), np.nan)
+    frame["timed"], frame["full_timed"] = own["timed"], beside["timed"].to_numpy()
+    same_card = np.array(cards(own)) == np.array(cards(beside))
+    for name in TIMES:
+        frame[name] = np.where(same_card, _log_ratio(beside[f"{name}_s"], own[f"{name}_s"]), np.nan)
     frame["kv"] = _log_ratio(_bytes(beside), _bytes(own))
     frame["reads"] = _log_ratio(beside["decode_read_bytes"], own["decode_read_bytes"])
     return frame

@@ -12,6 +12,7 @@ import pandas as pd
 
 from harness.statistics.comparable import arrived
 from harness.statistics.paired import REFERENCE, cards
+from harness.statistics.together import batch_sizes
 from harness.statistics.turns import later
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY
 
@@ -58,6 +59,8 @@ def caveats(records: pd.DataFrame) -> Iterator[Caveat]:
         ", so TPOT and E2E are those of a load, in a table of their own, and compared with none",
         _by_task(records[arrived(records)], records),
     )
+    batched = records[batch_sizes(records) > 1]
+    yield from _told("Decoded together", ", so the times of a batch are one pair", _by_task(batched, records))
     yield from _told("Prompts cut in the middle", ", since they were too long", _cut(records))
     apart = records[_apart(records)]
     yield from _told(

@@ -183,7 +183,7 @@ def _effects(pairs: pd.DataFrame, timed: bool) -> pd.DataFrame:
 
 
 def _side(pairs: pd.DataFrame, side: str, timed: bool) -> pd.DataFrame:
-    columns = ["score", *COSTS.values(), "extra"]
+    columns = ["score", *COSTS.values(), "extra", "batch", "batch_tokens_per_s", "arrival"]
     frame = pd.DataFrame({name: pairs.get(f"{name}_{side}") for name in columns}, index=pairs.index)
     frame["task"], frame["sample"] = pairs["method"] + _BETWEEN + pairs["task"], pairs["sample"]
     frame["method"] = side

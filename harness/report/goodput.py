@@ -12,6 +12,7 @@ from harness.report.slo import Limit, good
 from harness.report.table import Cell, Table, label, number
 from harness.statistics.arrivals import duration, requests
 from harness.statistics.comparable import arrived
+from harness.statistics.together import batch_sizes
 
 
 def goodput(run: Recorded, slo: Sequence[Limit]) -> Table:
@@ -49,7 +50,7 @@ def _times(group: pd.DataFrame) -> pd.DataFrame:
         loaded = requests(group)
         times = loaded[["ttft_s", "tpot_s", "e2e_s"]].assign(busy_s=duration(loaded) / len(loaded))
         return times.reindex(group.index)
-    shared = (group["e2e_s"] - group["ttft_s"]) / _batch(group)
+    shared = (group["e2e_s"] - group["ttft_s"]) / batch_sizes(group)
     return pd.DataFrame(
         {
             "ttft_s": group["ttft_s"],
@@ -74,14 +75,9 @@ def _row(task: str, method: str, times: pd.DataFrame, slo: Sequence[Limit]) -> l
     ]
 
 
-def _batch(records: pd.DataFrame) -> pd.Series[float]:
-    """Requests that were decoded together."""
-    return records.get("batch", pd.Series(1.0, records.index)).astype(float).fillna(1.0)
-
-
 def _load(records: pd.DataFrame) -> str:
     """`batch 1, no queue`, `under load`, or both."""
     loaded = arrived(records)
-    sizes = sorted(set(_batch(records[~loaded])))
+    sizes = sorted(set(batch_sizes(records[~loaded])))
     alone = [f"batch {' and '.join(f'{size:.0f}' for size in sizes)}, no queue"] if sizes else []
     return "; ".join(alone + (["under load"] if loaded.any() else []))

@@ -10,6 +10,7 @@ import pandas as pd
 from harness.statistics.comparable import comparable
 from harness.statistics.paired import ALL, REFERENCE, speedups
 from harness.statistics.percentiles import PERCENTS, percentile, pooled
+from harness.statistics.together import together
 
 BASELINE = REFERENCE
 TTFT_TAILS = [f"ttft_p{percent}_s" for percent in PERCENTS]
@@ -43,7 +44,7 @@ def summarise(records: pd.DataFrame, methods: Sequence[str] = (), tasks: Sequenc
         `kept_fraction`. A speed-up (`energy_ratio` likewise) is the baseline's time divided by the method's on the same
         sample, averaged over samples as `harness.statistics.paired.compare` does it. `tpot_mean_s` is the median of the
         requests' means. Percentiles are over `ttft_n` requests, and over the `itl_n` gaps between tokens (inter-token
-        latency) of all requests together; NaN of too few (`harness.statistics.percentiles`). Times that
+        latency) of all requests together, a batch's once; NaN of too few (`harness.statistics.percentiles`). Times that
         compare with no other (`harness.statistics.comparable`) count in nothing. What was not measured, and ratios in a
         run without the baseline, is NaN or NA.
     """
@@ -96,12 +97,16 @@ def ordered(table: pd.DataFrame, methods: Sequence[str], tasks: Sequence[str]) -
 def _tails(records: pd.DataFrame) -> pd.DataFrame:
     """Percentiles of TTFT and of the gaps between tokens, and how many there are of each."""
     rows = {
-        key: _percentiles("ttft", list(group["ttft_s"])) | _percentiles("itl", pooled(list(group["token_s"])))
+        key: _percentiles("ttft", list(group["ttft_s"])) | _percentiles("itl", _gaps(group))
         for key, group in records.groupby(["method", "task"], sort=False)
     }
     columns = ["ttft_n", *TTFT_TAILS, "itl_n", *ITL_TAILS]
     index = pd.MultiIndex.from_arrays([[m for m, _ in rows], [t for _, t in rows]], names=["method", "task"])
     return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+
+
+def _gaps(records: pd.DataFrame) -> list[float]:
+    return pooled(list(records["token_s"]), together(records).tolist())
 
 
 def _percentiles(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -14,7 +14,8 @@ the fifth at each end (of 10 or more, the tenth; of fewer, none) is left out of 
 interval (Tukey & McLaughlin 1963).
 
 Where values come in clusters (samples that share a context), clusters are resampled, flipped or trimmed, not samples.
-Several tasks are strata: each counts the same, and each is resampled on its own.
+Times of requests that were decoded together are one pair, their mean: they share their steps. Several tasks are strata:
+each counts the same, and each is resampled on its own.
 """
 
 from __future__ import annotations
@@ -142,18 +143,46 @@ class Pairs:
         return {}
 
 
-def pairs(values: ArrayLike, units: ArrayLike | None = None, label: str = "") -> Pairs:
+def pairs(values: ArrayLike, units: ArrayLike | None = None, label: str = "", timed: Sequence[ArrayLike] = ()) -> Pairs:
     """Pairs whose values are known; NaN and infinite ones are left out.
 
     Args:
         values: [n].
         units: [n] integers; None where each pair stands for itself.
         label: see `Pairs`.
+        timed: of each side of the pairs, [n] integers: which of its requests were timed together
+            (`harness.statistics.together`). Pairs that share any are one pair, whose value is their mean.
     """
     numbers = np.asarray(values, dtype=float)
     codes = np.arange(len(numbers)) if units is None else np.asarray(units)
     known = np.isfinite(numbers)
-    return Pairs(numbers[known], codes[known].astype(np.int64), label)
+    numbers, codes = numbers[known], codes[known].astype(np.int64)
+    sides = [np.asarray(side)[known] for side in timed]
+    if any(len(np.unique(side)) < len(side) for side in sides):
+        readings = joined(*sides)
+        _, first, which = np.unique(readings, return_index=True, return_inverse=True)
+        numbers, codes = np.bincount(which, numbers) / np.bincount(which), joined(codes, readings)[first]
+    return Pairs(numbers, codes, label)
+
+
+def joined(*columns: ArrayLike) -> NDArray[np.int64]:
+    """Clusters of rows that have a number of any column in common, be it through other rows.
+
+    Args:
+        columns: [n] integers each, at least one column.
+
+    Returns:
+        [n] the first row of each row's cluster.
+    """
+    codes = [np.unique(column, return_inverse=True)[1] for column in columns]
+    found, before = np.arange(len(codes[0])), np.array([-1])
+    while not np.array_equal(found, before):
+        before = found
+        for code in codes:
+            least = np.full(len(code), len(code))
+            np.minimum.at(least, code, found)
+            found = least[code]
+    return found
 
 
 def score_effect(tasks: Sequence[Pairs], confidence: float = 1 - ALPHA, seed: int = 0) -> Effect:

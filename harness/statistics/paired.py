@@ -36,6 +36,7 @@ from harness.statistics.estimators import (
     trimmed_mean,
 )
 from harness.statistics.power import score_mde, speed_mde
+from harness.statistics.together import together
 
 REFERENCE = "full"
 ALL = "all"
@@ -67,7 +68,8 @@ def compare(
 
     Rows `all` weigh all tasks that every method has records of the same, so that no method gets the easier ones.
     Samples whose `extra["context_hash"]` is the same within a task are one cluster. Times of different cards make no
-    pair (`cards`), and what is of more than one request, or of less, has no part in times and energy (`comparable`).
+    pair (`cards`), those of requests that were decoded together are one (`together`), and what is of another thing than
+    a request has no part in times and energy (`comparable`).
 
     Args:
         records: one row a record (`harness.storage.store.load`).
@@ -81,9 +83,10 @@ def compare(
         `COLUMNS`, one row a task and method, `all` last; empty where the run lacks the reference. Scores in points of
         100, method minus reference; ratios are times (and joules, `energy`) of the reference over those of the method,
         so above 1 is better.
-        `*_n` pairs with both values. `*_p_holm` is adjusted over the methods x tasks of its measure (over the methods
-        for `all`); a label `REFERENCE#...` is the reference once more and not part of that. `*_mde` is the smallest
-        true effect that has 80 % power at the level of Holm's first step: infinite where nothing could be found.
+        `*_n` pairs with both values, times of a batch one of them. `*_p_holm` is adjusted over the methods x tasks of
+        its measure (over the methods for `all`); a label `REFERENCE#...` is the reference once more and not part of
+        that. `*_mde` is the smallest true effect that has 80 % power at the level of Holm's first step: infinite where
+        nothing could be found.
         Of fewer than `FEWEST` units there are estimates alone: intervals and p are NaN.
 
     Raises:
@@ -223,7 +226,7 @@ def _card(worker: Any) -> str:
 
 @dataclass(frozen=True)
 class _Panel:
-    """One task: a row a sample, a column a method; costs as logs, what is missing NaN; `cards` by number."""
+    """One task: a row a sample, a column a method; costs as logs, what is missing NaN; cards and batches by number."""
 
     task: str
     methods: list[str]
@@ -231,16 +234,26 @@ class _Panel:
     present: NDArray[np.bool_]
     values: dict[str, Floats]
     cards: NDArray[np.int64]
+    timed: NDArray[np.int64]
 
     def pairs(self, measure: str, method: str, reference: str) -> Pairs:
         """Differences, above 0 where the method is better than the reference."""
         sign = 1.0 if measure == "score" else -1.0
         values = self.values[measure]
         one, other = self.methods.index(method), self.methods.index(reference)
-        differences = sign * (values[:, one] - values[:, other])
-        if measure != "score":
-            differences[self.cards[:, one] != self.cards[:, other]] = np.nan
-        return pairs(differences, self.units, f"{method}\0{self.task}")
+        differences, label = sign * (values[:, one] - values[:, other]), f"{method}\0{self.task}"
+        if measure == "score":
+            return pairs(differences, self.units, label)
+        differences[self.cards[:, one] != self.cards[:, other]] = np.nan
+        return pairs(differences, self.units, label, [self.timed[:, one], self.timed[:, other]])
+
+    def centre(self, measure: str, method: str) -> float:
+        """Mean score, or minus the trimmed mean of log times: more is better."""
+        column = self.methods.index(method)
+        values = self.values[measure][:, column]
+        if measure == "score":
+            return float(values.mean())
+        return -trimmed_mean(pairs(values, timed=[self.timed[:, column]]).values)[0]
 
     def shared(self, *methods: str) -> NDArray[np.int64]:
         """Units of the samples that all of these methods have a record of."""
@@ -263,7 +276,7 @@ def _panels(records: pd.DataFrame) -> list[_Panel]:
     records = comparable(records)
     frame = records[["method", "task", "sample"]].copy()
     frame["unit"], frame["card"] = _clusters(records), pd.factorize(np.array(cards(records), dtype=object))[0]
-    frame["score"] = records["score"].astype(float)
+    frame["timed"], frame["score"] = together(records), records["score"].astype(float)
     for name, column in COSTS.items():
         cost = records[column].to_numpy(dtype=float, na_value=np.nan) if column in records else np.nan
         frame[name] = np.log(np.where(cost > 0, cost, np.nan))
@@ -281,9 +294,9 @@ def _panel(task: str, group: pd.DataFrame) -> _Panel:
     units[rows] = pd.factorize(group["unit"])[0]
     present = np.zeros((len(samples), len(methods)), dtype=bool)
     present[rows, columns] = True
-    where = np.full((len(samples), len(methods)), -1, dtype=np.int64)
-    where[rows, columns] = group["card"]
-    return _Panel(task, [str(method) for method in methods], units, present, values, where)
+    where, timed = (np.full((len(samples), len(methods)), -1, dtype=np.int64) for _ in range(2))
+    where[rows, columns], timed[rows, columns] = group["card"], group["timed"]
+    return _Panel(task, [str(method) for method in methods], units, present, values, where, timed)
 
 
 def _clusters(records: pd.DataFrame) -> list[str]:
@@ -372,16 +385,24 @@ def _word(name: str, row: dict[Hashable, Any], margin: float, floor: float) -> V
 def _lead(group: Sequence[_Panel], measure: str, seed: int) -> set[str]:
     methods = [name for name in (group[0].methods if group else []) if _measured(group, measure, name)]
     group = [_complete(panel, measure, methods) for panel in group]
-    counts = [len(np.unique(panel.units)) for panel in group]
-    if len(methods) < 2 or min(counts) < 2 or sum(counts) < FEWEST:
+    if len(methods) < 2 or not all(len(panel.units) for panel in group):
         return set()
-    means = [np.mean([_centre(panel, measure, name) for panel in group]) for name in methods]
+    means = [np.mean([panel.centre(measure, name) for panel in group]) for name in methods]
     best = methods[int(np.argmax(means))]
     others = [name for name in methods if name != best]
-    p = holm([_p([panel.pairs(measure, name, best) for panel in group], measure, seed) for name in others])
+    tests = [[panel.pairs(measure, name, best) for panel in group] for name in others]
+    if not all(map(_tells, tests)):
+        return set()
+    p = holm([score_p(tasks, seed)[0] if measure == "score" else speed_effect(tasks).p for tasks in tests])
     alpha = ALPHA if measure == "score" else SPEED_ALPHA
     beaten = {name for name, value in zip(others, p, strict=True) if value <= alpha}
     return set(methods) - beaten if beaten else set()
+
+
+def _tells(tasks: Sequence[Pairs]) -> bool:
+    """Whether there are units enough for a p."""
+    counts = [len(task.counts) for task in tasks]
+    return min(counts) >= 2 and sum(counts) >= FEWEST
 
 
 def _speedup(values: Pairs) -> float:
@@ -399,14 +420,4 @@ def _complete(panel: _Panel, measure: str, methods: Sequence[str]) -> _Panel:
     if measure != "score":
         rows &= (panel.cards[:, columns] == panel.cards[:, columns[:1]]).all(axis=1)
     values = {measure: panel.values[measure][rows]}
-    return replace(panel, units=panel.units[rows], values=values, cards=panel.cards[rows])
-
-
-def _centre(panel: _Panel, measure: str, method: str) -> float:
-    """Mean score, or minus the trimmed mean of log times: more is better."""
-    values = panel.values[measure][:, panel.methods.index(method)]
-    return float(values.mean()) if measure == "score" else -trimmed_mean(values)[0]
-
-
-def _p(tasks: Sequence[Pairs], measure: str, seed: int) -> float:
-    return score_p(tasks, seed)[0] if measure == "score" else speed_effect(tasks).p
+    return replace(panel, units=panel.units[rows], values=values, cards=panel.cards[rows], timed=panel.timed[rows])

@@ -29,6 +29,16 @@ def percentile(values: ArrayLike, percent: float) -> float:
     return float(np.percentile(known, percent)) if len(known) >= fewest(percent) else math.nan
 
 
-def pooled(gaps: Sequence[Sequence[float] | None]) -> list[float]:
-    """The gaps between tokens of all requests; of those whose tokens were not timed, none."""
-    return [gap for request in gaps if isinstance(request, Sequence) for gap in request]
+def pooled(gaps: Sequence[Sequence[float] | None], timed: Sequence[int] | None = None) -> list[float]:
+    """The gaps between tokens of all requests; of those whose tokens were not timed, none.
+
+    Args:
+        gaps: of each request.
+        timed: which requests were timed together (`harness.statistics.together`), and share their gaps: the longest
+            answer of them has all. None where each was alone.
+    """
+    longest: dict[int, Sequence[float]] = {}
+    for group, own in zip(range(len(gaps)) if timed is None else timed, gaps, strict=True):
+        if isinstance(own, Sequence) and len(own) > len(longest.get(group, ())):
+            longest[group] = own
+    return [gap for own in longest.values() for gap in own]

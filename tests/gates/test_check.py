@@ -315,6 +315,41 @@ def test_one_pair_has_no_interval_and_needs_at_least_six() -> None:
     assert "1 of at least 6 needed" in line and "no interval" in line and "nan" not in line
 
 
+def batched(records: list[Record], size: int) -> list[Record]:
+    """The same, decoded `size` at a time: the times of a batch are those of its first request."""
+    first: dict[tuple[str, str, int], Record] = {}
+    found = []
+    for one in records:
+        lead = first.setdefault((one.method, one.task, int(one.sample) // size), one)
+        times = {name: getattr(lead, name) for name in ("ttft_s", "tpot_s", "e2e_s")}
+        found.append(one.model_copy(update=times | {"batch": size, "batch_tokens_per_s": 1 / float(lead.tpot_s or 1)}))
+    return found
+
+
+@pytest.mark.parametrize("template", ["", "Please. "])
+def test_a_batch_is_one_reading_of_time_whatever_its_answers(template: str) -> None:
+    """Paired, and, where prompts are other ones, not."""
+    few, many = (
+        check(digested(batched(rerun(), size)), digested(batched(rerun(1, slower=2.0, template=template), size)))
+        for size in (8, 4)
+    )
+    times = {one.gate: one for one in few.results if one.method == "slim"}
+    assert {times[name].n for name in ("ttft", "tpot", "e2e")} == {5} and times["score"].n == 40
+    assert {times[name].outcome for name in ("ttft", "tpot", "e2e")} == {"undecided"}
+    assert {(name, "slim") for name in ("ttft", "tpot", "e2e")} <= violated(many)
+
+
+def test_a_baseline_says_which_samples_were_timed_together_and_nothing_of_single_ones(tmp_path: Path) -> None:
+    single, together = digested(rerun()), digested(batched(rerun(), 8))
+    assert '"timed"' not in as_text(single)
+    (tmp_path / "base.json").write_text(as_text(together))
+    assert (known := read_baseline(tmp_path / "base.json")) == together
+    assert known.cells["slim"]["needle"].ratios["ttft"].n == 5
+    # What one of the two runs asked together is one reading.
+    found = next(one for one in check(single, together).results if (one.gate, one.method) == ("ttft", "slim"))
+    assert found.n == 5
+
+
 def test_the_samples_said_to_be_needed_decide() -> None:
     few = check(digested(rerun(samples=12)), digested(rerun(1, samples=12)))
     needed = int(np.median([one.needed or 0 for one in few.of("undecided")]))

@@ -43,7 +43,13 @@ def record(method: str, task: str, number: int, length: int, **changes: Any) -> 
 
 
 def made(
-    folder: Path, *, source: str = "1", lengths: tuple[int, ...] = (1024, 4096), samples: int = 20, **changes: Any
+    folder: Path,
+    *,
+    source: str = "1",
+    lengths: tuple[int, ...] = (1024, 4096),
+    samples: int = 20,
+    batch: int | None = None,
+    **changes: Any,
 ) -> Path:
     """A run of four methods with so many samples of each length."""
     tasks = {f"needle:lengths={length}": length for length in lengths}
@@ -51,7 +57,7 @@ def made(
     given = {"run_hash": folder.name, "model": "m", "device": "cpu", "spec": {"question": "prompt"}, "facts": facts}
     manifest = Manifest(**given | {"methods": list(METHODS), "tasks": list(tasks)} | changes)
     records = [
-        record(method, task, number, length)
+        record(method, task, number, length, batch=batch)
         for task, length in tasks.items()
         for number in range(samples)
         for method in METHODS
@@ -327,6 +333,14 @@ def test_where_a_method_starts_to_win(tmp_path: Path) -> None:
     assert math.isnan(ratio(own, "kv").low) and ratio(own[own["length"] == 1024], "ttft").value == pytest.approx(
         0.5, rel=0.01
     )
+
+
+def test_requests_of_a_batch_are_one_pair_of_times_and_many_of_answers_and_bytes(tmp_path: Path) -> None:
+    for size, pairs in ((2, 10), (4, 5)):
+        own = paired(read_entries([made(tmp_path / f"{size}", lengths=(1024,), batch=size)])[0])
+        own = own[own["entrant"] == "good"]
+        assert (ratio(own, "ttft").samples, ratio(own, "ttft").sure) == (pairs, pairs >= 6)
+        assert ratio(own, "kv").samples == loss(own).samples == 20
 
 
 def test_kinds_of_tasks() -> None:

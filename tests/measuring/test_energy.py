@@ -142,10 +142,10 @@ def test_requests_together_share_the_joules_of_all_of_them(tmp_path: Path, monke
         seconds = max(arrival["last_token_s"] for arrival in group["arrival"])
         # The load took 300 W for so long, and what it stood still for took 250 W more than rest.
         assert group["energy_j"].sum() >= 299 * seconds
-    # No pair is made of them, yet the tables of what is together have them.
-    assert not compare(batch)["energy_n"].any() and not compare(arriving)["energy_n"].any()
+    # A batch is one pair; of a load none is made, yet the tables of what is together have it.
+    assert (compare(batch)["energy_n"] == 2).all() and not compare(arriving)["energy_n"].any()
     whole, queue = read(tmp_path / "batch"), read(tmp_path / "load")
     for table in (throughput([whole]), arrivals(queue.records)):
         cells = [row[table.head.index("energy/token")].value for row in table.rows]
         assert len(cells) == 2 and all(isinstance(value, float) and value > 0 for value in cells)
-    assert not whole.counted
+    assert whole.counted and not queue.counted

@@ -46,6 +46,12 @@ def test_what_got_slower_and_what_was_lost(before: Path, tmp_path: Path) -> None
     assert "# after against before" in page and "| `slim` | `needle` | 20 | 8 | 0 | -40.0" in page
 
 
+def test_requests_of_one_batch_are_one_pair(before: Path, tmp_path: Path) -> None:
+    after = written(tmp_path / "after", records(factor=1.2, seed=1, batch=10, batch_tokens_per_s=7.0))
+    rows = {row["method"]: row for row in compare_runs(before, after).effects.to_dict("records")}
+    assert (rows["slim"]["n"], rows["slim"]["ttft_n"], rows["slim"]["ttft_verdict"]) == (20, 2, "undecided")
+
+
 def test_a_run_against_itself(before: Path) -> None:
     found = compare_runs(before, before)
     assert found.changes == [] and found.flips.empty and found.notes == []

@@ -25,3 +25,5 @@ def test_of_fewer_there_is_none(percent: int) -> None:
 
 def test_gaps_of_requests_that_were_not_timed_are_none() -> None:
     assert pooled([[0.1, 0.2], None, [], [0.3]]) == [0.1, 0.2, 0.3]
+    # The steps of a batch count once: the longest answer has all of them.
+    assert pooled([[0.1], [0.1, 0.2], None, [0.3]], [0, 0, 1, 2]) == [0.1, 0.2, 0.3]

@@ -18,6 +18,7 @@ from harness.reproduce.claims import Measured
 from harness.reproduce.published.claims_file import SPEED, Published
 from harness.statistics.comparable import arrived
 from harness.statistics.paired import compare
+from harness.statistics.together import together
 
 _BYTES = {"kv": ["kv_bytes", "extra_bytes"], "peak": ["peak_memory_bytes"]}
 
@@ -93,14 +94,7 @@ def _alike(records: pd.DataFrame, claim: Published) -> Iterator[tuple[int, int, 
     """Length, batch and records: a task at a length alone; of texts all together, for their lengths are their own."""
     keys, tokens = (["task", "length", "batch"], "length") if claim.tasks == SPEED else (["batch"], "prompt_tokens")
     for _, part in records.groupby(keys):
-        batch = int(part["batch"].iloc[0])
-        yield int(part[tokens].median()), batch, _one_of_each(part, batch)
-
-
-def _one_of_each(records: pd.DataFrame, batch: int) -> pd.DataFrame:
-    """The first request of each batch: they share their steps, which are one measurement and not `batch` of them."""
-    place = records.groupby(["method", "task"], sort=False).cumcount()
-    return records[place % batch == 0]
+        yield int(part[tokens].median()), int(part["batch"].iloc[0]), part
 
 
 def _reading(run: Recorded, label: str, length: int, batch: int, samples: int, found: Measured) -> Reading:
@@ -133,4 +127,5 @@ def _bytes(pair: pd.DataFrame, label: str, other: str, columns: list[str]) -> tu
     total = pair[columns].astype(float).fillna(0.0).sum(axis=1)
     medians = total.groupby(pair["method"]).median()
     value = medians[other] / medians[label] if medians[label] > 0 else math.nan
-    return Measured(float(value) if np.isfinite(value) else math.nan), int((pair["method"] == label).sum())
+    own = pair[pair["method"] == label]
+    return Measured(float(value) if np.isfinite(value) else math.nan), len(np.unique(together(own)))
