@@ -57,7 +57,7 @@ class SampleDigest(_Strict):
     )
     answer: str | None = Field(default=None, description="hash of the answer's text")
     score: float | None = None
-    kept: int = Field(description="prompt tokens x layers whose keys and values were kept")
+    kept: int | float = Field(description="prompt tokens x layers whose keys and values were kept, mean over KV heads")
     kept_hash: str = Field(description="hash of the number kept in each layer")
     tokens: str | None = Field(default=None, description="which were kept, by layer (harness.storage.kept_digest)")
     ratio: Times = Field(
@@ -238,7 +238,7 @@ def _sample(row: Row, full: Times, timed: int | None) -> SampleDigest:
         timed=timed,
         answer=_hash(row["prediction"]) if isinstance(row["prediction"], str) else None,
         score=None if pd.isna(row["score"]) else round(float(row["score"]), 6),
-        kept=sum(row["tokens_kept"]),
+        kept=round(sum(row["tokens_kept"]), 2),
         kept_hash=_hash(list(row["tokens_kept"])),
         tokens=kept_digest(extra),
         ratio=ratio,
@@ -246,7 +246,7 @@ def _sample(row: Row, full: Times, timed: int | None) -> SampleDigest:
     )
 
 
-def _hash(value: str | list[int]) -> str:
+def _hash(value: str | list[float]) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
@@ -254,7 +254,7 @@ def _short(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def _mean_kept(kept: list[list[int]]) -> list[float]:
+def _mean_kept(kept: list[list[float]]) -> list[float]:
     """[layers] over samples; all have the same number of layers, as a run is of one model."""
     return [round(float(np.mean(layer)), 2) for layer in zip(*kept, strict=False)]
 

@@ -315,6 +315,15 @@ def test_one_pair_has_no_interval_and_needs_at_least_six() -> None:
     assert "1 of at least 6 needed" in line and "no interval" in line and "nan" not in line
 
 
+def test_heads_that_keep_different_numbers_have_a_baseline(tmp_path: Path) -> None:
+    uneven = [one.model_copy(update={"tokens_kept": [1000, 800.375, 400, 200]}) for one in rerun(samples=6)]
+    (tmp_path / "base.json").write_text(as_text(digested(uneven)))
+    known = read_baseline(tmp_path / "base.json")
+    assert known.cells["slim"]["needle"].samples["000"].kept == 2400.38
+    assert not check(known, digested(uneven)).of("violated")
+    assert ("kept set", "slim") in violated(check(known, digested(rerun(samples=6))))
+
+
 def batched(records: list[Record], size: int) -> list[Record]:
     """The same, decoded `size` at a time: the times of a batch are those of its first request."""
     first: dict[tuple[str, str, int], Record] = {}
