@@ -26,7 +26,8 @@ def together(records: pd.DataFrame) -> NDArray[np.int64]:
     batches = [records["method"], records["task"], size, rate]
     place = records.groupby(batches, dropna=False).cumcount()
     part = (place // size).mask(arrived(records), 0)
-    return records.groupby([*batches, part], sort=False, dropna=False).ngroup().to_numpy(np.int64)
+    groups = records.groupby([*batches, part], sort=False, dropna=False).ngroup()
+    return np.asarray(groups, dtype=np.int64)
 
 
 def batch_sizes(records: pd.DataFrame) -> pd.Series[float]:

@@ -24,7 +24,7 @@ def asked(method: str, seconds: list[float], size: int = 1, task: str = "speed",
             number = batch * size + place
             times = {"ttft_s": second * (1 + place / 10), "tpot_s": second, "e2e_s": 2 * second, "energy_j": second}
             rows.append({"method": method, "task": task, "sample": str(number), "score": float(number % 3), **times})
-    extra = {"extra": [{}] * len(rows)} | ({"batch": size} if size > 1 else {})
+    extra: dict[str, Any] = {"extra": [{}] * len(rows)} | ({"batch": size} if size > 1 else {})
     return pd.DataFrame(rows).assign(**(extra | known))
 
 
