@@ -14,7 +14,7 @@ from harness.capacity.accuracy import Accuracy, Judged
 from harness.capacity.held import Capacity, Held
 from harness.errors import InputError
 from harness.report import formats
-from harness.report.figures import canvas, colour_of, marker_of, names_of, save, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, names_of, save, tidy
 from harness.report.plots import pareto
 from harness.report.summary import BASELINE
 from harness.report.table import Cell, Table, label, number, to_csv, to_markdown
@@ -144,7 +144,7 @@ def capacity_figure(found: Capacity, held: Sequence[Held]) -> Figure | None:
     axes.tick_params(which="both", labelsize=8)
     axes.set_title(f"{found.model} on {device(found)}, {found.length} tokens a request", fontsize=11)
     tidy(axes)
-    figure.legend(loc="outside lower center", ncols=min(4, len(known)), frameon=False, fontsize=8)
+    legend(figure)
     return figure
 
 
@@ -180,5 +180,5 @@ def accuracy_figure(found: Capacity, held: Sequence[Held], scores: Judged) -> Fi
     words = f"accuracy: {whose}; bars: 95 %, paired with {BASELINE}; dashed: nobody is better in both"
     axes.set_title("\n".join(wrap(words, 90)), fontsize=8, color="#555555")
     tidy(axes)
-    figure.legend(loc="outside lower center", ncols=min(4, len(known)), frameon=False, fontsize=8)
+    legend(figure)
     return figure

@@ -14,7 +14,7 @@ from harness.predict.device import Device
 from harness.predict.prediction import Guess, Prediction
 from harness.predict.work import Run
 from harness.report import formats
-from harness.report.figures import canvas, colour_of, marker_of, names_of, save, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, names_of, save, tidy
 from harness.report.table import Cell, Table, label, number, to_csv, to_markdown
 
 _NOTE = (
@@ -135,7 +135,6 @@ def _figure(run: Run, device: Device, found: Sequence[Prediction]) -> Figure | N
         axes.set_xticks(lengths, [str(length) for length in lengths], fontsize=8)
         axes.minorticks_off()
         tidy(axes)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    legend(figure)
     figure.suptitle(f"predicted, not measured: {run.model} on {device.title}", fontsize=11)
     return figure

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.report import formats
-from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, names_of, tidy
 from harness.report.slo import Limit, good
 from harness.report.table import Cell, Table, label, number
 from harness.statistics.arrivals import duration, requests
@@ -110,8 +110,7 @@ def arrivals_figure(records: pd.DataFrame, methods: Sequence[str], slo: Sequence
     labels = (f"TTFT from arrival, p{_percent(points)}, seconds", "goodput, requests/s")
     for axes, text in zip(drawn[:, 0], labels, strict=False):
         axes.set_ylabel(text)
-    handles, names = drawn[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=8)
+    legend(figure)
     return figure
 
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from harness.report import formats
 from harness.report.crossover import crossing_of
-from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, names_of, tidy
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
 
@@ -35,8 +35,7 @@ def against_length(run: Recorded) -> Figure | None:
     figure = canvas(4.4 * len(panels), 4.4)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, run, *panel)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    legend(figure)
     figure.suptitle(f"{run.manifest.model} on {formats.device(run.manifest)}", fontsize=11)
     return figure
 

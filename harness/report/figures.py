@@ -43,6 +43,12 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legend(figure: Figure, columns: int = 4) -> None:
+    """Names below all panels what the first of them shows, in so many columns at most."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Writes `NAME.png` and `NAME.svg`; the same figure gives the same bytes."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from harness.report import formats
-from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, names_of, tidy
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
 from harness.report.table import Cell, Table, label, number
@@ -81,8 +81,7 @@ def throughput_figure(runs: Sequence[Recorded]) -> Figure | None:
         axes.minorticks_off()
         tidy(axes)
     figure.axes[0].set_ylabel("new tokens a second, all requests")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    legend(figure)
     figure.suptitle(f"{runs[0].manifest.model} on {formats.device(runs[0].manifest)}", fontsize=11)
     return figure
 

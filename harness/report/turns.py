@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.report import formats
-from harness.report.figures import canvas, colour_of, marker_of, names_of, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, names_of, tidy
 from harness.report.recorded import Recorded
 from harness.report.summary import BASELINE
 from harness.report.table import Cell, Table, label, number
@@ -70,8 +70,7 @@ def against_turn(run: Recorded) -> Figure | None:
         _draw(axes, run, records)
         axes.set_title(task, fontsize=9)
     panels[0].set_ylabel("accuracy in %")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=8)
+    legend(figure)
     figure.suptitle(f"{run.manifest.model}\n{formats.protocol(run.manifest)}", fontsize=9)
     return figure
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.report.figures import canvas, colour_of, marker_of, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, tidy
 from harness.statistics.paired import REFERENCE
 from harness.sweep.results import Axis, Reading
 
@@ -37,9 +37,8 @@ def axis_figure(axis: Axis, title: str) -> Figure | None:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, axis, [(reading, panel(reading)) for reading in axis.readings])
         axes.set_title(titles[panel], fontsize=10)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = 1 if max(map(len, labels)) > _LONG_LABEL else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    legend(figure, columns=1 if max(map(len, labels)) > _LONG_LABEL else 2)
     figure.suptitle(f"{title}: {axis.name}", fontsize=11)
     return figure
 

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from harness.report import formats
-from harness.report.figures import canvas, colour_of, marker_of, save, tidy
+from harness.report.figures import canvas, colour_of, legend, marker_of, save, tidy
 from harness.report.table import Cell, Table, label, number, to_csv, to_markdown
 from harness.reproduce.diffusion.sentences import verdict
 from harness.reproduce.diffusion.verdict import Found, Measure, Point, read
@@ -208,8 +208,7 @@ def _figure(found: Found, manifest: Manifest) -> Any:
         axes.axhline(0, color="#999999", linestyle="--", linewidth=1)
         axes.axhline(-math.log(2), color="#999999", linestyle=":", linewidth=1)
         axes.set_yscale("symlog", linthresh=1)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    legend(figure, columns=5)
     title = f"{manifest.model}, {found.length} tokens: dropping rows from a layer on (dotted: half the probability)"
     figure.suptitle(title, fontsize=11)
     return figure
