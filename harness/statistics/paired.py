@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -274,22 +274,31 @@ def _panels(records: pd.DataFrame) -> list[_Panel]:
     if records.duplicated(["method", "task", "sample"]).any():
         raise InputError("a method has answered a sample of a task twice; records of one run at a time can be compared")
     records = comparable(records)
-    frame = records[["method", "task", "sample"]].copy()
-    frame["unit"], frame["card"] = _clusters(records), pd.factorize(np.array(cards(records), dtype=object))[0]
-    frame["timed"], frame["score"] = together(records), records["score"].astype(float)
+    columns = {name: records[name].to_numpy(dtype=object) for name in ("method", "sample")}
+    columns["unit"] = np.array(_clusters(records), dtype=object)
+    columns["card"] = pd.factorize(np.array(cards(records), dtype=object))[0]
+    columns["timed"] = np.array(together(records))
+    columns["score"] = records["score"].to_numpy(dtype=float, na_value=np.nan)
     for name, column in COSTS.items():
-        cost = records[column].to_numpy(dtype=float, na_value=np.nan) if column in records else np.nan
-        frame[name] = np.log(np.where(cost > 0, cost, np.nan))
-    return [_panel(str(task), group) for task, group in frame.groupby("task", sort=False)]
+        known = records[column].to_numpy(dtype=float, na_value=np.nan) if column in records else np.nan
+        cost = np.broadcast_to(known, len(records))
+        columns[name] = np.log(np.where(cost > 0, cost, np.nan))
+    numbers, tasks = pd.factorize(records["task"])
+    rows = [np.flatnonzero(numbers == number) for number in range(len(tasks))]
+    return [
+        _panel(str(task), {name: column[own] for name, column in columns.items()})
+        for task, own in zip(tasks, rows, strict=True)
+    ]
 
 
-def _panel(task: str, group: pd.DataFrame) -> _Panel:
+def _panel(task: str, group: Mapping[str, NDArray[Any]]) -> _Panel:
+    """Of the columns of a task's records."""
     rows, samples = pd.factorize(group["sample"])
     columns, methods = pd.factorize(group["method"])
     values = {}
     for name in MEASURES:
         values[name] = np.full((len(samples), len(methods)), np.nan)
-        values[name][rows, columns] = group[name].to_numpy(dtype=float)
+        values[name][rows, columns] = group[name]
     units = np.zeros(len(samples), dtype=np.int64)
     units[rows] = pd.factorize(group["unit"])[0]
     present = np.zeros((len(samples), len(methods)), dtype=bool)
