@@ -33,6 +33,10 @@ FOLDER = "ceilings"
 _SECONDS = 1.0
 _LEAST_RUNS = 4
 _QUIET = 0.8
+_SIDE = {"cuda": 8192, "cpu": 1536}
+"""Of the square matrices that are multiplied."""
+_COPIED = {"cuda": 2**31, "cpu": 2**28}
+"""Bytes that are copied: more than caches hold."""
 
 
 def prefill_flops(shape: ModelShape, projected: Sequence[int], fed: Sequence[int], pairs: Sequence[int]) -> int:
@@ -234,8 +238,8 @@ def _threads(device: torch.device) -> int:
 
 
 def _gemm_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
-    """2 n^3 over the best and over the lasting time of an n x n product: 8192 on CUDA, 1536 on a CPU."""
-    n = 8192 if device.type == "cuda" else 1536
+    """2 n^3 over the best and over the lasting time of an n x n product."""
+    n = _SIDE[device.type]
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     best, lasting = (clock(device, lambda: torch.mm(a, b, out=out)) for clock in (_best, _lasting))
@@ -243,8 +247,10 @@ def _gemm_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, float]
 
 
 def _copy_rate(device: torch.device) -> float:
-    """Twice the buffer over the best time of copying it: 2 GiB on CUDA, 256 MiB on a CPU: more than caches hold."""
-    nbytes = min(2**31, torch.cuda.mem_get_info(device)[0] // 4) if device.type == "cuda" else 2**28
+    """Twice the buffer over the best time of copying it."""
+    nbytes = _COPIED[device.type]
+    if device.type == "cuda":
+        nbytes = min(nbytes, torch.cuda.mem_get_info(device)[0] // 4)
     source = torch.ones(nbytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * nbytes / _best(device, lambda: target.copy_(source))

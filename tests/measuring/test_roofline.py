@@ -29,8 +29,19 @@ LLAMA = ModelShape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072)
 CPU = torch.device("cpu")
 
 
+SIDE, COPIED = 256, 2**22
+
+
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is multiplied and copied."""
+    for device in ("cpu", "meta"):
+        monkeypatch.setitem(roofline._SIDE, device, SIDE)
+        monkeypatch.setitem(roofline._COPIED, device, COPIED)
+
+
+@pytest.fixture
+def quick(small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A cache folder of its own, and measurements that last milliseconds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(roofline, "_best", lambda device, work: 0.5)
@@ -117,7 +128,7 @@ def test_a_short_prefill_is_bound_by_its_weights_and_nothing_measured_is_null() 
 def test_ceilings_are_measured_once(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert remembered_ceilings() == []
     first = ceilings(CPU, torch.float32)
-    assert first.gemm_flops == 2 * 1536**3 / 0.5 and first.copy_bytes_per_s == 2 * 2**28 / 0.5
+    assert first.gemm_flops == 2 * SIDE**3 / 0.5 and first.copy_bytes_per_s == 2 * COPIED / 0.5
     assert first.threads == torch.get_num_threads() and first.dtype == "float32" and first.device
     monkeypatch.setattr(roofline, "_best", lambda device, work: pytest.fail("measured again"))
     assert ceilings(CPU, torch.float32) == first and remembered_ceilings() == [first]
@@ -172,7 +183,9 @@ def test_a_broken_note_is_measured_again(quick: Path, text: str) -> None:
     assert remembered_ceilings() == [] and ceilings(CPU, torch.float32) == first
 
 
-def test_a_cache_that_cannot_be_written_costs_only_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_only_time(
+    small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(roofline, "_best", lambda device, work: 0.5)
@@ -180,7 +193,9 @@ def test_a_cache_that_cannot_be_written_costs_only_time(monkeypatch: pytest.Monk
     assert ceilings(CPU, torch.float32).gemm_flops > 0 and remembered_ceilings() == []
 
 
-def test_real_ceilings_of_this_machine_are_plausible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_real_ceilings_of_this_machine_are_plausible(
+    small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(roofline, "_SECONDS", 0.0)
     found = measure_ceilings(CPU, torch.float32)
