@@ -113,6 +113,13 @@ def run(method: Method, ids: Tensor, prompt_len: int, model: Model) -> Trace:
     return trace
 
 
+def same_steps(twin: Twin, method: Method, ids: Tensor, model: Model) -> None:
+    """Of every step the logits, and the tokens that are held, are the twin's."""
+    real, expected = run(method, ids, twin.prompt_len, model), twin.run(ids)
+    same_logits(real, expected)
+    assert real.held == expected.held
+
+
 def same_logits(real: Trace, twin: Trace) -> None:
     for step, (ours, theirs) in enumerate(zip(real.logits, twin.logits, strict=True)):
         off = float((ours - theirs).abs().max())
@@ -123,21 +130,13 @@ def same_logits(real: Trace, twin: Trace) -> None:
 @pytest.mark.parametrize("length", [1, 65])
 def test_full(length: int, model: Model) -> None:
     ids = random_ids(length + STEPS)
-    real, twin = (
-        run(method_named("full", {}, model), ids, length, model),
-        Twin(tiny_model(*model), length, len(ids)).run(ids),
-    )
-    same_logits(real, twin)
-    assert real.held == twin.held
+    same_steps(Twin(tiny_model(*model), length, len(ids)), method_named("full", {}, model), ids, model)
 
 
 @pytest.mark.parametrize(("options", "length", "model"), rotating(SLIM))
 def test_slim(options: Options, length: int, model: Model) -> None:
     method, ids = method_named("slim", options, model), random_ids(length + STEPS)
-    real = run(method, ids, length, model)
-    twin = SlimTwin(tiny_model(*model), length, len(ids), SlimOptions(**options))
-    same_logits(real, twin.run(ids))
-    assert real.held == twin.trace.held
+    same_steps(SlimTwin(tiny_model(*model), length, len(ids), SlimOptions(**options)), method, ids, model)
 
 
 @pytest.mark.parametrize(("gamma", "swaps"), [(0.0, 0), (1.0, 3 * STEPS)])
@@ -161,9 +160,8 @@ def test_slim_scales_its_layers_with_the_depth(depth: int) -> None:
 @pytest.mark.parametrize(("options", "length", "model"), rotating(LAZY))
 def test_lazyllm(options: Options, length: int, model: Model) -> None:
     method, ids = method_named("lazyllm", options, model), random_ids(length + STEPS)
-    real, twin = run(method, ids, length, model), LazyTwin(tiny_model(*model), length, len(ids), LazyOptions(**options))
-    same_logits(real, twin.run(ids))
-    assert real.held == twin.trace.held
+    twin = LazyTwin(tiny_model(*model), length, len(ids), LazyOptions(**options))
+    same_steps(twin, method, ids, model)
     assert method.tokens_recomputed() == twin.revived
 
 
@@ -202,10 +200,7 @@ def assert_all_there(method: Any, layers: tuple[int, ...], seen: int) -> None:
 @pytest.mark.slow
 def test_streaming(options: Options, length: int, model: Model) -> None:
     method, ids = method_named("streaming", options, model), random_ids(length + STEPS)
-    twin = StreamingTwin(tiny_model(*model), length, len(ids), StreamingOptions(**options))
-    real = run(method, ids, length, model)
-    same_logits(real, twin.run(ids))
-    assert real.held == twin.trace.held
+    same_steps(StreamingTwin(tiny_model(*model), length, len(ids), StreamingOptions(**options)), method, ids, model)
 
 
 @pytest.mark.parametrize("options", STREAMING)
@@ -235,19 +230,13 @@ def test_streaming_evicts_nothing_while_a_question_comes_in() -> None:
 @pytest.mark.slow
 def test_quest(options: Options, length: int, model: Model) -> None:
     method, ids = method_named("quest", options, model), random_ids(length + STEPS)
-    twin = QuestTwin(tiny_model(*model), length, len(ids), QuestOptions(**options))
-    real = run(method, ids, length, model)
-    same_logits(real, twin.run(ids))
-    assert real.held == twin.trace.held
+    same_steps(QuestTwin(tiny_model(*model), length, len(ids), QuestOptions(**options)), method, ids, model)
 
 
 @pytest.mark.parametrize(("options", "length", "model"), rotating(RECENT))
 def test_recent(options: Options, length: int, model: Model) -> None:
     method, ids = method_named("recent", options, model), random_ids(length + STEPS)
-    twin = RecentTwin(tiny_model(*model), length, len(ids), SlimOptions(**options))
-    real = run(method, ids, length, model)
-    same_logits(real, twin.run(ids))
-    assert real.held == twin.trace.held
+    same_steps(RecentTwin(tiny_model(*model), length, len(ids), SlimOptions(**options)), method, ids, model)
 
 
 @pytest.mark.parametrize(("options", "length", "model"), rotating(RECENT))
