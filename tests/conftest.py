@@ -6,21 +6,36 @@ import gc
 import os
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if not torch.cuda.is_available():
-    # Triton asks when it decorates a kernel, so this must be said before anything imports one.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collectstart() -> None:
+    """Where tests are collected, that is not in the process that hands them out: its workers wait for its imports."""
+    import torch
+
+    if not torch.cuda.is_available():
+        # Triton asks when it decorates a kernel, so this must be said before anything imports one.
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: whoever collects garbage need not look through it."""
+    """What was imported stays: whoever collects garbage need not look through it, nor look every moment."""
     gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_sessionfinish() -> None:
+    """Nor need whoever ends look through what tests left behind."""
     gc.freeze()
 
 
@@ -68,6 +83,27 @@ def what_does_not_change_once() -> Iterator[None]:
         for module, name in ((typer.main, "get_command"), (provenance, "_version")):
             patch.setattr(module, name, cache(getattr(module, name)))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rows_are_stored_many_at_a_time() -> Iterator[None]:
+    """Interpreted, a program takes about as long for 64 rows as for the 8 that it stores on a GPU."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available() and find_spec("triton") is not None:
+            patch.setattr("harness.engine.kernels.store_rows._ROWS", 64)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer(embedded_model_once: None) -> Any:
+    """The embedded model's, without its weights."""
+    from harness.models import smollm2
+
+    path = smollm2.find()
+    assert path is not None
+    return smollm2.tokenizer(path)
 
 
 @pytest.fixture

@@ -28,10 +28,11 @@ SMALL = ["--tasks", "needle:lengths=192:depths=0.5:repeats=2"]
 
 
 def random_model(folder: Path, **shape: int) -> str:
-    """Name of a small model with random weights, described in that folder."""
+    """Name of a small model with random weights, most of them its words', described in that folder."""
     config = {
         "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6, "vocab_size": 49152,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config | shape))
     return f"random:{folder / 'config.json'}"

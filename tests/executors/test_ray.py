@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from tests.command import run
 from tests.executors.runs import comparable, expected, keys, light_run, rows, settle, start_light
 from tests.test_cli import random_model
 
-pytestmark = pytest.mark.cluster
-
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'harness[ray]'")
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'harness[ray]'"),
+]
 
 NODE = {"num_cpus": 1, "resources": {TIMING: 1}, "object_store_memory": 80 * 2**20}
 

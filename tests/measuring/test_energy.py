@@ -128,6 +128,7 @@ def test_a_run_records_joules_beside_its_times(tmp_path: Path, monkeypatch: pyte
     assert {state["idle_power_w"] for state in records["device_state"]} == {50.0}
 
 
+@pytest.mark.slow
 def test_requests_together_share_the_joules_of_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "gpu_monitor", lambda device: Counted())
     monkeypatch.setattr(energy, "watch_rest", lambda counter: Rest(50.0, 1e-6))

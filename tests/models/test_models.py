@@ -285,6 +285,7 @@ def test_smollm2_shape_needs_no_cache(user_cache: Path) -> None:
 
 @needs_embedded
 @needs_gguf
+@pytest.mark.slow
 def test_smollm2_ends_and_pads_with_im_end(embedded: models.LoadedModel) -> None:
     tokenizer = embedded.tokenizer
     assert embedded.eos_ids == {2} and tokenizer.eos_token_id == tokenizer.pad_token_id == 2
@@ -294,6 +295,7 @@ def test_smollm2_ends_and_pads_with_im_end(embedded: models.LoadedModel) -> None
 
 @needs_embedded
 @needs_gguf
+@pytest.mark.slow
 def test_smollm2_splits_digits(embedded: models.LoadedModel) -> None:
     tokenizer = embedded.tokenizer
     pieces = [tokenizer.decode([i]) for i in tokenizer.encode("in 1848, don't\n\n 12  3")]
@@ -305,6 +307,7 @@ def test_smollm2_splits_digits(embedded: models.LoadedModel) -> None:
 
 @needs_embedded
 @needs_gguf
+@pytest.mark.slow
 def test_smollm2_continues_sensibly(embedded: models.LoadedModel) -> None:
     ids = torch.tensor([embedded.tokenizer.encode("The capital of France is")])
     with torch.no_grad():
@@ -314,6 +317,7 @@ def test_smollm2_continues_sensibly(embedded: models.LoadedModel) -> None:
 
 @needs_embedded
 @needs_gguf
+@pytest.mark.slow
 def test_smollm2_is_dequantised_once(
     embedded: models.LoadedModel, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""One browser for all tests of pages, and pages without pictures, which take most of the time."""
+"""One browser for all tests of pages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,3 @@ from tests.report.browser import Browser, browser
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     with browser(tmp_path_factory.mktemp("profile")) as found:
         yield found
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports draw nothing."""
-    monkeypatch.setattr("harness.report.build.figures", lambda run, slo: [])

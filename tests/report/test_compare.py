@@ -115,7 +115,7 @@ def test_no_run_is_refused(before: Path, tmp_path: Path) -> None:
         compare_runs(before, tmp_path)
 
 
-def test_commands(before: Path, tmp_path: Path) -> None:
+def test_commands(before: Path, tmp_path: Path, no_pictures: None) -> None:
     done = CliRunner().invoke(app, ["compare", str(before), str(before)])
     assert done.exit_code == 0 and "## Paired differences" in done.output
     done = CliRunner().invoke(app, ["report", str(before), "--out", str(tmp_path / "out")])

@@ -24,13 +24,15 @@ ATTACK = "</script><script>document.title='owned'</script><img src=x onerror=\"d
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every answer, accepted answer, sample id, method and task tries to be markup."""
+    """Every answer, accepted answer, sample id, method and task tries to be markup; nothing is drawn."""
     changes: dict[str, Any] = {"prediction": ATTACK, "answers": [ATTACK]}
     records = [one.model_copy(update=changes) for one in needle_records(3)]
     changes |= {"tokens_kept": [100] * 4, "tokens_requested": [100] * 4}
     records += [record("full", f"mine/{ATTACK}", 0, **changes), record(f"m:{ATTACK}", f"mine/{ATTACK}", 0, **changes)]
     folder = written(tmp_path_factory.mktemp("runs") / "main", records)
-    report([folder])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("harness.report.build.figures", lambda *_: [])
+        report([folder])
     return folder
 
 

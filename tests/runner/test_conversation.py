@@ -10,7 +10,6 @@ import pytest
 
 import harness
 from harness.errors import InputError
-from harness.models.load import load
 from harness.report.build import figures
 from harness.report.recorded import read
 from harness.report.summary import summarise
@@ -135,8 +134,8 @@ def test_turns_are_not_batched(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "run" / SAMPLES).read_text() == ""
 
 
-def test_a_further_turn_is_what_the_template_writes_behind_an_answer() -> None:
-    real, plain = load("smollm2").tokenizer, make(PLAIN)
+def test_a_further_turn_is_what_the_template_writes_behind_an_answer(tokenizer: Any) -> None:
+    real, plain = tokenizer, make(PLAIN)
     later = Sample("1", "\n\nAnd then?\n", ("x",), 4, chat=True, prefix=" So")
     assert plain.decode(encode_further(later, plain)) == "[user]And then?[a] So"
     expected = "<|im_end|>\n<|im_start|>user\nAnd then?<|im_end|>\n<|im_start|>assistant\n So"

@@ -14,7 +14,7 @@ from harness.runner.spec import RunSpec, WrongOption
 from harness.runner.worker import MethodWorker
 from harness.storage.record import Record
 from tasks.ruler.corpora import essay_words
-from tests.test_cli import random_model
+from tests.test_cli import tiny
 
 
 def spec(folder: Path) -> RunSpec:
@@ -22,7 +22,7 @@ def spec(folder: Path) -> RunSpec:
     line = {"prompt": "one two three", "answers": ["four"], "metric": "exact_match"}
     (folder / "own.jsonl").write_text(json.dumps(line) + "\n")
     tasks = f"speed:lengths=64:new_tokens=2:repeats=2,jsonl:file={folder / 'own.jsonl'}:new_tokens=2"
-    return RunSpec(model=random_model(folder), methods="full,slim", tasks=tasks, noise_floor=True, device="cpu")
+    return RunSpec(model=tiny(folder), methods="full,slim", tasks=tasks, noise_floor=True, device="cpu")
 
 
 def sent(cell: CellSpec) -> CellSpec:

@@ -11,7 +11,6 @@ from tokenizers.decoders import Fuse
 from transformers import PreTrainedTokenizerFast
 
 from harness.errors import InputError
-from harness.models.load import load
 from harness.runner.loglikelihood import encode_pair
 from harness.runner.prompts import encode, longest_bare_prompt
 from harness.runner.records import excerpt
@@ -129,9 +128,8 @@ def test_a_choice_is_rated_behind_the_template_and_the_template_is_not() -> None
 
 
 @pytest.mark.slow
-def test_a_token_across_the_border_does_not_swallow_the_choice() -> None:
+def test_a_token_across_the_border_does_not_swallow_the_choice(tokenizer: Any) -> None:
     """The template ends with a newline, the choice begins with one, and the tokenizer has a token for both."""
-    tokenizer = load("smollm2").tokenizer
     one = Sample("1", "Is it blue?", ("yes",), 1, chat=True)
     prompt, ids = encode_pair(one, "\nyes", tokenizer, None, 512)
     assert prompt == encode(one, tokenizer) and tokenizer.decode(ids) == "\nyes"

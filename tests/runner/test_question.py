@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import harness
 from harness.engine.request import Request
-from harness.models.load import load
 from harness.runner.catalog import build_tasks
 from harness.runner.prompts import encode, encode_with_question
 from tasks.base import Sample, TaskContext
@@ -47,8 +47,7 @@ def test_quest_reads_the_question_token_by_token_if_asked() -> None:
     assert list(engine.stream(method, request)) == list(engine.stream(build("full", engine), request))
 
 
-def test_the_question_of_a_prompt_is_found_and_counted() -> None:
-    tokenizer = load("smollm2").tokenizer
+def test_the_question_of_a_prompt_is_found_and_counted(tokenizer: Any) -> None:
     sample = Sample("1", "A long context. The question?", ("x",), 4, chat=True, question=" The question?")
     ids, question = encode_with_question(sample, tokenizer)
     assert ids == encode(sample, tokenizer)

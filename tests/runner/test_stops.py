@@ -9,14 +9,8 @@ import pytest
 from harness.conformance.tiny import random_ids, tiny_engine
 from harness.engine.request import Request
 from harness.measuring.clock import measure
-from harness.models.load import load
 from harness.runner.stops import StopTexts
 from tests.tiny import build, generate
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load("smollm2").tokenizer
 
 
 @pytest.mark.parametrize(

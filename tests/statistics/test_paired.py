@@ -64,7 +64,9 @@ def test_mcnemar_is_a_sign_flip_test(losses: int, gains: int) -> None:
     assert math.isclose(sign_flip(values), mcnemar(losses, gains))
 
 
-@pytest.mark.parametrize(("number", "tolerance"), [(9, 1e-12), (30, 0.015), (600, 0.015)])
+@pytest.mark.parametrize(
+    ("number", "tolerance"), [(9, 1e-12), (30, 0.015), pytest.param(600, 0.015, marks=pytest.mark.slow)]
+)
 def test_sign_flip_is_scipys_permutation_test(number: int, tolerance: float) -> None:
     values = np.random.default_rng(number).normal(1 / math.sqrt(number), 1, number)
     exact = scipy.stats.permutation_test(
@@ -368,6 +370,7 @@ def test_speedups_are_the_estimates_of_the_comparison() -> None:
     assert list(of_full.columns) == list(COSTS) and list(of_full.to_numpy().ravel()) == [1.0] * 4
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_nothing_but_noise_is_rarely_flagged() -> None:
     """Ten methods x three tasks that are all full attention: Holm keeps the run below the level, not the cell."""
     clock, flagged = np.random.default_rng(10), 0

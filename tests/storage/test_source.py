@@ -65,11 +65,11 @@ def test_editing_what_all_methods_build_on_changes_every_hash(copied: Path, file
     assert not set(before) & set(hashes(*METHODS.names()))
 
 
-@pytest.mark.parametrize("file", ["report/render.py", "storage/store.py", "runner/execute.py", "cli.py"])
-def test_reports_and_storage_are_no_part_of_an_answer(copied: Path, file: str) -> None:
+def test_reports_and_storage_are_no_part_of_an_answer(copied: Path) -> None:
     kinds: list[type] = [*map(METHODS.get, METHODS.names()), TASKS.get("needle"), TASKS.get("longbench")]
     before = [source.source_hash(kind) for kind in kinds]
-    append(copied / "harness" / file, "\n")
+    for file in ("report/render.py", "storage/store.py", "runner/execute.py", "cli.py"):
+        append(copied / "harness" / file, "\n")
     assert [source.source_hash(kind) for kind in kinds] == before
 
 

@@ -9,17 +9,11 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.models.load import load
 from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext
 from tasks.graphwalks import final_answer, node, parents, random_edges, search, set_f1
 
 EDGES = [("uvwx", "alke"), ("abcd", "uvwx"), ("abcd", "efgh"), ("efgh", "uvwx"), ("efgh", "efgh")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load("smollm2").tokenizer
 
 
 def task(text: str, limit: int = 3) -> Task:

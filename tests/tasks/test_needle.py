@@ -6,18 +6,11 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from harness.errors import InputError, MissingPackage
-from harness.models.load import load
 from harness.runner.catalog import build_tasks
 from harness.runner.plan import plan
 from harness.runner.spec import RunSpec
 from tasks.base import TaskContext, Tokenizer
 from tasks.needle import Needle
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    tokenizer: Tokenizer = load("smollm2").tokenizer
-    return tokenizer
 
 
 def needle(text: str, context: TaskContext | None = None) -> Needle:

@@ -9,7 +9,6 @@ from itertools import pairwise
 import pytest
 
 from harness.errors import InputError
-from harness.models.load import load
 from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext, Tokenizer
 from tasks.common.haystack import TokenMap, speeches
@@ -20,12 +19,6 @@ from tasks.retrieval.task import SUITES
 from tasks.retrieval.words import lexicon
 
 DEEP = ["multikey", "multivalue", "multiquery", "tracking", "passage-retrieval", "code-completion"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    tokenizer: Tokenizer = load("smollm2").tokenizer
-    return tokenizer
 
 
 def suite(text: str, context: TaskContext | None = None) -> Task:
@@ -102,6 +95,7 @@ def test_suites_without_depth_say_null(tokenizer: Tokenizer) -> None:
             suite(f"{member}:depths=0.5")
 
 
+@pytest.mark.slow
 def test_a_suite_of_32k_tokens_takes_seconds(tokenizer: Tokenizer) -> None:
     start = time.process_time()
     samples = list(suite("multikey:lengths=32768:repeats=1").samples(tokenizer))

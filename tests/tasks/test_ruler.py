@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.models.load import load
 from harness.runner.catalog import build_tasks
 from harness.runner.prompts import encode
 from tasks.base import Sample, Task, TaskContext
@@ -30,11 +29,6 @@ from tasks.ruler.scores import score
 from tests.command import run
 
 GENERATED = [name for name in MEMBERS if not name.startswith("qa")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load("smollm2").tokenizer
 
 
 def task(text: str, limit: int = 2, folder: Path | None = None, seed: int = 0) -> Task:
@@ -100,6 +94,7 @@ def test_samples_are_seeded_distinct_and_hold_their_answers(tokenizer: Any, memb
         assert len(found) == (0 if member in ("cwe", "fwe") else len(sample.answers))
 
 
+@pytest.mark.slow
 def test_a_set_of_32k_takes_seconds(tokenizer: Any) -> None:
     start = time.process_time()
     samples = list(task("niah_multikey_3:length=32768", limit=8).samples(tokenizer))

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.models.load import load
 from harness.runner.catalog import build_tasks
 from tasks.base import Sample, Task, TaskContext
 from tests.longbench_paths import record
@@ -42,8 +41,7 @@ def turns(sample: Sample) -> list[Sample]:
     return [sample, *sample.follow_ups]
 
 
-def test_facts_of_one_speech_are_asked_one_after_the_other() -> None:
-    tokenizer = load("smollm2").tokenizer
+def test_facts_of_one_speech_are_asked_one_after_the_other(tokenizer: Any) -> None:
     short, long = build("turns:turns=3:repeats=3:lengths=512/600", limit=3)
     assert (short.label, long.label) == ("turns:turns=3:repeats=3:lengths=512", "turns:turns=3:repeats=3:lengths=600")
     found = list(short.samples(tokenizer))
@@ -64,8 +62,7 @@ def test_facts_of_one_speech_are_asked_one_after_the_other() -> None:
     ] * 3
 
 
-def test_asked_apart_each_question_has_the_same_context_of_its_own() -> None:
-    tokenizer = load("smollm2").tokenizer
+def test_asked_apart_each_question_has_the_same_context_of_its_own(tokenizer: Any) -> None:
     (together,), (apart,) = (
         build("turns:turns=2:lengths=512", limit=2),
         build("turns:turns=2:lengths=512:apart=true", limit=2),
