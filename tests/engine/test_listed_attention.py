@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from harness.engine.request import Request
-from tests.engine.test_replay import NONE, PROMPT, attention_alone, build, rehearsed
+from tests.engine.test_replay import NONE, PROMPT, attention_alone, rehearsed
 from tests.methods.test_duo import written
 from tests.reference.interpreter import DEVICE, kernels
+from tests.tiny import build
 
 ListedAttention = kernels("listed_attention").ListedAttention
 WHOLE = [True, False, True]

@@ -10,16 +10,16 @@ import torch
 from harness.conformance.tiny import tiny_model, tiny_shape
 from harness.engine.engine import Engine
 from harness.engine.generation import Work
-from harness.engine.method import Method, acting_hooks
+from harness.engine.method import acting_hooks
 from harness.engine.replay import recorded_prefill
 from harness.engine.replay.recorded_prefill import padded
 from harness.engine.request import Request
 from harness.engine.step import Heads, Rows, Step
-from harness.runner.catalog import METHODS, parse_methods
+from harness.runner.catalog import METHODS
 from methods.full import Full
 from methods.slim import Slim
 from tests.reference.interpreter import DEVICE, kernels
-from tests.tiny import stock_verbs
+from tests.tiny import build, stock_verbs
 
 store_rows = kernels("store_rows")
 for name in ("rowwise", "gemv", "decode_attention"):
@@ -38,11 +38,6 @@ def engines() -> tuple[Engine, Engine]:
     plain, graphed = Engine(stock, shape), Engine(recorded, shape, kind="graphed")
     stock_verbs(graphed, plain)
     return plain, graphed
-
-
-def build(text: str, engine: Engine) -> Method:
-    (spec,) = parse_methods(text)
-    return spec.build(engine.context)
 
 
 @pytest.mark.slow

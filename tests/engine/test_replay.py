@@ -19,10 +19,9 @@ from harness.engine.replay import recorded
 from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.request import Request
 from harness.errors import InputError
-from harness.runner.catalog import parse_methods
 from methods.h2o import H2O
 from tests.reference.interpreter import DEVICE, kernels
-from tests.tiny import stock_verbs
+from tests.tiny import build, stock_verbs
 
 for name in ("rowwise", "gemv", "decode_attention", "row_attention", "token_scores", "revival", "eviction"):
     kernels(name)
@@ -60,11 +59,6 @@ def attention_alone(layers: int = LAYERS, prefill: bool = False) -> tuple[Engine
     stock_verbs(fused, stock)
     fused.prefill = fused.prefill if prefill else None
     return stock, fused
-
-
-def build(text: str, engine: Engine) -> Method:
-    (spec,) = parse_methods(text)
-    return spec.build(engine.context)
 
 
 def rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,8 +19,9 @@ from harness.engine.step import Step
 from harness.errors import InputError
 from harness.measuring.ledger import ledger
 from methods.quest import Quest
-from tests.engine.test_replay import PROMPT, attention_alone, build, same_answer
+from tests.engine.test_replay import PROMPT, attention_alone, same_answer
 from tests.reference.interpreter import DEVICE, kernels
+from tests.tiny import build
 
 kernels("page_select")
 
