@@ -72,6 +72,8 @@ def readings(runs: Sequence[Path], claim: Published) -> list[Reading]:
 
 def _of_run(run: Recorded, claim: Published) -> Iterator[Reading]:
     methods = {name: [label for label in run.methods if _is(label, name)] for name in (claim.method, claim.against)}
+    if not all(methods.values()):
+        return
     for length, batch, part in _alike(_asked(run.records, claim), claim):
         for label in methods[claim.method]:
             for other in methods[claim.against]:
