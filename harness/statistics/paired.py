@@ -277,7 +277,7 @@ def _panels(records: pd.DataFrame) -> list[_Panel]:
     columns = {name: records[name].to_numpy(dtype=object) for name in ("method", "sample")}
     columns["unit"] = np.array(_clusters(records), dtype=object)
     columns["card"] = pd.factorize(np.array(cards(records), dtype=object))[0]
-    columns["timed"] = np.array(together(records))
+    columns["timed"] = together(records)
     columns["score"] = records["score"].to_numpy(dtype=float, na_value=np.nan)
     for name, column in COSTS.items():
         known = records[column].to_numpy(dtype=float, na_value=np.nan) if column in records else np.nan
