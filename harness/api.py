@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.errors import unknown
 from harness.executors.fleet import Fleet
 from harness.report.render import render
-from harness.runner.catalog import METHODS, TASKS
+from harness.runner.catalog import load_files
 from harness.runner.fan_out import execute_with
 from harness.runner.plan import plan
 from harness.runner.progress import Progress
@@ -92,10 +92,7 @@ def prepare(
     Raises:
         InputError: a file or a value that cannot be had.
     """
-    for path in method_files:
-        METHODS.load_file(path)
-    for path in task_files:
-        TASKS.load_file(path)
+    load_files(method_files, task_files)
     spec = RunSpec.read(given)
     return spec, Path(output) if output is not None else spec.default_folder()
 

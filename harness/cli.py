@@ -123,11 +123,11 @@ def resume_command(
 ) -> None:
     """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
     from harness.executors.fleet import Fleet
+    from harness.runner.catalog import load_files
     from harness.runner.terminal import resume, show
 
     fleet = Fleet.read(executor, workers, ray_address, accelerator)
-    _load_methods(method_file)
-    _load_tasks(task_file)
+    load_files(method_file, task_file)
     show(*resume(folder, samples, data_dir, model, fleet, redo))
 
 
@@ -157,9 +157,9 @@ def methods_command(
     method_file: MethodFiles = None,
 ) -> None:
     """List the pruning methods, or one method's options and the values they can take."""
-    from harness.runner.catalog import METHODS
+    from harness.runner.catalog import METHODS, load_files
 
-    _load_methods(method_file)
+    load_files(method_file)
     if name is None:
         return _list(METHODS)
     _show(name, METHODS.get(name))
@@ -173,9 +173,9 @@ def conformance_command(
 ) -> None:
     """Check that a method keeps every promise of the interface; exit code 1 if it breaks one."""
     from harness.conformance.kit import conformance
-    from harness.runner.catalog import parse_methods
+    from harness.runner.catalog import load_files, parse_methods
 
-    _load_methods(method_file)
+    load_files(method_file)
     specs = parse_methods(name)
     if len(specs) != 1:
         raise InputError(f"conformance checks one method at a time, not {len(specs)}")
@@ -192,10 +192,10 @@ def tasks_command(
 ) -> None:
     """List the tasks, or one task's options, the values they can take, and its members."""
     from harness.grammar import parse_item
-    from harness.runner.catalog import TASKS
+    from harness.runner.catalog import TASKS, load_files
     from tasks.base import TaskContext
 
-    _load_tasks(task_file)
+    load_files(tasks=task_file)
     if name is None:
         kinds = [TASKS.get(known) for known in TASKS.names()]
         rows = [(kind.name, kind.summary, kind.metric, *kind.data) for kind in kinds]
@@ -246,12 +246,14 @@ def lm_eval_command(context: typer.Context) -> None:
 def export_command(
     run: Annotated[Path, typer.Argument(help="results folder of a run")],
     parquet: Annotated[Path | None, typer.Option(help="file to write (needs pyarrow)")] = None,
-    csv: Annotated[Path | None, typer.Option(help="file to write")] = None,
+    csv: Annotated[Path | None, typer.Option(help="file to write, or - for standard output")] = None,
 ) -> None:
     """Write a run's records into one Parquet or CSV file."""
-    from harness.storage.export import export
+    from harness.storage.export import STDOUT, export
 
-    _say(f"wrote {export(run, parquet=parquet, csv=csv)}")
+    written = export(run, parquet=parquet, csv=csv)
+    if written != STDOUT:
+        _say(f"wrote {written}")
 
 
 @app.command("report")
@@ -340,20 +342,6 @@ def env_command(
         measure_defaults()
     ceilings = [asdict(one) for one in remembered_ceilings()]
     _say(json.dumps(environment() | {"ceilings": ceilings or None}, indent=2))
-
-
-def _load_tasks(files: Sequence[Path] | None) -> None:
-    from harness.runner.catalog import TASKS
-
-    for path in files or ():
-        TASKS.load_file(path)
-
-
-def _load_methods(files: Sequence[Path] | None) -> None:
-    from harness.runner.catalog import METHODS
-
-    for path in files or ():
-        METHODS.load_file(path)
 
 
 def _list(registry: Any) -> None:

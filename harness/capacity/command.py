@@ -39,11 +39,10 @@ def capacity_command(
     from harness.capacity.found import find
     from harness.capacity.held import stored
     from harness.capacity.page import write
-    from harness.runner.catalog import METHODS
+    from harness.runner.catalog import load_files
     from harness.runner.spec import RunSpec
 
-    for path in method_file or ():
-        METHODS.load_file(path)
+    load_files(method_file)
     given = {
         "methods": methods, "tasks": f"speed:lengths={length}:new_tokens={new_tokens}:repeats=1", "model": model,
         "memory_limit": memory_limit, "device": device, "dtype": dtype, "attention": attention, "engine": engine,

@@ -18,7 +18,7 @@ def predict_command(
         typer.Option(help="run to learn from, the run itself if none is named; may be given repeatedly"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(*OUTPUT, help="folder of table and plot; by default beside the run")
+        Path | None, typer.Option(*OUTPUT, help="folder of table and plot; RUN/predicted-DEVICE if none is named")
     ] = None,
 ) -> None:
     """Predict times, energy and what fits on a device that is not at hand, from the work that a run recorded."""

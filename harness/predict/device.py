@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from harness.errors import InputError, unknown
 
@@ -27,6 +27,9 @@ READING = 1.12
 """What reading alone reaches, over a copy's rate, since the bus does not turn around: an H200's data sheet rate."""
 BUS_SHARE = 0.85
 """Of a host link's data sheet rate that large copies reach (PCIe's packet headers take the rest)."""
+
+Amount = Annotated[float, Field(ge=1e-6, le=1e9)]
+"""Of a data sheet, in its units; what lies beyond was meant in others, and makes times that no float holds."""
 
 
 class Device(BaseModel):
@@ -43,13 +46,13 @@ class Device(BaseModel):
 
     title: str
     matches: str = ""
-    matrix_tflops: PositiveFloat
-    memory_gb_per_s: PositiveFloat
-    bus_gb_per_s: PositiveFloat
-    memory_gib: PositiveFloat
-    power_w: PositiveFloat
-    lasting_tflops: PositiveFloat | None = None
-    copy_gb_per_s: PositiveFloat | None = None
+    matrix_tflops: Amount
+    memory_gb_per_s: Amount
+    bus_gb_per_s: Amount
+    memory_gib: Amount
+    power_w: Amount
+    lasting_tflops: Amount | None = None
+    copy_gb_per_s: Amount | None = None
 
     @property
     def measured(self) -> bool:
@@ -85,7 +88,7 @@ def find_device(name: str) -> Device:
     """A device by its name, or the one that a YAML file describes.
 
     Raises:
-        InputError: no such name or file, or a field is missing, unknown or not a positive number.
+        InputError: no such name or file, or a field is missing, unknown or no number within reach.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -111,8 +114,8 @@ def recognised(gpu: str) -> Device | None:
 def _parse(where: str, text: str) -> dict[str, Device]:
     try:
         entries = yaml.safe_load(text)
-        if not isinstance(entries, dict):
-            raise InputError(f"{where}: not a mapping of names to devices")
+        if not isinstance(entries, dict) or not all(isinstance(fields, dict) for fields in entries.values()):
+            raise InputError(f"{where}: not a mapping of names to devices, name: {{title: ..., matrix_tflops: ...}}")
         return {str(name): Device.model_validate(fields) for name, fields in entries.items()}
     except yaml.YAMLError as error:
         raise InputError(f"{where}: {' '.join(str(error).split())}") from None

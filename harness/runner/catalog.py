@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor
 
@@ -19,6 +20,18 @@ from tasks.base import Task, TaskContext
 
 METHODS: Registry[Method] = Registry("method", "methods", Method)
 TASKS: Registry[Task] = Registry("task", "tasks", Task)
+
+
+def load_files(methods: Sequence[Path] | None = None, tasks: Sequence[Path] | None = None) -> None:
+    """Makes known what is defined in Python files anywhere.
+
+    Raises:
+        InputError: a file that cannot be loaded, or a name that is taken.
+    """
+    for path in methods or ():
+        METHODS.load_file(path)
+    for path in tasks or ():
+        TASKS.load_file(path)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from harness.runner.loglikelihood import encode_choices
 from harness.runner.plan import Plan
 from harness.runner.prompts import encode_further, encode_with_question, longest_bare_prompt
 from harness.runner.spec import RunSpec
+from harness.storage.record import WRITTEN, Facts
 from tasks.base import Sample, Task
 
 _SAMPLE = TypeAdapter(Sample)
@@ -153,7 +154,9 @@ def _check(sample: Sample, where: str) -> None:
     """Raises `InputError` for what no tokenizer or record takes, and for what would end every answer at once."""
     try:
         _SAMPLE.validate_python(values := asdict(sample))
-        json.dumps(values, ensure_ascii=False).encode()
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+        for each in _asked(sample):
+            Facts.model_validate(each.extra)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{where}: field {str(first['loc'][0])!r}: {first['msg']}") from None
@@ -161,6 +164,8 @@ def _check(sample: Sample, where: str) -> None:
         raise InputError(f"{where}: holds half of a surrogate pair, which is no text") from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: holds something that JSON cannot: {error}") from None
+    if taken := WRITTEN & {name for each in _asked(sample) for name in each.extra}:
+        raise InputError(f"{where}: a run writes {min(taken)!r} into a record's extra itself: give it another name")
     if not all(text for each in _asked(sample) for text in (*each.stop, *each.stop_tokens)):
         raise InputError(f"{where}: a stop text is empty")
 

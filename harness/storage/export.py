@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pandas as pd
 from harness.errors import InputError
 from harness.storage.cells import harmless_frame
 from harness.storage.store import load
+
+STDOUT = Path("-")
+"""Instead of a CSV file: standard output."""
 
 
 def export(run: Path, *, parquet: Path | None = None, csv: Path | None = None) -> Path:
@@ -21,7 +25,7 @@ def export(run: Path, *, parquet: Path | None = None, csv: Path | None = None) -
 
     Args:
         run: the run's folder.
-        parquet, csv: the file to write; exactly one of them.
+        parquet, csv: the file to write; exactly one of them. `STDOUT` as `csv` prints.
 
     Returns:
         The file written.
@@ -40,9 +44,12 @@ def export(run: Path, *, parquet: Path | None = None, csv: Path | None = None) -
             _as_text(frame, dict).to_parquet(parquet, index=False, engine="pyarrow")
         else:
             # Only what is in the terminator is quoted: without \r an answer could begin a line of its own.
-            harmless_frame(_as_text(frame, dict, list)).to_csv(target, index=False, lineterminator="\r\n")
+            lines = sys.stdout if csv == STDOUT else target
+            harmless_frame(_as_text(frame, dict, list)).to_csv(lines, index=False, lineterminator="\r\n")
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install pyarrow, or use --csv") from None
+    except BrokenPipeError:  # who read it has enough
+        raise
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from None
     return target

@@ -15,6 +15,8 @@ FAILED = "failed"
 """Name of the fact that a request failed by the method's own fault: where, of what, in one line."""
 NOT_SCORED = "not_scored"
 """Name of the fact that the task has no score for an answer, and why."""
+WRITTEN = frozenset({OUT_OF_MEMORY, FAILED, NOT_SCORED, "kept_spans", "kept_digest", "kept_shares", "density"})
+"""Names in `extra` that a run writes itself, and reads as its own: a task's facts have others."""
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -34,7 +34,7 @@ class PastRun(NamedTuple):
             return (str(self.folder), "", "", "", "", records, "no: the manifest cannot be read")
         started = known.started[:16].replace("T", " ")
         lists = (_bare(known.methods), _bare(known.tasks))
-        return (str(self.folder), started, known.model, *lists, records, _complete(known))
+        return (str(self.folder), started, known.model, *lists, records, _complete(known, self.records))
 
 
 def past_runs(root: Path) -> list[PastRun]:
@@ -89,7 +89,9 @@ def _bare(labels: list[str]) -> str:
     return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())
 
 
-def _complete(manifest: Manifest) -> str:
+def _complete(manifest: Manifest, records: int | None) -> str:
     if manifest.status == "running":
         return "no: still running, or killed"
+    if records is None or manifest.records and records != manifest.records.count:
+        return "no: the records are not those that it ended with"
     return "yes" if manifest.status == "complete" else f"no: {'; '.join(manifest.reasons)}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.errors import InputError
-from harness.flags import OUTPUT, Redo
+from harness.flags import OUTPUT, MethodFiles, Redo, TaskFiles
 
 if TYPE_CHECKING:
     from harness.study.runs import StudyRun
@@ -44,14 +44,18 @@ def study_command(
     source: Annotated[
         Path | None, typer.Option("--from", help="draw what this folder has recorded of the study; runs nothing")
     ] = None,
+    method_file: MethodFiles = None,
+    task_file: TaskFiles = None,
 ) -> None:
     """Run methods at matched budgets, balanced whenever it stops; one page that says which to use when."""
+    from harness.runner.catalog import load_files
     from harness.study.changed import check_code, with_redo
     from harness.study.runs import check_runs, study_runs
     from harness.study.study_file import read_study
 
     began = time.monotonic()
     _warn_once()
+    load_files(method_file, task_file)
     study = read_study(file, model)
     if source is not None:
         if dry_run or redo or any(given is not None for given in (minutes, samples)):

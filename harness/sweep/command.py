@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import InputError
-from harness.flags import OUTPUT, Accelerator, ExecutorName, RayAddress, Redo, Workers
+from harness.flags import OUTPUT, Accelerator, ExecutorName, MethodFiles, RayAddress, Redo, TaskFiles, Workers
 
 if TYPE_CHECKING:
     from harness.executors.fleet import Fleet
@@ -33,12 +33,16 @@ def sweep_command(
     workers: Workers = None,
     ray_address: RayAddress = None,
     accelerator: Accelerator = None,
+    method_file: MethodFiles = None,
+    task_file: TaskFiles = None,
 ) -> None:
     """Run a grid of settings; one table, one plot an axis; the same command resumes."""
     from harness.executors.fleet import Fleet
+    from harness.runner.catalog import load_files
     from harness.sweep.cells import check, multiply
     from harness.sweep.grid_file import read_grid
 
+    load_files(method_file, task_file)
     sweep = multiply(read_grid(grid), data_dir, redo)
     if source is not None:
         if dry_run or output is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import json
 import re
@@ -29,7 +30,7 @@ def rows(path: Path) -> Iterator[Row]:
     """
     try:
         with path.open("rb") as file:
-            is_list = file.read(64).lstrip().startswith(b"[")
+            is_list = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
         return _listed(path) if is_list else local_rows(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
@@ -65,7 +66,7 @@ def read_object(line: bytes, place: str) -> dict[str, Any]:
         InputError: not UTF-8, not JSON (cut off, for instance), not an object, or with halves of surrogate pairs.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))  # files from Windows begin with a mark
     except UnicodeDecodeError as error:
         raise InputError(f"{place}: not UTF-8 (byte {error.start} of the line)") from None
     except (ValueError, RecursionError) as error:

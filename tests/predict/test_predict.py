@@ -273,7 +273,9 @@ def test_cards_are_recognised_by_their_drivers_name() -> None:
         ("", "not a mapping"),
         ("a: [", "while parsing"),
         ("a: {title: A}", "matrix_tflops: field required"),
-        ("a: {title: A, matrix_tflops: -1}", "matrix_tflops: input should be greater than 0"),
+        ("title: A", "not a mapping"),
+        ("a: {title: A, matrix_tflops: 0}", "matrix_tflops: input should be greater than"),
+        ("a: {title: A, matrix_tflops: .inf}", "matrix_tflops: input should be less than"),
         ("{}", "one device is needed"),
     ],
 )

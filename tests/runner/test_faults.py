@@ -297,6 +297,9 @@ def test_an_answer_without_a_score_is_counted_and_told(
         ("'0', 'hello', ('x',), 2, extra={'note': '\\ud800'}", "own, sample 0: holds half of a surrogate pair"),
         ("'0', 'hello', ('\\udc00',), 2", "own, sample 0: holds half of a surrogate pair"),
         ("'0', 'hello', ('x',), 2, extra={'note': {1, 2}}", "own, sample 0: holds something that JSON cannot"),
+        ("'0', 'hello', ('x',), 2, extra={'a': [math.nan]}", "own, sample 0: holds something that JSON cannot: Out of"),
+        ("'0', 'hello', ('x',), 2, extra={'failed': False}", "own, sample 0: a run writes 'failed' into a record's extra"),
+        ("'0', 'hello', ('x',), 2, extra={'needles': 'x'}", "own, sample 0: field 'needles': Input should be"),
         ("'0', 'hello', 'x', 2", "own, sample 0: field 'answers': Input should be a valid tuple"),
         ("'0', 'hello', ('x',), 0", "own, sample 0: max_new_tokens must be at least 1, not 0"),
         ("0, 'hello', ('x',), 2", "own, sample 0: field 'id': Input should be a valid string"),
@@ -307,7 +310,7 @@ def test_an_answer_without_a_score_is_counted_and_told(
 def test_samples_that_cannot_be_asked_stop_the_run_before_its_first_request(
     sample: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = f"    def samples(self, tokenizer):\n        yield Sample({sample})\n"
+    code = f"    def samples(self, tokenizer):\n        import math\n        yield Sample({sample})\n"
     assert asked_of_task(tmp_path, code, "needle:lengths=192:depths=0.5:repeats=1,own", scored=False) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"harness: {words}") and error.count("\n") == 1

@@ -42,6 +42,12 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def test_csv_to_standard_output_is_nothing_but_the_records(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("export", run, "--csv", "-") == 0
+    assert [line["sample"] for line in csv.DictReader(capsys.readouterr().out.splitlines())] == ["0", "1"]
+    assert not Path("-").exists()
+
+
 @pytest.mark.slow
 def test_parquet_holds_what_load_gives(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyarrow")

@@ -44,6 +44,14 @@ def test_runs_are_listed_newest_first_with_their_records(tmp_path: Path) -> None
     assert torn == (f"{tmp_path}/torn", "", "", "", "", "-", "no: the manifest cannot be read")
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_run_that_lost_records_is_not_complete(tmp_path: Path, kept: int) -> None:
+    made(tmp_path, "2026-01-01T00:00:00+00:00")
+    samples = tmp_path / "samples.jsonl"
+    samples.write_bytes(b"".join(samples.read_bytes().splitlines(keepends=True)[:kept]))
+    assert past_runs(tmp_path)[0].row()[-2:] == (str(kept), "no: the records are not those that it ended with")
+
+
 def test_a_folder_that_is_not_there_and_one_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="is no folder"):
         past_runs(tmp_path / "none")

@@ -94,6 +94,12 @@ def test_bad_lines_are_named(tmp_path: Path, lines: list[Any], words: str) -> No
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_mark_at_the_beginning_and_the_ends_of_lines_of_windows_are_read(tmp_path: Path) -> None:
+    line = b'{"prompt": "p", "answers": ["a"], "metric": "contains"}'
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line + b"\r\n" + line + b"\r\n")
+    assert [sample.prompt for sample in samples(jsonl(tmp_path / "a.jsonl"))] == ["p", "p"]
+
+
 def test_wrong_encoding_and_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(InputError, match="not UTF-8"):
