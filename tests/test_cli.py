@@ -76,14 +76,16 @@ def test_the_same_command_again_asks_nothing_and_another_is_refused(
     assert "different run" in capsys.readouterr().err
 
 
-def test_resume_extends_a_run_and_asks_nothing_twice(tmp_path: Path) -> None:
+def test_resume_extends_a_run_and_asks_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, model = tmp_path / "run", ["--model", random_model(tmp_path)]
     assert run("run", "--methods", "full", *SMALL, "--limit", "1", *model, "--output", folder) == 0
     first = (folder / "samples.jsonl").read_text()
     assert run("resume", folder, "--samples", "2", *model) == 0
     both = (folder / "samples.jsonl").read_text()
     assert both.startswith(first) and both.count("\n") == 2
-    assert run("resume", folder, *model) == 0
+    assert run("resume", folder, *model) == 0 and "no more samples" not in capsys.readouterr().err
+    assert run("resume", folder, "--samples", "3", *model) == 0
+    assert "there are no more samples than these" in capsys.readouterr().err.splitlines()[-1]
     assert (folder / "samples.jsonl").read_text() == both
     assert run("resume", str(tmp_path / "nothing")) == 2
 

@@ -24,7 +24,7 @@ from harness.runner.plan import Plan, plan
 from harness.runner.progress import Progress
 from harness.runner.ranks import worker_of
 from harness.runner.spec import RunSpec, WrongOption
-from harness.storage.store import load_manifest
+from harness.storage.store import load, load_manifest
 
 INTERRUPTED = 130
 
@@ -65,7 +65,16 @@ def resume(
         spec = RunSpec.read(recorded | changed | {"data_dir": data_dir, "redo": redo})
     except WrongOption as error:
         raise WrongOption("samples", error.reason) if error.option == "limit" else error from None
-    return run(spec, folder, fleet=fleet)
+    ran = run(spec, folder, fleet=fleet)
+    for task in _exhausted(folder, limit or 0):
+        print(f"harness: {task}: there are no more samples than these", file=sys.stderr, flush=True)
+    return ran
+
+
+def _exhausted(folder: Path, limit: int) -> list[str]:
+    """Tasks of which a whole run has fewer samples than it was asked for."""
+    counts = load(folder).groupby("task", sort=False)["sample"].nunique()
+    return [str(task) for task, count in counts.items() if count < limit]
 
 
 def run_plan(
