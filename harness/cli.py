@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,9 @@ from harness.predict.command import predict_command
 from harness.reproduce.command import app as reproduce_app
 from harness.study.command import study_command
 from harness.sweep.command import sweep_command
+
+_NAME = 16
+"""Width in characters up to which what a row is about is not folded."""
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -90,7 +93,10 @@ def run_command(
         ),
     ] = None,
 ) -> None:
-    """Run methods on tasks; record accuracy, latency and memory of every request; draw a table and a plot."""
+    """Run methods on tasks; record every request.
+
+    Accuracy, latency and memory of each are kept, and a table and a plot drawn.
+    """
     from harness.api import prepare
     from harness.executors.fleet import Fleet
     from harness.runner.terminal import draw_json, draw_tables, run, show
@@ -121,7 +127,7 @@ def resume_command(
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
 ) -> None:
-    """Go on with a run where it stopped, or ask more samples; nothing is asked twice."""
+    """Go on with a run that stopped, or ask it more samples. Nothing is asked twice."""
     from harness.executors.fleet import Fleet
     from harness.runner.catalog import load_files
     from harness.runner.terminal import resume, show
@@ -156,7 +162,7 @@ def methods_command(
     name: Annotated[str | None, typer.Argument(help="show this method's options and their values")] = None,
     method_file: MethodFiles = None,
 ) -> None:
-    """List the pruning methods, or one method's options and the values they can take."""
+    """List the pruning methods, or the options of one. These with the values that they can take."""
     from harness.runner.catalog import METHODS, load_files
 
     load_files(method_file)
@@ -171,7 +177,7 @@ def conformance_command(
     method_file: MethodFiles = None,
     layers: Annotated[int, typer.Option(min=1, help="depth of the tiny models, for options that name layers")] = 6,
 ) -> None:
-    """Check that a method keeps every promise of the interface; exit code 1 if it breaks one."""
+    """Check that a method keeps the promises of the interface. Exit code 1 if it breaks one."""
     from harness.conformance.kit import conformance
     from harness.runner.catalog import load_files, parse_methods
 
@@ -190,7 +196,7 @@ def tasks_command(
     name: Annotated[str | None, typer.Argument(help="show the options of this task, or of GROUP/MEMBER")] = None,
     task_file: TaskFiles = None,
 ) -> None:
-    """List the tasks, or one task's options, the values they can take, and its members."""
+    """List the tasks, or the options and members of one. Options with the values that they can take."""
     from harness.grammar import parse_item
     from harness.runner.catalog import TASKS, load_files
     from tasks.base import TaskContext
@@ -198,8 +204,8 @@ def tasks_command(
     load_files(tasks=task_file)
     if name is None:
         kinds = [TASKS.get(known) for known in TASKS.names()]
-        rows = [(kind.name, kind.summary, kind.metric, *kind.data) for kind in kinds]
-        return _table(("task", "what", "score", "data", "languages", "licence"), rows)
+        rows = [(kind.name, kind.summary, kind.metric, kind.data.source) for kind in kinds]
+        return _table(("task", "what", "score", "data"), rows)
     item = parse_item(name)
     task = TASKS.get(item.name)
     _show(name, task if item.member is None else task.of_member(item.member))
@@ -216,7 +222,7 @@ def score_command(
         str | None, typer.Option(help="engine of LongBench's code similarity: difflib, levenshtein")
     ] = None,
 ) -> None:
-    """Score a prediction file as its benchmark's own script does: 0 to 100."""
+    """Score a prediction file as its benchmark does: 0 to 100."""
     from harness.grammar import Item, parse_item
     from harness.runner.catalog import TASKS
 
@@ -233,7 +239,7 @@ def score_command(
     "lm-eval", add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )
 def lm_eval_command(context: typer.Context) -> None:
-    """Run lm-eval's own command line on our engine: --model_args model=smollm2,method=slim --tasks arc_easy."""
+    """Run lm-eval's own command line on our engine. As --model_args model=smollm2,method=slim --tasks arc_easy."""
     from tasks.lm_eval import require_lm_eval
 
     require_lm_eval()
@@ -264,7 +270,7 @@ def report_command(
     ] = None,
     slo: Annotated[str | None, typer.Option(help="also count the requests within ttft=2s,tpot=50ms,e2e=5s")] = None,
 ) -> None:
-    """Write the tables, the plots and one HTML page of recorded runs."""
+    """Write tables, plots and one HTML page of recorded runs."""
     from harness.report.build import report
     from harness.report.slo import parse_slo
 
@@ -279,7 +285,7 @@ def baseline_command(
     name: Annotated[str, typer.Option(help="of the baseline; the file is OUTPUT/NAME.json")],
     output: Annotated[Path, typer.Option(*OUTPUT, "--dir", help="folder of the file")] = Path("results/baselines"),
 ) -> None:
-    """Write what 'harness check' needs to know of a run into a small file that can be reviewed."""
+    """Write what 'harness check' needs to know of a run. The file is small, and can be reviewed."""
     from harness.gates.baseline import write_baseline
 
     _say(f"wrote {write_baseline(run, name, output)}")
@@ -300,7 +306,10 @@ def check_command(
     json_file: Annotated[str | None, typer.Option("--json", help="file to write, or - for standard output")] = None,
     junit: Annotated[Path | None, typer.Option(help="JUnit XML to write")] = None,
 ) -> None:
-    """Compare a run with a baseline: exit code 0 within bounds, 1 if not or undecided, 2 if they cannot be compared."""
+    """Compare a run with a baseline, for CI.
+
+    Exit code 0 within bounds, 1 if not or undecided, 2 if they cannot be compared.
+    """
     from harness.gates.baseline import digest_run, read_baseline
     from harness.gates.check import check
     from harness.gates.output import as_json, write_outputs
@@ -321,7 +330,7 @@ def compare_command(
     run_b: Annotated[Path, typer.Argument(help="results folder of the other run")],
     across_devices: Annotated[bool, typer.Option(help="compare speeds although the devices differ")] = False,
 ) -> None:
-    """Say what changed between two runs: circumstances, accuracy and speed paired by sample, single answers."""
+    """Say what changed between two runs. Circumstances, accuracy and speed paired by sample, single answers."""
     from harness.report.compare import compare_runs, to_markdown
 
     _say(to_markdown(compare_runs(run_a, run_b, across_devices=across_devices)))
@@ -331,7 +340,7 @@ def compare_command(
 def env_command(
     measure: Annotated[bool, typer.Option(help="measure the ceilings now; on an idle machine, some seconds")] = False,
 ) -> None:
-    """Print machine, software and measured ceilings as JSON: what a run records of where it was made."""
+    """Print machine, software and measured ceilings as JSON. A run records that of where it was made."""
     import json
     from dataclasses import asdict
 
@@ -357,14 +366,16 @@ def _show(name: str, kind: Any) -> None:
         _table(("option", "values", "default", "meaning"), options)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Fits a terminal; elsewhere a row is a line, whatever its width."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Fits a terminal, where short names stay whole; elsewhere a row is a line, whatever its width."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in head:
+    named = max((len(row[0]) for row in rows), default=0)
+    table.add_column(head[0], overflow="fold", min_width=min(named, _NAME))
+    for name in head[1:]:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))

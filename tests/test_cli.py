@@ -73,7 +73,7 @@ def test_the_same_command_again_asks_nothing_and_another_is_refused(
     both = (tmp_path / "run/samples.jsonl").read_text()
     assert both.startswith(first) and both.count("\n") == 2
     assert run(*arguments, "--seed", "1") == 2
-    assert "different run" in capsys.readouterr().err
+    assert "holds a different run (seed: 0, not 1); choose another --output" in capsys.readouterr().err
 
 
 def test_resume_extends_a_run_and_asks_nothing_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,3 +280,13 @@ def _has_records(folder: Path) -> bool:
     """Two: the signal may take back the one that is just being written."""
     path = folder / "samples.jsonl"
     return path.exists() and path.read_bytes().count(b"\n") > 1
+
+
+@pytest.mark.parametrize("group", [[], ["reproduce"], ["calibrate"]])
+def test_a_terminal_of_80_columns_shows_what_each_command_does_whole(
+    group: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(*group, "--help") == 0
+    commands = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
+    assert len(commands) > 1 and not [line for line in commands if "..." in line]

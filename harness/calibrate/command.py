@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from harness.calibrate.train import Losses, Settings
     from harness.engine.shape import ModelShape
 
-app = typer.Typer(help="Train the gates of a method on passkeys; the model's weights stay as they are.")
+app = typer.Typer(help="Train the gates of a method on passkeys. The model's weights stay as they are.")
 
 _Output = Annotated[Path, typer.Option(*OUTPUT, help="file of gates to write; the same command resumes")]
 _Model = Annotated[str, typer.Option(help="as in 'harness run'")]
@@ -49,7 +49,7 @@ def duo_command(
     device: _Device = "auto",
     dtype: _Dtype = "auto",
 ) -> None:
-    """DuoAttention: which KV heads need everything, by distillation under an L1 penalty; for duo:heads=OUT."""
+    """DuoAttention: which KV heads need everything. By distillation under an L1 penalty; for duo:heads=OUT."""
     from harness.calibrate.gates import Streaming
     from harness.calibrate.train import Settings
 
@@ -78,7 +78,7 @@ def lychee_command(
     device: _Device = "auto",
     dtype: _Dtype = "auto",
 ) -> None:
-    """LycheeDecode: which KV heads choose tokens, by distillation of HardKuma gates; for lychee:heads=OUT."""
+    """LycheeDecode: which KV heads choose tokens. By distillation of HardKuma gates; for lychee:heads=OUT."""
     from harness.calibrate.gates import Inheriting
     from harness.calibrate.train import Settings
 

@@ -34,7 +34,7 @@ def capacity_command(
     method_file: MethodFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what is found as JSON, and nothing else")] = False,
 ) -> None:
-    """Find the largest batch that each method lets the device hold, and how fast it is decoded."""
+    """Find the largest batch that methods let a device hold. And how fast it is decoded."""
     from harness.capacity.accuracy import judged
     from harness.capacity.found import find
     from harness.capacity.held import stored

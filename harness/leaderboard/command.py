@@ -16,7 +16,10 @@ def leaderboard_command(
     title: Annotated[str, typer.Option(help="heading")] = "Leaderboard",
     points: Annotated[float, typer.Option(min=0.1, help="loss in points that is still acceptable")] = 3.0,
 ) -> None:
-    """One page from anybody's runs: which method for what; what cannot be compared stands apart, with the reason."""
+    """One page from anybody's runs: which method for what.
+
+    What cannot be compared stands apart, with the reason.
+    """
     from harness.leaderboard.board import Board
     from harness.leaderboard.entries import read_entries
     from harness.leaderboard.pages import Made, first_screen, write

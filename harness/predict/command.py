@@ -21,7 +21,7 @@ def predict_command(
         Path | None, typer.Option(*OUTPUT, help="folder of table and plot; RUN/predicted-DEVICE if none is named")
     ] = None,
 ) -> None:
-    """Predict times, energy and what fits on a device that is not at hand, from the work that a run recorded."""
+    """Predict times, energy and what fits on another device. From the work that a run recorded."""
     from harness.predict.checks import check
     from harness.predict.device import find_device
     from harness.predict.model import fit as fitted

@@ -49,7 +49,7 @@ def sliminfer_command(
         "fail"
     ),
 ) -> None:
-    """SlimInfer's table: TTFT, end to end and prompt KV of full, lazyllm and slim; paper beside here."""
+    """SlimInfer's table, paper beside here. TTFT, end to end and prompt KV of full, lazyllm and slim."""
     from harness.executors.fleet import Fleet
     from harness.gates.tolerance import parse_undecided
     from harness.reproduce.claims import exit_code
@@ -126,7 +126,7 @@ def diffusion_command(
     accelerator: Accelerator = None,
     run: Annotated[Path | None, typer.Option("--from", help="judge this recorded probe; measures nothing")] = None,
 ) -> None:
-    """Information diffusion: from which layer on may the rows that say the answer be dropped, and who reads them?"""
+    """Information diffusion: from where on rows may be dropped. And who reads those that say the answer."""
     from harness.executors.fleet import Fleet
     from harness.reproduce.diffusion.page import write
     from harness.reproduce.diffusion.plan import arms_of, plan_probe
@@ -150,7 +150,7 @@ def claims_command(
     runs: Annotated[list[Path], typer.Option("--from", help="a recorded run, or a folder of runs; may be repeated")],
     output: Annotated[Path, typer.Option(*OUTPUT, help="folder of claims.md and claims.json")] = Path("results/claims"),
 ) -> None:
-    """Every published claim of the field beside what these runs measured; measures nothing, judges what is there."""
+    """Every published claim of the field beside these runs. Measures nothing, judges what is there."""
     from harness.reproduce.published.judge import judge_all
     from harness.reproduce.published.page import write
     from harness.runner.terminal import show

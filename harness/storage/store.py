@@ -348,7 +348,7 @@ def _lock(folder: Path) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / MANIFEST).exists() and _strangers(folder):
-            raise InputError(f"{folder} holds files but no run; {_ANOTHER}")
+            raise InputError(f"{folder} holds files but no run; choose another --output")
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise _cannot_write(folder, error) from None
@@ -365,6 +365,14 @@ def _strangers(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} - {LOCK, MANIFEST + ".tmp"}
 
 
+def _apart(found: Manifest, asked: Manifest) -> str:
+    """Options that tell the run on disk from the one asked for: ` (seed: 0, not 1)`; "" where none is recorded."""
+    there, here = found.spec, asked.spec
+    names = sorted(name for name in there | here if name != "limit" and there.get(name) != here.get(name))
+    told = (f"{name.replace('_', '-')}: {there.get(name)}, not {here.get(name)}" for name in names)
+    return f" ({'; '.join(told)})" if names else ""
+
+
 def _resumed(folder: Path, asked: Manifest, *, anew: bool) -> Manifest:
     """The manifest on disk if it is of the run that is asked for; the one asked for if there is none, or no record."""
     if not (folder / MANIFEST).exists():
@@ -373,7 +381,7 @@ def _resumed(folder: Path, asked: Manifest, *, anew: bool) -> Manifest:
     if anew and not (found.records and found.records.count):
         return asked
     if found.run_hash != asked.run_hash:
-        raise InputError(f"{folder} holds a different run; {_ANOTHER}")
+        raise InputError(f"{folder} holds a different run{_apart(found, asked)}; {_ANOTHER}")
     asked_fields = ("run_hash", "model", "device", "latency_only", "methods", "tasks", "spec")
     return found.model_copy(update={name: getattr(asked, name) for name in asked_fields})
 

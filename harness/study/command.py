@@ -47,7 +47,10 @@ def study_command(
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
 ) -> None:
-    """Run methods at matched budgets, balanced whenever it stops; one page that says which to use when."""
+    """Run methods at matched budgets, in portions.
+
+    Balanced whenever it stops; one page says which to use when.
+    """
     from harness.runner.catalog import load_files
     from harness.study.changed import check_code, with_redo
     from harness.study.runs import check_runs, study_runs

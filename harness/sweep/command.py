@@ -36,7 +36,7 @@ def sweep_command(
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
 ) -> None:
-    """Run a grid of settings; one table, one plot an axis; the same command resumes."""
+    """Run a grid of settings; the same command resumes. One table, and one plot an axis."""
     from harness.executors.fleet import Fleet
     from harness.runner.catalog import load_files
     from harness.sweep.cells import check, multiply

@@ -298,7 +298,10 @@ def test_an_answer_without_a_score_is_counted_and_told(
         ("'0', 'hello', ('\\udc00',), 2", "own, sample 0: holds half of a surrogate pair"),
         ("'0', 'hello', ('x',), 2, extra={'note': {1, 2}}", "own, sample 0: holds something that JSON cannot"),
         ("'0', 'hello', ('x',), 2, extra={'a': [math.nan]}", "own, sample 0: holds something that JSON cannot: Out of"),
-        ("'0', 'hello', ('x',), 2, extra={'failed': False}", "own, sample 0: a run writes 'failed' into a record's extra"),
+        (
+            "'0', 'hello', ('x',), 2, extra={'failed': False}",
+            "own, sample 0: a run writes 'failed' into a record's extra",
+        ),
         ("'0', 'hello', ('x',), 2, extra={'needles': 'x'}", "own, sample 0: field 'needles': Input should be"),
         ("'0', 'hello', 'x', 2", "own, sample 0: field 'answers': Input should be a valid tuple"),
         ("'0', 'hello', ('x',), 0", "own, sample 0: max_new_tokens must be at least 1, not 0"),
