@@ -369,7 +369,9 @@ def _apart(found: Manifest, asked: Manifest) -> str:
     """Options that tell the run on disk from the one asked for: ` (seed: 0, not 1)`; "" where none is recorded."""
     there, here = found.spec, asked.spec
     names = sorted(name for name in there | here if name != "limit" and there.get(name) != here.get(name))
-    told = (f"{name.replace('_', '-')}: {there.get(name)}, not {here.get(name)}" for name in names)
+    told = (
+        f"{name.replace('_', '-')}: {there.get(name, 'default')}, not {here.get(name, 'default')}" for name in names
+    )
     return f" ({'; '.join(told)})" if names else ""
 
 
