@@ -215,3 +215,17 @@ def test_the_grids_of_the_project_can_be_run(path: Path) -> None:
     if not all(Path(model).is_file() for model in files):
         pytest.skip(f"{files} is not here")
     check(multiply(grid))
+
+
+@pytest.mark.usefixtures("forget_methods")
+def test_a_method_of_a_file_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from harness.engine.method import Method\n\n\n"
+        "class Mine(Method):\n"
+        "    name, summary = 'swept-alone', 'keeps all'\n"
+    )
+    grid = written(tmp_path, f"methods: [full, swept-alone]\nmodel: {tiny(tmp_path)}\ntasks: [speed]\nlengths: 64\n")
+    asked = ("sweep", grid, "--from", tmp_path)
+    assert run(*asked) == 2 and "unknown method 'swept-alone'" in capsys.readouterr().err
+    assert run(*asked, "--method-file", file) == 2 and "holds no records" in capsys.readouterr().err
