@@ -9,6 +9,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, Wi
 
 from harness.errors import InputError, unknown
 
+_MOST = 2**31 - 1
+"""Largest number that a counting option takes."""
+
 
 class OptionSet(BaseModel):
     """Base of every method's and task's `Options`: frozen, strict about names, `a/b/c` for tuples.
@@ -16,7 +19,7 @@ class OptionSet(BaseModel):
     Field descriptions are shown by `harness methods NAME` and `harness tasks NAME`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -24,6 +27,14 @@ class OptionSet(BaseModel):
         if not isinstance(values, dict):
             return values
         return {key: cls._split(key, value) for key, value in values.items()}
+
+    @model_validator(mode="after")
+    def _fits_tensors(self) -> Self:
+        """No count that a tensor could not have: it would fail deep inside the first request."""
+        for key, value in self:
+            if isinstance(value, int) and abs(value) > _MOST:
+                raise ValueError(f"{key}={value} is out of range; at most {_MOST}")
+        return self
 
     @classmethod
     def _split(cls, key: str, value: Any) -> Any:

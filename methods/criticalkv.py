@@ -22,6 +22,7 @@ from torch import Tensor
 from harness.engine.method import ModelContext
 from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
+from harness.errors import InputError
 from harness.options import OptionSet
 from methods.common.best import best
 from methods.common.evicting import Evicting
@@ -56,7 +57,10 @@ class CriticalKV(Evicting):
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` where the base method does."""
         kind, of_base = _base(options)
-        kind.check(of_base, shape)
+        try:
+            kind.check(of_base, shape)
+        except InputError as error:
+            raise InputError(f"{cls.name}, by the defaults of its base {error}") from None
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Begins both."""

@@ -68,14 +68,18 @@ class GemFilter(Method):
 
     def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
         """What the first pass finds, in its order."""
-        count = max(budget_tokens(self.options.budget, len(ids)), self.options.last)
-        if count >= len(ids):
+        count = self._read(len(ids))
+        if count == len(ids):
             return ids
         heads = run(ids, self.layer)
         with self.model.part("score"):
             scores = self.score(heads)
         with self.model.part("select"):
             return ids[best(scores, count)[0]]
+
+    def _read(self, prompt_len: int) -> int:
+        """Tokens that are read again, of so many."""
+        return min(prompt_len, max(budget_tokens(self.options.budget, prompt_len), self.options.last))
 
     def score(self, heads: Heads) -> Tensor:
         """The last query's q . k, summed over heads, mean over neighbours; infinity for the last tokens: [1, n]."""
@@ -88,5 +92,5 @@ class GemFilter(Method):
         return self.dense_replay
 
     def asked_share(self, prompt_len: int) -> float:
-        """The budget's."""
-        return budget_tokens(self.options.budget, prompt_len) / prompt_len
+        """The budget's, or that of the last tokens where they are more."""
+        return self._read(prompt_len) / prompt_len

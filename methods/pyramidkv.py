@@ -38,8 +38,8 @@ class PyramidKV(SnapKV):
         """The layer's part of the pyramid, and the window."""
         window = self.options.window
         shared, past, layers = self.tokens - window, self.prompt_len - window, self.model.shape.layers
-        if past < shared or self.prompt_len < 2 * shared:
+        if layers == 1 or past < shared or self.prompt_len < 2 * shared:
             return self.tokens
         most = min(2 * shared - shared // self.options.beta, past)
-        step = (2 * (most - shared)) // max(1, layers - 1)
+        step = (2 * (most - shared)) // (layers - 1)
         return window + most - layer * step

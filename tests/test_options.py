@@ -11,6 +11,7 @@ from harness.options import Budget, OptionSet, budget_tokens
 class Some(OptionSet):
     budgets: tuple[Budget, ...] = (0.5,)
     w: int = 4
+    scale: float = 1.0
 
 
 def test_values_are_typed_and_split() -> None:
@@ -29,6 +30,8 @@ def test_values_are_typed_and_split() -> None:
         ({"budgets": "1.5"}, "may not exceed"),
         ({"budgets": "nan"}, "keeps nothing"),
         ({"budgets": "half"}, "expected tokens"),
+        ({"w": "99999999999999999999"}, "w=99999999999999999999 is out of range"),
+        ({"scale": "inf"}, "scale: Input should be a finite number"),
     ],
 )
 def test_bad_options_are_named_in_one_line(given_: dict[str, str], words: str) -> None:

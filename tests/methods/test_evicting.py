@@ -99,6 +99,12 @@ def test_the_pyramid(prompt_len: int, budget: int, expected: list[int]) -> None:
     assert begun(f"pyramidkv:budget={budget}", prompt_len).tokens_requested() == expected
 
 
+def test_a_pyramid_of_one_layer_is_no_higher_than_its_budget() -> None:
+    method = build("pyramidkv:budget=132", tiny_engine(layers=1))
+    method.begin(1000, 1)
+    assert method.tokens_requested() == [132]
+
+
 @pytest.mark.parametrize("text", ["tova", "h2o:mode=drop:window=8"])
 def test_late_tokens_come_in_one_by_one_and_never_exceed_the_budget(text: str) -> None:
     engine, ids, late = tiny_engine(), random_ids(PROMPT + 7), 7
@@ -164,7 +170,7 @@ def test_a_prompt_no_longer_than_the_budget_is_not_pruned(name: str) -> None:
         ("pyramidkv:kernel=4", "pyramidkv: kernel=4 is even"),
         ("h2o:budget=7:window=8", "h2o: budget=7 is less than window=8"),
         ("expected:budget=3", "expected: budget=3 is less than sinks=4"),
-        ("criticalkv:budget=20", "snapkv: budget=20 is less than window=32"),
+        ("criticalkv:budget=20", "^criticalkv, by the defaults of its base snapkv: budget=20 is less than window=32"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_model_loads(text: str, message: str) -> None:

@@ -114,6 +114,12 @@ def test_gemfilter_reads_again_what_the_last_query_matches(
     assert torch.equal(ours, alone) and position == 31
 
 
+def test_gemfilter_is_asked_for_its_last_tokens_where_they_are_more_than_the_budget() -> None:
+    method = build("gemfilter:budget=0.01:last=50", tiny_engine())
+    assert method.asked_share(200) == 0.25
+    assert method.asked_share(20) == 1
+
+
 def test_gemfilter_counts_both_passes_and_takes_none_to_find_everything() -> None:
     engine, method = tiny_engine(), build("gemfilter:budget=40:layer=2", tiny_engine())
     for length, first in ((PROMPT, [PROMPT] * 3), (40, [])):
