@@ -110,5 +110,6 @@ def load_run(plan: Plan, ranks: Ranks = ALONE) -> LoadedRun:
     encode = partial(model.tokenizer.encode, add_special_tokens=False)
     engine = build_engine(model.model, model.shape, plan.spec.attention, plan.spec.engine, encode, ranks)
     # Weights that are cut and joined leave as much behind; NCCL, cuBLAS and graphs that are recorded cannot ask for it.
-    torch.cuda.empty_cache()
+    if plan.device.type == "cuda":
+        torch.cuda.empty_cache()
     return LoadedRun(plan, model, engine)

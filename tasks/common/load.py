@@ -39,7 +39,7 @@ class Load(NamedTuple):
 class LoadOptions(OptionSet):
     """At what rate, and how many at once."""
 
-    rate: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    rate: tuple[Annotated[float, Field(gt=0, allow_inf_nan=True)], ...] = Field(
         (), description="requests a second, arriving at random; inf: all at once; none: one is sent after the other"
     )
     most: Annotated[int, Field(ge=1)] = Field(MOST, description="requests served at once, where there is a rate")
