@@ -20,7 +20,7 @@ from harness.engine.shape import ModelShape
 from harness.engine.step import Heads
 from harness.options import OptionSet
 from methods.common.evicting import Evicting
-from methods.slim import Slim
+from methods.slim import Slim, check_plan
 
 
 class Random(Slim):
@@ -106,7 +106,8 @@ class Truncate(Method):
     @classmethod
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` where SlimInfer would."""
-        Slim.check(options, shape)
+        assert isinstance(options, cls.Options)
+        check_plan(cls.name, options, shape)
 
     def prompt(self, ids: Tensor, run: FirstLayers) -> Tensor:
         """First and last halves of as many tokens as SlimInfer keeps a layer on average; positions count anew."""

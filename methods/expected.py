@@ -37,7 +37,7 @@ class Expected(Evicting):
         """How much, and what is expected."""
 
         sinks: Annotated[int, Field(ge=0)] = Field(4, description="first tokens that always stay; paper: 4")
-        future: Annotated[int, Field(ge=1)] = Field(512, description="positions to come; paper: 512")
+        future: Annotated[int, Field(ge=1, le=2**17)] = Field(512, description="positions to come; paper: 512")
         covariance: bool = Field(True, description="whether queries vary; paper: true")
         vnorm: bool = Field(True, description="whether the norm of values counts; paper: true")
         eps: Annotated[float, Field(ge=0)] = Field(0.0, description="added to probabilities; the leaderboard's: 0.01")

@@ -34,7 +34,7 @@ from harness.engine.ragged import RaggedCache
 from harness.engine.replay.ragged import RaggedReplay
 from harness.engine.replay.replay import Replay
 from harness.engine.step import Heads, Step
-from harness.options import Budget, OptionSet, budget_tokens
+from harness.options import Budget, OptionSet
 from methods.common.evicting import Evicting
 from methods.common.scores import head_dots
 
@@ -131,8 +131,9 @@ class KVzip(Evicting):
         return self._replay if isinstance(self.cache[0], RaggedCache) else self.dense_replay
 
     def asked_share(self, prompt_len: int) -> float:
-        """The budget's."""
-        return budget_tokens(self.options.budget, prompt_len) / prompt_len
+        """The budget's, or that of the sinks where they are more."""
+        self.begin(prompt_len, 1)
+        return min(self.tokens, prompt_len) / prompt_len
 
     def tokens_requested(self) -> list[int]:
         """What the joint budget comes to in each layer, rounded up; more in one is fewer in another."""

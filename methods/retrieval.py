@@ -208,12 +208,28 @@ class Retrieval(Offloading):
         queries = [*self._asked.values(), *(search.queries for search in self._searched)]
         return super().extra_bytes() + sum(each.nbytes for each in queries)
 
+    @property
+    def apart(self) -> bool:
+        """Whether the device's memory is not the host's."""
+        return self._near[0].keys.is_cuda
+
     def decode_bytes(self) -> int:
-        """What is on the device, what is compared for queries like the prompt's last, and the values that are found."""
+        """What is on the device. Where that is the host, also what is searched and found, for queries like the last."""
         if not self._count:
             return super().decode_bytes()
+        own = sum(near.resident_nbytes for near in self._near)
+        if self.apart:
+            return own  # the host reads its part at its own rate
         searches = [Searched(layer, queries, queries) for layer, queries in self._asked.items()]
-        return sum(near.resident_nbytes for near in self._near) + self._compared_bytes(searches) + self._found_bytes()
+        return own + self._compared_bytes(searches) + self._found_bytes()
+
+    def bus_bytes(self) -> int:
+        """Of what comes back of the host's part of attention: each head's output and denominator, float32."""
+        if not self._count:
+            return 0
+        ends = self.prompt_len - (self._far.stop - self._far.start)
+        steps = sum(near.length - ends for near in self._near)
+        return steps * self.model.shape.heads * (self.model.shape.head_dim + 1) * 4
 
     def _compared_bytes(self, searches: list[Searched]) -> int:
         """Bytes of keys that the searches of one step read, one in each layer; of several steps the mean."""

@@ -82,13 +82,7 @@ class Slim(Reselecting):
     def check(cls, options: OptionSet, shape: ModelShape) -> None:
         """Raises `InputError` for layers the model lacks and token budgets that cannot hold sink and tail."""
         assert isinstance(options, cls.Options)
-        check_schedule(cls.name, options.layers, options.budgets, shape)
-        if options.block % options.unit:
-            raise InputError(f"{cls.name}: block={options.block} is not a multiple of unit={options.unit}")
-        least = (options.sink + options.tail) * options.block
-        for budget in options.budgets:
-            if isinstance(budget, int) and budget < least:
-                raise InputError(f"{cls.name}: a budget of {budget} keeps nothing; sink and tail need {least}")
+        check_plan(cls.name, options, shape)
 
     def begin(self, prompt_len: int, max_new_tokens: int) -> None:
         """Turns the budgets into tokens of this prompt; sink and tail always fit."""
@@ -174,3 +168,14 @@ class Slim(Reselecting):
     def ends(self) -> tuple[int, int]:
         """As in `Reselecting`: sink and tail."""
         return self.options.sink, self.options.tail
+
+
+def check_plan(owner: str, options: Slim.Options, shape: ModelShape) -> None:
+    """Raises `InputError` where the options do not fit the model or each other; `owner` is the method that has them."""
+    check_schedule(owner, options.layers, options.budgets, shape)
+    if options.block % options.unit:
+        raise InputError(f"{owner}: block={options.block} is not a multiple of unit={options.unit}")
+    least = (options.sink + options.tail) * options.block
+    for budget in options.budgets:
+        if isinstance(budget, int) and budget < least:
+            raise InputError(f"{owner}: a budget of {budget} keeps nothing; sink and tail need {least}")

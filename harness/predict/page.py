@@ -53,13 +53,19 @@ def write(
 
 
 def predictions_table(run: Run, device: Device, found: Sequence[Prediction]) -> Table:
-    """One row a cell."""
-    head = ["prompt", "new", "method", "TTFT", "sooner", "TPOT", "E2E", "faster", "peak memory", "fits", "energy"]
-    title = f"Predicted for {device.title}, from `{run.name}` on {run.device}"
-    return Table("predicted", title, _NOTE, head, [_row(each) for each in found], labels=3)
+    """One row a cell, which names its task where lengths and method do not tell it from the others."""
+    names = [[label(each.cell.length), label(f"{each.cell.steps + 1:.0f}"), label(each.cell.method)] for each in found]
+    head = ["prompt", "new", "method"]
+    if len({tuple(cell.text for cell in name) for name in names}) < len(names):
+        head = ["task", *head]
+        names = [[label(each.cell.task), *name] for each, name in zip(found, names, strict=True)]
+    rows = [[*name, *_numbers(each)] for each, name in zip(found, names, strict=True)]
+    labels, title = len(head), f"Predicted for {device.title}, from `{run.name}` on {run.device}"
+    head += ["TTFT", "sooner", "TPOT", "E2E", "faster", "peak memory", "fits", "energy"]
+    return Table("predicted", title, _NOTE, head, rows, labels=labels)
 
 
-def _row(found: Prediction) -> list[Cell]:
+def _numbers(found: Prediction) -> list[Cell]:
     guesses, cell = found.guesses, found.cell
     nothing = Guess(math.nan, math.nan, math.nan)
     ttft, tpot, e2e = (_time(guesses[name]) for name in ("ttft", "tpot", "e2e"))
@@ -67,8 +73,7 @@ def _row(found: Prediction) -> list[Cell]:
     fits = formats.NOTHING if found.fits is None else "yes" if found.fits else "no"
     energy = _energy(guesses["energy"], found.bounded)
     memory = number(cell.peak_bytes, formats.size(cell.peak_bytes))
-    who = [label(cell.length), label(f"{cell.steps + 1:.0f}"), label(cell.method)]
-    return [*who, ttft, sooner, tpot, e2e, faster, memory, label(fits), energy]
+    return [ttft, sooner, tpot, e2e, faster, memory, label(fits), energy]
 
 
 def _time(guess: Guess) -> Cell:

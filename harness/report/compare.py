@@ -20,6 +20,7 @@ from harness.storage.store import Manifest, load, load_manifest
 _KEYS = ["method", "task", "sample"]
 _BETWEEN = "\x1f"
 _SAME = 1e-12
+_OPTION = "option "
 _SHOWN = 50
 
 
@@ -93,7 +94,7 @@ def changes(a: Manifest, b: Manifest) -> Iterator[Change]:
 def to_markdown(found: RunComparison) -> str:
     """The comparison as a page for people."""
     parts = [f"# {found.b} against {found.a}", "## What changed"]
-    rows = [[f"`{_plain(one.name)}`", _shown(one.a), _shown(one.b)] for one in found.changes]
+    rows = [[f"`{_plain(one.name)}`", *_shown(one)] for one in found.changes]
     parts.append(_table(["", found.a, found.b], rows) if rows else "Nothing that is recorded.")
     parts += ["## Paired differences", *found.notes]
     parts += [f"**Speeds are not compared**: {found.refused}"] if found.refused else []
@@ -123,7 +124,7 @@ def _devices(manifest: Manifest) -> list[str]:
 
 def _circumstances(manifest: Manifest) -> dict[str, Any]:
     found: dict[str, Any] = {"model": manifest.model, "device": ", then ".join(_devices(manifest))}
-    found |= _flat(manifest.spec, "option ")
+    found |= _flat(manifest.spec, _OPTION)
     found |= _flat(manifest.facts, "")
     found |= _flat(manifest.environments[-1] if manifest.environments else {}, "")
     return found
@@ -238,8 +239,10 @@ def _score(value: float) -> str:
     return formats.score(value * 100)
 
 
-def _shown(value: Any) -> str:
-    return formats.NOTHING if value is None else f"`{_plain(value)}`"
+def _shown(change: Change) -> list[str]:
+    """Both values. An option that a run does not name was left at its default."""
+    nothing = "default" if change.name.startswith(_OPTION) else formats.NOTHING
+    return [nothing if value is None else f"`{_plain(value)}`" for value in (change.a, change.b)]
 
 
 def _plain(value: Any) -> str:

@@ -179,6 +179,12 @@ def test_what_cannot_be_is_refused_before_a_model_loads(text: str, message: str)
         spec.check(tiny_shape())
 
 
+def test_expected_looks_no_further_ahead_than_a_context_reaches() -> None:
+    parse_methods("expected:future=131072")
+    with pytest.raises(InputError, match="expected: future: Input should be less than or equal to 131072"):
+        parse_methods("expected:future=131073")
+
+
 @pytest.mark.parametrize(
     "text",
     ["snapkv:window=8", "pyramidkv:window=8", "adakv:window=8", "adakv:window=8:normalize=true", "h2o:window=8",

@@ -118,3 +118,8 @@ def test_a_budget_below_the_sinks_is_refused() -> None:
     (spec,) = parse_methods("kvzip:budget=3")
     with pytest.raises(InputError, match="kvzip: budget=3 is less than sinks=4"):
         spec.check(tiny_shape())
+
+
+def test_it_is_asked_for_its_sinks_where_they_are_more_than_the_budget() -> None:
+    method = build("kvzip:budget=0.01:sinks=40", tiny_engine())
+    assert [method.asked_share(length) for length in (200, 20, 8000)] == [0.2, 1, 0.01]

@@ -86,8 +86,19 @@ def test_the_device_holds_both_ends_and_the_host_the_prompt() -> None:
     assert method.tokens_kept() == method.tokens_requested() == [100] * LAYERS
     searched, found = LAYERS * 80 * token // 2, LAYERS * 20 * 4 * HEAD_DIM * 4
     assert method.notes() == {"searched_bytes": searched}
-    assert method.decode_bytes() == LAYERS * (20 + 2) * token + searched + found
+    own = LAYERS * (20 + 2) * token
+    assert method.decode_bytes() == own + searched + found
+    assert method.bus_bytes() == 2 * LAYERS * 4 * (HEAD_DIM + 1) * 4  # of two steps: an output and its denominator
     assert method.replay() is None
+
+
+def test_what_the_host_reads_is_no_part_of_the_devices_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build("retrieval:sinks=4:recent=16:topk=20", tiny_engine())
+    assert isinstance(method, Retrieval)
+    list(tiny_engine().stream(method, Request(random_ids(100), 3)))
+    whole = method.decode_bytes()
+    monkeypatch.setattr(Retrieval, "apart", True)
+    assert method.decode_bytes() == LAYERS * (20 + 2) * 2 * 2 * HEAD_DIM * 4 < whole
 
 
 INDEXES = ("flat", "ivf:nlist=8:nprobe=8", "ivf:nlist=8:nprobe=2", "hnsw:m=4:ef=24")

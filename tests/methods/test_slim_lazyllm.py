@@ -144,6 +144,8 @@ def test_lazyllm_waits_for_the_device_once_a_pruning_point() -> None:
         ("slim:layers=3/2/4", "must ascend"),
         ("slim:budgets=64/64/64", "keeps nothing"),
         ("slim:unit=7", "multiple of unit"),
+        ("truncate:layers=3", "truncate: 3 budgets for 1 pruning layers"),
+        ("random:layers=3", "random: 3 budgets for 1 pruning layers"),
         ("lazyllm:layers=4", "3 budgets for 1"),
     ],
 )

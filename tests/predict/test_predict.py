@@ -16,7 +16,7 @@ from harness.errors import InputError
 from harness.predict.checks import check, errors_of, spread
 from harness.predict.device import Device, Rates, find_device, known_devices, recognised
 from harness.predict.model import fit, predict
-from harness.predict.page import write
+from harness.predict.page import predictions_table, write
 from harness.predict.prediction import predict_run
 from harness.predict.products import Kernels, Product
 from harness.predict.work import Cell, Run, known_shape, read_run
@@ -259,6 +259,17 @@ def test_memory_says_what_fits(tmp_path: Path) -> None:
     text, paths = write(known, device, found, check([known]), tmp_path / "out")
     assert "Predicted for Tiny" in text and "Nothing here was measured" in text
     assert {path.name for path in paths} >= {"predicted.md", "predicted.csv", "errors.csv", "predicted.png"}
+
+
+def test_rows_name_their_task_where_nothing_else_tells_them_apart() -> None:
+    load = read_run(RESULTS / "load-h200")
+    table = predictions_table(load, RTX, predict_run(load, fit(load), H200, RTX, []))
+    names = {tuple(cell.text for cell in row[:4]) for row in table.rows}
+    assert table.head[:4] == ["task", "prompt", "new", "method"] and table.labels == 4
+    assert len(names) == len(table.rows) == 4 and len({task for task, *_ in names}) == 2
+    known = run_on(FAST)
+    table = predictions_table(known, RTX, predict_run(known, fit(known), H200, RTX, []))
+    assert table.head[:3] == ["prompt", "new", "method"] and table.labels == 3
 
 
 def test_cards_are_recognised_by_their_drivers_name() -> None:

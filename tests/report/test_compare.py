@@ -86,6 +86,14 @@ def test_changes_of_code_options_and_versions() -> None:
     assert found["cuda.0.driver"].b == "1" and "git.commit" in found and "option dtype" not in found
 
 
+def test_an_option_that_a_run_does_not_name_is_the_default(tmp_path: Path) -> None:
+    one = written(tmp_path / "one", [], spec={"max_length": None})
+    other = written(tmp_path / "other", [], spec={"max_length": 900, "batch": 16}, facts={"dtype": "float32"})
+    page = to_markdown(compare_runs(one, other))
+    assert "| `option max_length` | default | `900` |" in page and "| `option batch` | default | `16` |" in page
+    assert "| `dtype` | - | `float32` |" in page
+
+
 def test_only_equal_prompts_are_paired(before: Path, tmp_path: Path) -> None:
     found = compare_runs(before, written(tmp_path / "after", records(prompt_hash="other")))
     assert found.effects.empty and "40 pairs are left out: their prompts differ." in found.notes
