@@ -22,6 +22,14 @@ from harness.gates.tolerance import Undecided
 
 Word = Literal["holds", "does not hold", "undecided", "not applicable"]
 
+SAID: dict[Word, tuple[str, str]] = {
+    "holds": ("holds", "hold"),
+    "does not hold": ("does not hold", "do not hold"),
+    "undecided": ("is undecided", "are undecided"),
+    "not applicable": ("is not applicable", "are not applicable"),
+}
+"""Word -> what one claim does, and several do."""
+
 KV_TOLERANCE = 0.01
 
 
@@ -88,7 +96,7 @@ def exit_code(judgements: Sequence[Judgement], undecided: Undecided) -> int:
 
 
 def summary(judgements: Sequence[Judgement]) -> str:
-    """One line: how many claims got which word."""
+    """One line: how many claims got which word, in the order of `SAID`."""
     words = [judgement.word for judgement in judgements]
-    counts = [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
-    return f"{len(words)} claims: {', '.join(counts)}"
+    counts = [f"{words.count(word)} {SAID[word][words.count(word) != 1]}" for word in SAID if word in words]
+    return f"Of {len(words)} claims {', '.join(counts)}"

@@ -14,6 +14,7 @@ from harness.errors import InputError
 from harness.reproduce.claims import Claim, Measured
 from harness.reproduce.published.claims_file import SPEED, Published, published, read_claims
 from harness.reproduce.published.judge import judge, judge_all
+from harness.reproduce.published.page import markdown
 from harness.reproduce.published.readings import Reading, read_run, readings
 from harness.runner.catalog import METHODS
 from harness.storage.store import Manifest
@@ -80,6 +81,7 @@ def test_what_is_not_the_papers_setting_is_not_judged_but_shown(changed: dict[st
     [
         ({"batch": 2}, "decodes 2 requests together"),
         ({"options": ("budget=1024", "budget=default")}, "no run has budget=1024 or budget=default"),
+        ({"options": ("window=any",)}, "no run has window=any"),
     ],
 )
 def test_options_and_batch_are_part_of_a_setting(demands: dict[str, Any], why: str) -> None:
@@ -87,7 +89,7 @@ def test_options_and_batch_are_part_of_a_setting(demands: dict[str, Any], why: s
     assert found.word == "not applicable" and why in found.reason
 
 
-@pytest.mark.parametrize("options", ["budget=2048", "budget=2048:window=default", "window=default"])
+@pytest.mark.parametrize("options", ["budget=2048", "budget=2048:window=default", "window=default", "budget=any"])
 def test_options_that_a_label_does_not_name_are_at_their_default(options: str) -> None:
     assert judge(replace(CLAIM, options=("budget=7", options)), [READING]).judgement.word == "holds"
 
@@ -126,7 +128,29 @@ def test_requests_that_waited_in_a_queue_are_no_speed(tmp_path: Path) -> None:
 
 def test_nothing_to_read_is_said() -> None:
     assert "no run has snapkv" in judge(CLAIM, []).judgement.reason
-    assert judge(replace(CLAIM, not_here="because"), [READING]).judgement.reason == "because"
+    assert judge(replace(CLAIM, not_here="because"), []).judgement.reason == "because"
+
+
+@pytest.mark.parametrize("value", [9.0, 1.0])
+def test_a_figure_whose_settings_are_kept_back_is_decided_by_nothing_and_shown_beside_the_nearest(value: float) -> None:
+    claim = replace(CLAIM, not_here="the shares are not published")
+    elsewhere = replace(READING, model="random:llama-3.1-8b", found=Measured(10.0, 9.9, 10.1))
+    found = judge(claim, [replace(READING, found=Measured(value, value - 0.1, value + 0.1)), elsewhere])
+    assert (found.judgement.word, found.judgement.reason) == ("not applicable", claim.not_here)
+    assert found.reading is not None and found.reading.found.value == value
+
+
+def test_settings_that_a_paper_keeps_back_are_those_of_all_its_claims(tmp_path: Path) -> None:
+    path = tmp_path / "claims.yaml"
+    path.write_text(PAPER.replace("claims", "not_here: because, claims") + "[{what: f, measure: kv, figure: 1}]}")
+    assert [one.not_here for one in read_claims(path)] == ["because"]
+
+
+def test_the_page_counts_words_and_names_the_device_of_a_verdict() -> None:
+    below, unread = replace(READING, found=Measured(1.6, 1.5, 1.7)), replace(CLAIM, model="xgen-7b")
+    page = markdown([judge(CLAIM, [below]), judge(unread, [READING]), judge(CLAIM, [READING]), judge(CLAIM, [READING])])
+    assert "Of 4 claims 2 hold, 1 does not hold, 1 is not applicable." in page
+    assert "| holds on H200 |" in page and "| does not hold on H200 |" in page and "| not applicable |" in page
 
 
 def test_bytes_need_no_interval() -> None:

@@ -12,7 +12,7 @@ from harness.yaml_file import Node, read_yaml, wrong
 
 MEASURES = {"ttft": "x", "tpot": "x", "e2e": "x", "kv": "x", "peak": "x", "score": "points", "none": "x"}
 """What a claim may be about -> unit."""
-_PAPER = ("method", "paper", "source", "where", "setting", "model", "window", "claims")
+_PAPER = ("method", "paper", "source", "where", "setting", "model", "window", "not_here", "claims")
 _CLAIM = ("what", "measure", "figure", "model", "length", "batch", "options", "upto", "against", "tasks", "not_here")
 _LISTS = ("tasks", "options")
 _COUNTS = ("length", "window", "batch")

@@ -1,11 +1,12 @@
 """The word for each published claim, from readings of recorded runs.
 
 A claim is judged where a run has its method, its measure, its tasks, its model's shape, its options, its batch and its
-length; the device is another than the paper's almost always, and is said. What the source leaves open any run may fill:
-of several readings that fit, those with an interval come first, of these the longest prompts, of these the best, since
-papers show theirs. Where the source gives a maximum over settings that it does not list, an interval that stays below
-leaves it undecided, since another setting may reach it. Else the claim is not applicable, and the nearest reading is
-shown beside the reason.
+length; the device is another than the paper's almost always, and the word is about that device. What the source leaves
+open any run may fill: of several readings that fit, those with an interval come first, of these the longest prompts, of
+these the best, since papers show theirs. Where the source gives a maximum over settings that it does not list, an
+interval that stays below leaves it undecided, since another setting may reach it. Where a figure hangs on settings that
+are kept back (`not_here`) no reading decides. Else the claim is not applicable, and the nearest reading is shown beside
+the reason.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from harness.reproduce.sliminfer.verdict import judge as judge_slim
 LENGTH_APART = 0.02
 """Prompts within this share of a length are of that length."""
 COUNT_APART = 0.01
-DEFAULT = "default"
-"""In the file of claims: an option that a run left at its default."""
+DEFAULT, ANY = "default", "any"
+"""In the file of claims: an option that a run left at its default, and one that it named."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,9 @@ def _judged(claim: Published, runs: Sequence[Path]) -> Judged:
 
 def judge(claim: Published, found: Sequence[Reading]) -> Judged:
     """One claim, by every reading of its method and measure."""
-    if claim.not_here:
-        return Judged(claim, not_applicable(claim.claim, claim.not_here))
     if not found:
-        return Judged(claim, not_applicable(claim.claim, f"no run has {claim.method} and {claim.against} on its tasks"))
+        reason = claim.not_here or f"no run has {claim.method} and {claim.against} on its tasks"
+        return Judged(claim, not_applicable(claim.claim, reason))
     there = list(found)
     for fits, reason in _demands(claim):
         fitting = [one for one in there if fits(one)]
@@ -90,6 +90,8 @@ def _demands(claim: Published) -> Iterator[tuple[Callable[[Reading], bool], str]
     yield lambda one: one.batch == claim.batch, f"no run decodes {claim.batch} requests together"
     if (length := claim.length) is not None:
         yield lambda one: _near(one.length, length), f"no run has prompts of {length:,} tokens"
+    if claim.not_here:
+        yield lambda one: False, claim.not_here
 
 
 def _word(claim: Published, reading: Reading) -> Judged:
@@ -116,10 +118,14 @@ def _best(found: Sequence[Reading]) -> Reading:
 
 
 def _has_options(label: str, wanted: Sequence[str]) -> bool:
-    """Whether a label has any of these sets of options; `default` is what it does not name."""
+    """Whether a label has any of these sets of options."""
     said = parse_item(label).options
     sets = [parse_item(f"{label.partition(':')[0]}:{one}").options for one in wanted]
-    return any(all(said.get(key, DEFAULT) == value for key, value in one.items()) for one in sets)
+    return any(all(_is_set(said.get(key), value) for key, value in one.items()) for one in sets)
+
+
+def _is_set(said: str | None, wanted: str) -> bool:
+    return said is not None if wanted == ANY else (said or DEFAULT) == wanted
 
 
 def _near(length: int, wanted: int) -> bool:

@@ -19,8 +19,8 @@ HEAD = ["method", "what", "where", "paper", "here", "verdict", "read from, or wh
 NOTE = (
     "A ratio holds where its whole 95 % interval (trimmed geometric mean of ratios paired by sample) reaches the "
     "figure, does not hold where the whole interval stays below, and is undecided else, as with fewer than six pairs. "
-    "Bytes hold from 99 % of the figure on. Devices are rarely the paper's; what is not applicable shows the nearest "
-    "reading in brackets."
+    "Bytes hold from 99 % of the figure on. A word is about the device beside it, rarely the paper's; what is not "
+    "applicable shows the nearest reading in brackets."
 )
 
 
@@ -64,9 +64,15 @@ def _row(one: Judged) -> list[Cell]:
         Cell(where, link=claim.source),
         number(claim.claim.figure, upto + words(Measured(claim.claim.figure), claim.claim.unit)),
         number(value, f"({here})" if aside and found else here, low, high),
-        Cell(one.judgement.word, one.judgement.word),
+        Cell(_verdict(one), one.judgement.word),
         Cell("; ".join(filter(None, [one.judgement.reason, one.reading.words if one.reading else ""]))),
     ]
+
+
+def _verdict(one: Judged) -> str:
+    """The word, and the device that it is about where one was read."""
+    word = one.judgement.word
+    return f"{word} on {one.reading.device}" if one.reading and word in ("holds", "does not hold") else word
 
 
 def _shown(one: Judged) -> Measured | None:
