@@ -18,7 +18,11 @@ from harness.engine.request import Request
 
 
 class Session:
-    """One conversation under one method, which serves nothing else until it is over."""
+    """One conversation under one method, which serves nothing else until it is over.
+
+    Attributes:
+        later: a turn behind the first one was asked.
+    """
 
     def __init__(self, engine: Engine, method: Method) -> None:
         """
@@ -29,7 +33,7 @@ class Session:
         self._engine, self._method = engine, method
         self._request: Request | None = None
         self._answer: Generation | None = None
-        self._left, self._later = 0, False
+        self._left, self.later = 0, False
 
     def stream(self, request: Request, *, eager: bool = False) -> Generation:
         """Generates the next answer, as `Engine.stream`.
@@ -49,7 +53,7 @@ class Session:
             self._left = request.follows
             answer = self._engine.stream(self._method, request, eager=eager)
         else:
-            self._later, answer = True, self._go_on(self._answer, request, eager)
+            self.later, answer = True, self._go_on(self._answer, request, eager)
         self._request, self._answer = request, answer
         return answer
 
@@ -59,7 +63,7 @@ class Session:
         Raises:
             ValueError: a later turn was asked, which would be lost.
         """
-        if self._later:
+        if self.later:
             raise ValueError("only the first turn of a session can begin anew")
         if self._answer is not None:
             self._answer.close()

@@ -69,6 +69,11 @@ class Measured:
         """Median seconds per token after the first; None where there is only one."""
         return statistics.median(self.token_s) if self.token_s else None
 
+    @property
+    def cold(self) -> bool:
+        """Decode steps were recorded ahead of the second token, which happens once for memory of a size."""
+        return self.work.recorded is not None and self.work.recorded.anew
+
 
 def measure(
     engine: Engine,
@@ -82,8 +87,8 @@ def measure(
 ) -> Measured:
     """Runs one request and times it.
 
-    A prefill of which something had to be recorded first begins again: that happens once a length, and is not what the
-    prefill takes.
+    A request for which something had to be recorded first is asked again: that happens once for a length, or for memory
+    of a size, and is not what the request takes. Later turns of a session, which cannot begin again, stand as they are.
 
     Args:
         engine: on the model.
@@ -94,6 +99,23 @@ def measure(
         meter: of the device's energy; read before the first clock and behind the last.
         session: of the engine and the method, where the request is one of several over the same cache.
     """
+    measured = _timed(engine, method, request, parts, ended, meter, session)
+    if not measured.cold or (session is not None and session.later):
+        return measured
+    if session is not None:
+        session.forget()
+    return _timed(engine, method, request, parts, ended, meter, session)
+
+
+def _timed(
+    engine: Engine,
+    method: Method,
+    request: Request,
+    parts: bool,
+    ended: Ended | None,
+    meter: EnergyMeter,
+    session: Session | None,
+) -> Measured:
     begun = _begin(engine, method, request, parts, meter, session)
     if begun.stream.work.captures:
         if session is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from harness.engine.engine import Engine
-from harness.engine.generation import Work
+from harness.engine.generation import Generation, Work
 from harness.engine.method import Method
+from harness.engine.replay.recorded import RecordedDecode
 from harness.engine.request import Request
 from harness.engine.session import Session
 from harness.engine.step import Rows, Step
@@ -72,6 +75,29 @@ def test_a_prefill_that_is_recorded_on_the_way_is_not_what_is_timed(monkeypatch:
     engine, ids, begun = tiny_engine(), random_ids(50), captured(monkeypatch, [3, 0])
     measured = measure(engine, Full(Full.Options(), engine.context), Request(ids, 3))
     assert begun == [3, 0] and measured.work.captures == 0 and len(measured.tokens) == 3
+
+
+def test_nor_is_an_answer_whose_steps_are_recorded_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, ids = tiny_engine(), random_ids(50)
+    method = Full(Full.Options(), engine.context)
+    asked: list[Generation] = []
+    recorded = cast(RecordedDecode, SimpleNamespace(anew=True, overlap=None))
+    stream = Engine.stream
+
+    def recording(self: Engine, *args: Any, **named: Any) -> Generation:
+        answer = stream(self, *args, **named)
+        recorded.anew = len(asked) != 1
+        asked.append(answer)
+        answer.work.recorded = recorded
+        return answer
+
+    monkeypatch.setattr(Engine, "stream", recording)
+    for session in (None, Session(engine, method)):
+        asked.clear()
+        measured = measure(engine, method, Request(ids, 3), session=session)
+        assert len(asked) == 2 and not measured.cold and len(measured.tokens) == 3
+    # What is recorded for every request is asked twice, not for ever.
+    assert measure(engine, method, Request(ids, 3)).cold and len(asked) == 4
 
 
 def test_nor_is_that_of_a_session_whose_later_turns_have_none() -> None:

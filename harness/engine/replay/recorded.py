@@ -43,6 +43,7 @@ class RecordedDecode:
 
     Attributes:
         overlap: of the last step with what runs beside it; None where nothing does.
+        anew: whether the last request's steps had to be recorded, which happens once for memory of its size.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class RecordedDecode:
         self._host = torch.zeros((2, table.batch), dtype=torch.int64, pin_memory=self._on_cuda)
         depth = table.shape.layers
         self._pieces = [Piece(range(*ends), ends[1] == depth) for ends in pairwise((0, *cuts, depth))]
-        self._recorded = False
+        self._recorded, self.anew = False, False
         self._key: Hashable = None
         self.overlap: Overlap | None = None
 
@@ -138,7 +139,7 @@ class RecordedDecode:
     def _prepare(self, replay: Replay, caches: Sequence[LayerCache], token: Tensor, positions: Sequence[int]) -> None:
         key = replay.key()
         # Ranks record together, or their sums would meet others: what one finds in its old memory another may not.
-        recording = self._verbs.ranks.any(not self._recorded or self._key != key)
+        self.anew = recording = self._verbs.ranks.any(not self._recorded or self._key != key)
         if recording:
             replay.take(caches, rehearsal=True)
             self._load(replay, caches, token, positions)
