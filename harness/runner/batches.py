@@ -16,13 +16,13 @@ from typing import Any, Protocol
 from harness.engine.batch import Batch
 from harness.engine.replay.seating import Seatings
 from harness.measuring.together import MeasuredBatch, measure_batch
+from harness.runner.exclusions import check_turns
 from harness.runner.execute import Job
 from harness.runner.loaded import Cell
 from harness.runner.order import order
 from harness.runner.plan import CellSpec
 from harness.runner.request import Bench, answer, attempted, release, stop_texts
 from harness.runner.samples import Prompt, read_prompts
-from harness.runner.spec import WrongOption
 from harness.storage.record import Record
 
 
@@ -40,9 +40,7 @@ def batch_jobs(bench: Bench, cells: Sequence[CellSpec], done: Set[tuple[str, str
     """
     run = bench.run
     prompts = read_prompts(run.plan.task(cells[0]), run.plan, run.model)
-    if any(prompt.later for prompt in prompts):
-        reason = f"{cells[0].task} asks several questions over one cache, which are not decoded together with others"
-        raise WrongOption("batch", reason)
+    check_turns(run.spec.batch, cells[0].task, turns=any(prompt.later for prompt in prompts))
     askers = [Asker(bench, cell, seatings) for cell in cells]
     size, jobs = run.spec.batch, list[Job]()
     for start in range(0, len(prompts), size):

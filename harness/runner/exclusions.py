@@ -19,6 +19,12 @@ _EXCLUDED = (
 """The option that is at fault, what it does not go with, the reason."""
 
 
+def check_turns(batch: int, task: str, *, turns: bool) -> None:
+    """Raises `WrongOption` for a batch of conversations: what comes in at a later turn are many rows of one request."""
+    if batch > 1 and turns:
+        raise WrongOption("batch", f"{task} asks several questions over one cache, which are not decoded with others")
+
+
 def check_exclusions(spec: RunSpec, *, loaded: bool, elsewhere: bool) -> None:
     """Looks for the first two that do not go together.
 

@@ -21,13 +21,14 @@ from harness.engine.shape import ModelShape
 from harness.errors import InputError, missing_together
 from harness.models.load import describe, limit_memory, resolve_device
 from harness.runner.catalog import MethodSpec, build_tasks, parse_methods
-from harness.runner.exclusions import check_exclusions
+from harness.runner.exclusions import check_exclusions, check_turns
 from harness.runner.faults import blamed
 from harness.runner.spec import Code, RunSpec, WrongOption, method_source, public_name, source_of, versions
 from harness.statistics.noise import TWIN
 from harness.storage.store import Manifest
 from tasks.base import Sample, Task, TaskContext, Tokenizer
 from tasks.common.load import load_of
+from tasks.turns.conversation import Conversations
 
 Made = Mapping[str, tuple[Task, Sequence[Sample]]]
 """Tasks by label, each with all of its samples, made ahead of a plan."""
@@ -176,6 +177,8 @@ def plan(spec: RunSpec, *, elsewhere: bool = False) -> Plan:
             _check_shapes(methods, shape)
     loaded = any(map(load_of, tasks))
     check_exclusions(spec, loaded=loaded, elsewhere=elsewhere)
+    for task in tasks:
+        check_turns(spec.batch, task.label, turns=isinstance(task, Conversations) and not task.options.apart)
     for method in methods:
         _check_method(spec, method, loaded=loaded)
     _check_shares(spec, shape)

@@ -83,7 +83,8 @@ class Manifest(BaseModel):
 class RunStore:
     """The one writer of a results folder; a context manager, so that whatever happens the folder stays valid.
 
-    Leaving the context without `finish` marks the run incomplete and says why.
+    Leaving the context without `finish` marks the run incomplete and says why. A run that is refused before it has a
+    record leaves what was there before it.
 
     Attributes:
         folder: the run's folder.
@@ -106,6 +107,7 @@ class RunStore:
                 or cannot be written.
         """
         self.folder = Path(folder)
+        self._new = not (self.folder / MANIFEST).exists()
         self._lock, self._finished = _lock(self.folder), False
         self._opened, self._appended = time.monotonic(), 0
         try:
@@ -236,17 +238,23 @@ class RunStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        refused = kind is not None and issubclass(kind, InputError)
         try:
-            if not (self._finished or self._refused(kind)):
+            if refused and self._new and not (self._appended or self._finished):
+                self._withdraw()
+            elif not (self._finished or (refused and self.manifest.status != "running")):
                 # On a full disk this fails too; the status on disk stays "running", which is true enough.
                 with suppress(InputError):
                     self.finish([_reason(kind)])
         finally:
             self.close()
 
-    def _refused(self, kind: type[BaseException] | None) -> bool:
-        """Whether the run ends as bad input before anything of it changed: then it is what it was."""
-        return kind is not None and issubclass(kind, InputError) and self.manifest.status != "running"
+    def _withdraw(self) -> None:
+        """What is refused only once the model or the data is read leaves no run, and no folder unless it holds more."""
+        with suppress(OSError):
+            for name in (SAMPLES, MANIFEST, LOCK):
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
 
     def _index(self, samples: Samples) -> None:
         answered = [record for record in self._known(samples) if not record.failed]
@@ -340,6 +348,21 @@ def load_manifest(run: Path | str) -> Manifest:
         raise InputError(f"{path} is corrupt: {first_line(error)}") from None
 
 
+def found_by(folder: Path, asked: Manifest) -> Manifest | None:
+    """The run that `RunStore` would go on with, if there is one with records; nothing is written.
+
+    Raises:
+        InputError: the folder holds another run or other files, or is corrupt.
+    """
+    if not folder.is_dir():
+        return None
+    _check_ours(folder)
+    if not (folder / MANIFEST).exists():
+        return None
+    found = _resumed(folder, asked, anew=not Samples.read(folder).whole)
+    return None if found is asked else found
+
+
 _ANOTHER = "choose another --output or delete the folder"
 
 
@@ -347,8 +370,7 @@ def _lock(folder: Path) -> int:
     """Makes the folder and takes its lock; the kernel lets go of it when the process ends, however it ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / MANIFEST).exists() and _strangers(folder):
-            raise InputError(f"{folder} holds files but no run; choose another --output")
+        _check_ours(folder)
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise _cannot_write(folder, error) from None
@@ -360,9 +382,10 @@ def _lock(folder: Path) -> int:
     return lock
 
 
-def _strangers(folder: Path) -> set[str]:
-    """Names of files that a start which was killed at once cannot have left."""
-    return {path.name for path in folder.iterdir()} - {LOCK, MANIFEST + ".tmp"}
+def _check_ours(folder: Path) -> None:
+    """Raises `InputError` where there is no run, but files that a start which was killed at once cannot have left."""
+    if not (folder / MANIFEST).exists() and {path.name for path in folder.iterdir()} - {LOCK, MANIFEST + ".tmp"}:
+        raise InputError(f"{folder} holds files but no run; choose another --output")
 
 
 def _apart(found: Manifest, asked: Manifest) -> str:

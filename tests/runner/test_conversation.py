@@ -17,7 +17,6 @@ from harness.report.turns import against_turn, turns
 from harness.runner.prompts import encode_further
 from harness.statistics.paired import compare
 from harness.storage.record import Record
-from harness.storage.samples import SAMPLES
 from harness.storage.store import load_manifest
 from tasks.base import Sample
 from tasks.common.chat import wrap_further
@@ -131,7 +130,7 @@ def test_turns_are_not_batched(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run(*asked(tmp_path, "full"), "--batch", 2, "--output", tmp_path / "run") == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "--batch" in each]
     assert "turns/jsonl" in line and "several questions over one cache" in line
-    assert (tmp_path / "run" / SAMPLES).read_text() == ""
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_further_turn_is_what_the_template_writes_behind_an_answer(tokenizer: Any) -> None:

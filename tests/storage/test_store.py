@@ -103,6 +103,18 @@ def test_a_folder_without_records_is_another_runs_too(tmp_path: Path) -> None:
     assert load_manifest(tmp_path).run_hash == "second" and load_manifest(tmp_path).facts == {"weights": "xyz"}
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_refused_before_it_has_a_record_leaves_no_run(tmp_path: Path, kept: bool) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(InputError, match="bad data"), RunStore(folder, manifest()) as store:
+        store.describe(weights="abc")
+        if kept:
+            store.append(record("0"))
+        raise InputError("bad data")
+    assert folder.exists() is kept
+    assert not kept or load_manifest(folder).status == "incomplete"
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_is_refused_leaves_a_complete_run_as_it_was(tmp_path: Path, packed: bool) -> None:
     write(tmp_path, "0")
