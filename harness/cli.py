@@ -86,6 +86,9 @@ def run_command(
     method_file: MethodFiles = None,
     task_file: TaskFiles = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a summary as JSON, and nothing else")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print requests, time and memory, or what is refused; ask nothing")
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -110,6 +113,12 @@ def run_command(
         "timing": timing, "redo": redo,
     }  # fmt: skip
     spec, folder = prepare(given, output, method_file or (), task_file or ())
+    if dry_run:
+        from harness.runner.outlook import outlook
+
+        if fleet is not None or as_json:
+            raise InputError("--dry-run looks at this process's device, as text: no --executor, no --json")
+        return _say(outlook(spec, folder))
     show(*run(spec, folder, draw_json if as_json else draw_tables, fleet))
 
 

@@ -26,7 +26,7 @@ def describe(options: type[OptionSet]) -> list[OptionHelp]:
 
 
 def _describe(name: str, field: FieldInfo) -> OptionHelp:
-    default = "required" if field.is_required() else _written(field.get_default(call_default_factory=True))
+    default = "required" if field.is_required() else written(field.get_default(call_default_factory=True))
     try:
         schema = TypeAdapter(field.rebuild_annotation()).json_schema()
     except PydanticInvalidForJsonSchema:
@@ -59,7 +59,7 @@ def _bounds(schema: dict[str, Any]) -> str:
     return "".join(f" {sign} {schema[key]}" for key, sign in signs.items() if key in schema)
 
 
-def _written(default: Any) -> str:
+def written(default: Any) -> str:
     """As the user would write it."""
     if default is None:
         return "by itself"

@@ -53,6 +53,23 @@ class LoadedModel:
     weights_hash: str
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A model as it is known without its weights.
+
+    Attributes:
+        shape: its numbers.
+        tied: whether the output matrix is the embedding.
+        tokenizer: see `LoadedModel`.
+        eos_ids: none are known; what is read beside the weights says them.
+    """
+
+    shape: ModelShape
+    tied: bool
+    tokenizer: Any
+    eos_ids: frozenset[int] = frozenset()
+
+
 class Source(Protocol):
     """Where a model comes from; making one checks that it is there."""
 
@@ -78,6 +95,16 @@ def describe(name: str) -> ModelShape:
         InputError: no such model, or one that the harness cannot run.
     """
     return _shape(name, _source(name).config())
+
+
+def outline(name: str) -> Outline:
+    """What is known of the model that `load` loads, without its weights.
+
+    Raises:
+        InputError: as `load`.
+    """
+    config = (source := _source(name)).config()
+    return Outline(_shape(name, config), bool(config.tie_word_embeddings), _tokenizer(name, source, config))
 
 
 def load_tokenizer(name: str) -> Any:

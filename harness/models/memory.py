@@ -25,9 +25,7 @@ def check_memory(
     Raises:
         InputError: says both sizes.
     """
-    own = ranks.part(shape)
-    params = own.layers * own.linear_params + shape.head_params + (0 if tied else own.head_params)
-    needed, free = params * dtype.itemsize, free_bytes(device)
+    needed, free = weight_bytes(shape, tied, dtype, ranks), free_bytes(device)
     each = "" if ranks.size == 1 else " on each device"
     if needed > free:
         kind = str(dtype).removeprefix("torch.")
@@ -35,6 +33,13 @@ def check_memory(
             f"model {name!r} takes {needed / 2**30:.1f} GiB as {kind}{each}; {free / 2**30:.1f} GiB of {device.type} "
             "memory are free"
         )
+
+
+def weight_bytes(shape: ModelShape, tied: bool, dtype: torch.dtype, ranks: Ranks = ALONE) -> int:
+    """Bytes of a model's weights on one device; see `check_memory`."""
+    own = ranks.part(shape)
+    params = own.layers * own.linear_params + shape.head_params + (0 if tied else own.head_params)
+    return params * dtype.itemsize
 
 
 def free_bytes(device: torch.device) -> int:

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
 from harness.engine.request import Request
+from harness.engine.shape import ModelShape
 from harness.errors import InputError
-from harness.models.load import LoadedModel
 from harness.runner.faults import blamed
 from harness.runner.loglikelihood import encode_choices
 from harness.runner.plan import Plan
@@ -25,6 +26,22 @@ from harness.storage.record import WRITTEN, Facts
 from tasks.base import Sample, Task
 
 _SAMPLE = TypeAdapter(Sample)
+
+
+class Reader(Protocol):
+    """What of a model its prompts depend on: a `LoadedModel`, or an `Outline` of one."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """Its numbers."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Makes ids of texts."""
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ def hash_of(ids: Sequence[int]) -> str:
     return hashlib.sha256(str(list(ids)).encode()).hexdigest()
 
 
-def read_prompts(task: Task, plan: Plan, model: LoadedModel) -> list[Prompt]:
+def read_prompts(task: Task, plan: Plan, model: Reader) -> list[Prompt]:
     """The prompts of a task that this process answers, read and checked before its first request.
 
     Raises:
@@ -98,7 +115,7 @@ def read_prompts(task: Task, plan: Plan, model: LoadedModel) -> list[Prompt]:
     ]
 
 
-def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Prompt:
+def _prompt(sample: Sample, task: Task, model: Reader, spec: RunSpec) -> Prompt:
     where, after = f"{task.label}, sample {sample.id}", spec.question == "after"
     _check(sample, where)
     further = _further(sample, where, model)
@@ -121,7 +138,7 @@ def _prompt(sample: Sample, task: Task, model: LoadedModel, spec: RunSpec) -> Pr
     return replace(turns[0], later=tuple(turns[1:]))
 
 
-def _check_room(sample: Sample, tokens: int, follows: int, model: LoadedModel, where: str) -> None:
+def _check_room(sample: Sample, tokens: int, follows: int, model: Reader, where: str) -> None:
     """Raises `InputError` for a prompt of so many tokens that does not fit with its answer and what follows that."""
     if tokens + sample.max_new_tokens + follows > model.shape.max_context:
         asked = f"{tokens} prompt token{'s' * (tokens > 1)} and {sample.max_new_tokens} new ones"
@@ -134,7 +151,7 @@ def _asked(sample: Sample) -> tuple[Sample, ...]:
     return sample, *sample.follow_ups
 
 
-def _further(sample: Sample, where: str, model: LoadedModel) -> list[list[int]]:
+def _further(sample: Sample, where: str, model: Reader) -> list[list[int]]:
     """Token ids that each further question brings in.
 
     Raises:
@@ -146,7 +163,7 @@ def _further(sample: Sample, where: str, model: LoadedModel) -> list[list[int]]:
     return [encode_further(each, model.tokenizer) for each in later]
 
 
-def _request(sample: Sample, ids: list[int], model: LoadedModel) -> Request:
+def _request(sample: Sample, ids: list[int], model: Reader) -> Request:
     return Request(torch.tensor(ids), sample.max_new_tokens, _stop_ids(sample, model), sample.min_new_tokens)
 
 
@@ -170,7 +187,7 @@ def _check(sample: Sample, where: str) -> None:
         raise InputError(f"{where}: a stop text is empty")
 
 
-def _encode(sample: Sample, task: Task, model: LoadedModel, follows: int) -> tuple[list[int], int, int]:
+def _encode(sample: Sample, task: Task, model: Reader, follows: int) -> tuple[list[int], int, int]:
     """Token ids of the prompt, how many of the last ones are its question, and how many were cut out.
 
     `follows` tokens have to fit behind prompt and answer.
@@ -186,7 +203,7 @@ def _encode(sample: Sample, task: Task, model: LoadedModel, follows: int) -> tup
     return ids, question, max(0, whole - len(ids))
 
 
-def _stop_ids(sample: Sample, model: LoadedModel) -> frozenset[int]:
+def _stop_ids(sample: Sample, model: Reader) -> frozenset[int]:
     if sample.ignore_end:
         return frozenset()
     ends = {model.tokenizer.encode(text, add_special_tokens=False)[-1] for text in sample.stop_tokens}

@@ -6,11 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.leaderboard.board import at_budget
 from harness.report.table import Cell, Table, label, number, to_markdown
+from harness.runner.estimate import TAKES, CellEstimate, Counts, duration, estimate, seen_near
+from harness.runner.spec import RunSpec
 from harness.statistics.paired import REFERENCE
 from harness.storage.store import MANIFEST, Spent, answered, load_manifest
 from harness.study.changed import changed
@@ -18,9 +20,6 @@ from harness.study.matching import TOLERANCE, Matched
 from harness.study.runs import StudyRun
 from harness.study.samples import detectable, samples_for
 from harness.study.study_file import StudyFile
-from harness.sweep.cells import SweepRun
-from harness.sweep.estimate import CellEstimate, Counts, estimate, seen_near
-from harness.sweep.outlook import duration
 
 _NOTE = (
     "A run is one part at one budget, length and protocol. Left: at the recorded rate, loading included, of the part "
@@ -46,41 +45,7 @@ class Found:
     """
 
     run: StudyRun
-    cells: Sequence[CellEstimate]
-    there: Mapping[tuple[str, str], int]
-    rate: Spent
-
-    @property
-    def requests(self) -> int:
-        """That it asks, those that only the data can tell left out."""
-        return sum(cell.samples or 0 for cell in self.cells)
-
-    @property
-    def left(self) -> int:
-        """Of these without a record."""
-        return sum(self._left(cell) for cell in self.cells)
-
-    @property
-    def seconds(self) -> float | None:
-        """That what is left takes; None where nothing says."""
-        if self.rate.requests:
-            return self.left * self.rate.seconds / self.rate.requests
-        known = [self._seconds(cell) for cell in self.cells if cell.seconds is not None]
-        return sum(known) if len(known) == len(self.cells) else None
-
-    @property
-    def source(self) -> str:
-        """Where the seconds are from, in words."""
-        if self.rate.requests:
-            return "recorded rate"
-        sources = {cell.source for cell in self.cells}
-        return "unknown" if "unknown" in sources else "floor" if "floor" in sources else "like requests"
-
-    def _left(self, cell: CellEstimate) -> int:
-        return max(0, (cell.samples or 0) - self.there.get((cell.method, cell.task), 0))
-
-    def _seconds(self, cell: CellEstimate) -> float:
-        return (cell.seconds or 0.0) * self._left(cell) / cell.samples if cell.samples else 0.0
+    run: StudyRun
 
 
 def outlook(study: StudyFile, runs: Sequence[StudyRun], folder: Path, samples: int | None = None) -> str:
@@ -102,7 +67,7 @@ def outlook(study: StudyFile, runs: Sequence[StudyRun], folder: Path, samples: i
 
 
 def _found(run: StudyRun, cells: Sequence[CellEstimate], folder: Path) -> Found:
-    return Found(run, cells, _there(run, folder / run.folder), _rate(run, folder))
+    return Found(cells, _there(run, folder / run.folder), _rate(run, folder), run)
 
 
 def _rate(run: StudyRun, folder: Path) -> Spent:
@@ -124,11 +89,7 @@ def _sums(found: Sequence[Found]) -> str:
     """How much is left, and how long that takes, by what is known of it."""
     left = sum(one.left for one in found)
     parts = []
-    for source, words in (
-        ("recorded rate", "about {} at the recorded rate"),
-        ("like requests", "about {} going by requests like these"),
-        ("floor", "{} at least, going by FLOPs"),
-    ):
+    for source, words in TAKES.items():
         if own := [one for one in found if one.source == source and one.left]:
             parts.append(f"{words.format(duration(sum(one.seconds or 0.0 for one in own)))} ({len(own)} runs)")
     unknown = sum(one.source == "unknown" for one in found)
@@ -160,9 +121,9 @@ def _matched_row(one: Matched, budget: float, length: int) -> list[Cell]:
     ]
 
 
-def _limited(run: StudyRun, samples: int | None) -> SweepRun:
+def _limited(run: StudyRun, samples: int | None) -> RunSpec:
     most = min((limit for limit in (run.spec.limit, samples) if limit), default=None)
-    return replace(run.run, spec=run.spec.model_copy(update={"limit": most}))
+    return run.spec.model_copy(update={"limit": most})
 
 
 def _row(one: Found) -> list[Cell]:

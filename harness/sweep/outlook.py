@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.report.table import Table, label, number, to_markdown
+from harness.runner.estimate import CellEstimate, Source, duration, estimate, seen_near
 from harness.sweep.cells import Sweep, SweepRun
-from harness.sweep.estimate import CellEstimate, Source, estimate, seen_near
 
 _NOTE = (
     "Recorded: from requests like these that were recorded near here. Floor: full attention's FLOPs over this device's "
@@ -24,7 +24,7 @@ def outlook(sweep: Sweep, folder: Path) -> str:
         folder: of its runs; similar runs are looked for beside it.
     """
     seen = seen_near(folder.parent)
-    found = [(run, cell) for run in sweep.runs for cell in estimate(run, seen)]
+    found = [(run, cell) for run in sweep.runs for cell in estimate(run.spec, seen)]
     rows = [
         [
             label(run.folder),
@@ -38,13 +38,6 @@ def outlook(sweep: Sweep, folder: Path) -> str:
     ]
     head = ["run", "task", "method", "samples", "time", "estimated from"]
     return to_markdown(Table("outlook", sweep.grid.name, _NOTE, head, rows, labels=3)) + "\n" + _sums(found)
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _sums(found: list[tuple[SweepRun, CellEstimate]]) -> str:

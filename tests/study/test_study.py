@@ -346,7 +346,7 @@ def test_runs_that_are_whole_are_asked_again_if_that_is_wanted_alone(tmp_path: P
 
 
 def test_what_is_left_takes_what_such_requests_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.sweep.estimate.ceilings", lambda device, dtype: NO_CEILINGS)
+    monkeypatch.setattr("harness.runner.estimate.ceilings", lambda device, dtype: NO_CEILINGS)
     study, folder = read_study(written(tmp_path)), tmp_path / "results/out"
     first, second = study_runs(study, only="first/kept=0.25-*")
     of_other_code(folder, [first], "snapkv", limit=1, status="incomplete", spent=Spent(seconds=80, requests=8))

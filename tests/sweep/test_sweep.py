@@ -12,10 +12,10 @@ import harness
 from harness.errors import InputError
 from harness.models.random import ByteTokenizer
 from harness.runner.catalog import build_tasks
+from harness.runner.estimate import _samples
 from harness.runner.plan import plan
 from harness.runner.terminal import run as run_spec
 from harness.sweep.cells import check, multiply
-from harness.sweep.estimate import _samples
 from harness.sweep.grid_file import read_grid
 from harness.sweep.pages import write as draw
 from harness.sweep.results import collect

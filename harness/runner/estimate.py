@@ -1,4 +1,4 @@
-"""How long a sweep will take, before it starts: from recorded requests like its own, else from what it has to compute.
+"""How long a run will take, before it starts: from recorded requests like its own, else from what it has to compute.
 
 A cell is estimated from records of the same method name on the same model, the same kind of device and prompts of the
 same length within an eighth: median of TTFT and, for each token more, TPOT. Where nothing like it is recorded, from
@@ -8,27 +8,38 @@ for each new token. That is a floor: real requests take longer, small models on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from harness.engine.shape import ModelShape
 from harness.errors import InputError
 from harness.measuring.roofline import Ceilings, ceilings, dense_prefill_flops
-from harness.models.load import resolve_device, resolve_dtype
+from harness.models.load import resolve_dtype
 from harness.models.random import ByteTokenizer
 from harness.runner.plan import Plan, plan
-from harness.runner.spec import public_name
-from harness.storage.store import MANIFEST, load, load_manifest
-from harness.sweep.cells import SweepRun
+from harness.runner.spec import RunSpec, public_name
+from harness.storage.store import MANIFEST, Spent, load, load_manifest
 from tasks.base import Task, TaskContext
 
 Source = Literal["recorded", "floor", "unknown"]
 _NEAR = 1 / 8
 _NEW_TOKENS = 16
 """Assumed where a task's options do not say."""
+
+
+class Asked(NamedTuple):
+    """What a task asks of each method.
+
+    Attributes:
+        samples: how many requests; None where only the data can tell.
+        tokens: of a prompt; None likewise.
+    """
+
+    samples: int | None
+    tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -61,38 +72,111 @@ class Seen:
     token_s: float
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """What is ahead of a run.
+
+    Attributes:
+        cells: what it asks, and how long that takes by requests like its own.
+        there: (method, task) -> how many of these it has.
+        rate: what such requests have taken by the clock on the wall; none if none were recorded.
+    """
+
+    cells: Sequence[CellEstimate]
+    there: Mapping[tuple[str, str], int]
+    rate: Spent
+
+    @property
+    def requests(self) -> int:
+        """That it asks, those that only the data can tell left out."""
+        return sum(cell.samples or 0 for cell in self.cells)
+
+    @property
+    def left(self) -> int:
+        """Of these without a record."""
+        return sum(self._left(cell) for cell in self.cells)
+
+    @property
+    def seconds(self) -> float | None:
+        """That what is left takes; None where nothing says."""
+        if self.rate.requests:
+            return self.left * self.rate.seconds / self.rate.requests
+        known = [self._seconds(cell) for cell in self.cells if cell.seconds is not None]
+        return sum(known) if len(known) == len(self.cells) else None
+
+    @property
+    def source(self) -> str:
+        """Where the seconds are from, in words."""
+        if self.rate.requests:
+            return "recorded rate"
+        sources = {cell.source for cell in self.cells}
+        return "unknown" if "unknown" in sources else "floor" if "floor" in sources else "like requests"
+
+    def _left(self, cell: CellEstimate) -> int:
+        return max(0, (cell.samples or 0) - self.there.get((cell.method, cell.task), 0))
+
+    def _seconds(self, cell: CellEstimate) -> float:
+        return (cell.seconds or 0.0) * self._left(cell) / cell.samples if cell.samples else 0.0
+
+
+TAKES = {
+    "recorded rate": "about {} at the recorded rate",
+    "like requests": "about {} going by requests like these",
+    "floor": "{} at least, going by FLOPs",
+}
+"""How long what is ahead takes, by where that is from."""
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 Counts = dict[tuple[str, TaskContext], int | None]
 """Samples of tasks that were counted, so that runs of the same tasks count them once."""
 
 
-def estimate(run: SweepRun, seen: Sequence[Seen], counts: Counts | None = None) -> list[CellEstimate]:
-    """One estimate a cell, tasks first, as they will be run.
+def estimate(spec: RunSpec, seen: Sequence[Seen], counts: Counts | None = None) -> list[CellEstimate]:
+    """One estimate a cell, tasks first, as they will be run; by what tasks say of themselves.
 
     Args:
-        run: of a sweep.
+        spec: of the run.
         seen: requests among which similar ones are looked for.
         counts: is filled, and read.
     """
     counts = {} if counts is None else counts
-    planned = plan(run.spec)
-    device = resolve_device(run.spec.device)
-    rates = ceilings(device, resolve_dtype(run.spec.dtype, device))
-    here = [one for one in seen if (one.model, one.device) == (public_name(run.spec.model), device.type)]
+    planned = plan(spec)
     for task in planned.tasks:
         if (task.label, task.context) not in counts:
             counts[task.label, task.context] = _samples(task)
-    samples = {task.label: counts[task.label, task.context] for task in planned.tasks}
+    asked = {
+        task.label: Asked(counts[task.label, task.context], spec.max_length or task.longest_prompt())
+        for task in planned.tasks
+    }
+    return estimate_cells(planned, asked, seen)
+
+
+def estimate_cells(planned: Plan, asked: Mapping[str, Asked], seen: Sequence[Seen]) -> list[CellEstimate]:
+    """The same where it is known what each task asks.
+
+    Args:
+        planned: the run.
+        asked: task -> what it asks.
+        seen: requests among which similar ones are looked for.
+    """
+    rates = ceilings(planned.device, resolve_dtype(planned.spec.dtype, planned.device))
+    here = [one for one in seen if (one.model, one.device) == (public_name(planned.spec.model), planned.device.type)]
     return [
-        _cell(planned, method.label, task, samples[task.label], here, rates)
+        _cell(planned, method.label, task, asked[task.label], here, rates)
         for task in planned.tasks
         for method in planned.methods
     ]
 
 
-def _cell(
-    plan: Plan, method: str, task: Task, samples: int | None, seen: Sequence[Seen], rates: Ceilings
-) -> CellEstimate:
-    tokens = plan.spec.max_length or task.longest_prompt()
+def _cell(plan: Plan, method: str, task: Task, asked: Asked, seen: Sequence[Seen], rates: Ceilings) -> CellEstimate:
+    samples, tokens = asked
     if samples is None or tokens is None:
         return CellEstimate(method, task.label, samples, None, "unknown")
     new = getattr(task.options, "new_tokens", None) or _NEW_TOKENS
