@@ -19,6 +19,8 @@ from harness.reproduce.command import app as reproduce_app
 from harness.study.command import study_command
 from harness.sweep.command import sweep_command
 
+INTERRUPTED = 130
+"""Exit code where Ctrl-C ended a command, as typer and shells have it."""
 _NAME = 16
 """Width in characters up to which what a row is about is not folded."""
 
@@ -402,7 +404,10 @@ def _complain(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `harness` command."""
     try:
-        sys.exit(app(args=arguments, prog_name="harness", standalone_mode=False))
+        code = app(args=arguments, prog_name="harness", standalone_mode=False)
+        if code == INTERRUPTED:  # a command that has told of Ctrl-C itself does not come back
+            _complain("interrupted")
+        sys.exit(code)
     except (InputError, typer.TyperException) as error:
         reason = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         _complain(" ".join(reason.split()))

@@ -18,6 +18,7 @@ import pytest
 import typer.main
 
 import harness
+import harness.__main__
 from harness.cli import app
 from harness.report.summary import COLUMNS
 from harness.storage.store import load_manifest
@@ -292,3 +293,20 @@ def test_a_terminal_of_80_columns_shows_what_each_command_does_whole(
     assert run(*group, "--help") == 0
     commands = capsys.readouterr().out.partition("Commands:\n")[2].splitlines()
     assert len(commands) > 1 and not [line for line in commands if "..." in line]
+
+
+def test_ctrl_c_is_one_line_whenever_it_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a command that has nothing to keep, and before there is one: while modules are imported."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.storage.runs.past_runs", interrupted)
+    assert run("runs") == 130
+    assert capsys.readouterr().err == "harness: interrupted\n"
+    monkeypatch.setattr("harness.cli.main", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        harness.__main__.main()
+    assert stop.value.code == 130 and capsys.readouterr().err == "harness: interrupted\n"

@@ -97,7 +97,7 @@ def run_plan(
 
     Raises:
         InputError: bad input.
-        typer.Exit: interrupted; what is recorded by then has been drawn and printed.
+        SystemExit: interrupted; what is recorded by then has been drawn and printed.
     """
     try:
         failures = execute_with(fleet, planned, folder, Progress(Console(stderr=True)), start)
@@ -106,7 +106,7 @@ def run_plan(
         with suppress(InputError):
             show(*draw(folder))
         print(f"harness: interrupted; {folder} is marked incomplete; to go on: {go_on}", file=sys.stderr, flush=True)
-        raise typer.Exit(INTERRUPTED) from None
+        sys.exit(INTERRUPTED)
     return *draw(folder), failures
 
 

@@ -111,7 +111,7 @@ def _run(runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int |
         whole, failures = run_study(runs, folder, Timed(Console(stderr=True), deadline), samples)
     except KeyboardInterrupt:
         print(f"harness: interrupted; the same command goes on, --from {folder} draws", file=sys.stderr, flush=True)
-        raise typer.Exit(INTERRUPTED) from None
+        sys.exit(INTERRUPTED)
     for failure in failures:
         print(f"harness: {failure}", file=sys.stderr, flush=True)
     return whole, failures

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.leaderboard.board import at_budget
 from harness.report.table import Cell, Table, label, number, to_markdown
-from harness.runner.estimate import TAKES, CellEstimate, Counts, duration, estimate, seen_near
+from harness.runner.estimate import TAKES, Ahead, CellEstimate, Counts, duration, estimate, seen_near
 from harness.runner.spec import RunSpec
 from harness.statistics.paired import REFERENCE
 from harness.storage.store import MANIFEST, Spent, answered, load_manifest
@@ -34,17 +34,13 @@ _SCORELESS = "speed"
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(Ahead):
     """A run, and what is known of it before it goes on.
 
     Attributes:
         run: which.
-        cells: what it asks, and how long that takes by requests like its own.
-        there: (method, task) -> how many of these it has.
-        rate: what such requests have taken by the clock on the wall; none if none were recorded.
     """
 
-    run: StudyRun
     run: StudyRun
 
 
