@@ -21,6 +21,13 @@ def seconds(value: Any) -> str:
     return f"{_digits(value * 1000)} ms" if value < 0.9995 else f"{_digits(value)} s"
 
 
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def joules(value: Any) -> str:
     """`312 J`, `1.25 kJ`, `840 mJ`: three digits."""
     if pd.isna(value):

@@ -127,13 +127,6 @@ TAKES = {
 """How long what is ahead takes, by where that is from."""
 
 
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 Counts = dict[tuple[str, TaskContext], int | None]
 """Samples of tasks that were counted, so that runs of the same tasks count them once."""
 

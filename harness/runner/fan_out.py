@@ -68,8 +68,13 @@ Step = tuple[int, Message | Lost | Ended]
 
 def execute_with(fleet: Fleet | None, plan: Plan, folder: Path, progress: Progress, start: type[Worker]) -> list[str]:
     """`fan_out`, or, without a fleet, `harness.runner.execute.execute`."""
+
+    def loading(plan: Plan) -> Worker:
+        progress.loading(plan.spec.model)
+        return start(plan)
+
     if fleet is None:
-        return execute(plan, folder, progress, start)
+        return execute(plan, folder, progress, loading)
     return fan_out(plan, folder, progress, start, fleet)
 
 
@@ -123,6 +128,7 @@ class _Run:
     def run(self) -> list[str]:
         if self.executor.note:
             self.progress.say(self.executor.note)
+        self.progress.loading(self.plan.spec.model)
         terms, listing = self._survey()
         self.order = self.order.model_copy(update={"terms": terms})
         missing = {key for _, keys in listing.tasks for key in keys} - self.store.done

@@ -21,7 +21,7 @@ from harness.report import formats
 from harness.report.table import Cell, Table, label, number, to_markdown
 from harness.runner.catalog import MethodSpec
 from harness.runner.changes import changes, refusal
-from harness.runner.estimate import TAKES, Ahead, Asked, CellEstimate, duration, estimate_cells, seen_near
+from harness.runner.estimate import TAKES, Ahead, Asked, CellEstimate, estimate_cells, seen_near
 from harness.runner.exclusions import check_turns
 from harness.runner.plan import Plan, plan
 from harness.runner.samples import Prompt, read_prompts
@@ -121,7 +121,7 @@ def _row(cell: CellEstimate, prompts: Prompts) -> list[Cell]:
         label(cell.method),
         number(cell.samples, str(cell.samples)),
         number(longest, str(longest)),
-        number(cell.seconds, "?" if cell.seconds is None else duration(cell.seconds)),
+        number(cell.seconds, "?" if cell.seconds is None else formats.duration(cell.seconds)),
         Cell(cell.source),
     ]
 
@@ -130,7 +130,7 @@ def _time(ahead: Ahead) -> str:
     said = f"{ahead.requests} requests, {ahead.left} left"
     if not ahead.left or ahead.seconds is None:
         return f"{said}: nothing to ask." if not ahead.left else f"{said}."
-    return f"{said}: {TAKES[ahead.source].format(duration(ahead.seconds))}; loading comes on top."
+    return f"{said}: {TAKES[ahead.source].format(formats.duration(ahead.seconds))}; loading comes on top."
 
 
 def _memory(planned: Plan, model: Outline, prompts: Prompts, ranks: Ranks) -> str:

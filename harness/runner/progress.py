@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from harness.report.formats import duration
 from harness.storage.record import FAILED, NOT_SCORED, OUT_OF_MEMORY, Record
 
 Advance = Callable[[Record], None]
@@ -28,6 +31,10 @@ class Progress:
         if not self.console.quiet:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def loading(self, model: str) -> None:
+        """Says what the first request waits for."""
+        self.say(f"loading {Path(model).name} ...")
+
     @contextmanager
     def task(self, label: str, total: int) -> Iterator[Advance]:
         """Shows one task's progress; call what it yields with every record."""
@@ -40,12 +47,14 @@ class Progress:
             yield lambda record: bar.update(line, advance=1, description=f"{label} [dim]{_method(record)}[/]")
 
     def _plain(self, label: str, total: int) -> Advance:
-        done = 0
+        done, began = 0, time.monotonic()
 
         def advance(record: Record) -> None:
             nonlocal done
             done += 1
-            line = f"{label} {done}/{total} {record.method}: {outcome(record)}"
+            left = (time.monotonic() - began) * (total - done) / done
+            rest = f"; {duration(left)} left" if done < total else ""
+            line = f"{label} {done}/{total} {record.method}: {outcome(record)}{rest}"
             if not self.console.quiet:
                 print(line, file=self.console.file, flush=True)
 

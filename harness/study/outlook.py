@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.leaderboard.board import at_budget
+from harness.report.formats import duration
 from harness.report.table import Cell, Table, label, number, to_markdown
-from harness.runner.estimate import TAKES, Ahead, CellEstimate, Counts, duration, estimate, seen_near
+from harness.runner.estimate import TAKES, Ahead, CellEstimate, Counts, estimate, seen_near
 from harness.runner.spec import RunSpec
 from harness.statistics.paired import REFERENCE
 from harness.storage.store import MANIFEST, Spent, answered, load_manifest

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.report.formats import duration
 from harness.report.table import Table, label, number, to_markdown
-from harness.runner.estimate import CellEstimate, Source, duration, estimate, seen_near
+from harness.runner.estimate import CellEstimate, Source, estimate, seen_near
 from harness.sweep.cells import Sweep, SweepRun
 
 _NOTE = (
