@@ -284,10 +284,10 @@ def report_command(
     """Write tables, plots and one HTML page of recorded runs."""
     from harness.report.build import report
     from harness.report.slo import parse_slo
+    from harness.report.written import wrote
 
     limits = [] if slo is None else parse_slo(slo)
-    for path in report(runs, output, limits):
-        _say(f"wrote {path}")
+    _say(wrote(report(runs, output, limits)))
 
 
 @app.command("baseline")

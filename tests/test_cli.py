@@ -58,7 +58,7 @@ def test_one_command_gives_records_table_and_plot(tmp_path: Path, capsys: pytest
     assert load_manifest(folder).status == "complete"
     assert (folder / "accuracy_ttft.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "table.md" in printed and "accuracy_ttft.png" in printed and "| `needle" in printed
+    assert printed.endswith(f"wrote 4 files in {folder}; open {folder / 'table.md'}\n") and "| `needle" in printed
     before = (folder / "samples.jsonl").read_text()
     assert run("resume", folder) == 0 and (folder / "samples.jsonl").read_text() == before
 

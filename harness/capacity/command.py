@@ -39,6 +39,7 @@ def capacity_command(
     from harness.capacity.found import find
     from harness.capacity.held import stored
     from harness.capacity.page import write
+    from harness.report.written import wrote
     from harness.runner.catalog import load_files
     from harness.runner.spec import RunSpec
 
@@ -59,4 +60,4 @@ def capacity_command(
     text, paths = write(found, labels, folder, scores)
     print(found.model_dump_json(indent=2) if as_json else text)
     if not as_json:
-        print("\n".join(f"wrote {path}" for path in paths))
+        print(wrote(paths))

@@ -29,6 +29,7 @@ def predict_command(
     from harness.predict.page import write
     from harness.predict.prediction import predict_run
     from harness.predict.work import read_run
+    from harness.report.written import wrote
 
     chosen, work = find_device(device), read_run(run)
     known = [read_run(folder) for folder in fit or [run]]
@@ -37,4 +38,4 @@ def predict_command(
     folder = output or run / f"predicted-{Path(device).stem}"
     text, paths = write(work, chosen, found, errors, folder)
     print(text)
-    print("\n".join(f"wrote {path}" for path in paths))
+    print(wrote(paths))

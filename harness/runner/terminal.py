@@ -18,6 +18,7 @@ from harness.errors import InputError
 from harness.executors.fleet import Fleet
 from harness.report.json_summary import json_summary
 from harness.report.render import render
+from harness.report.written import wrote
 from harness.runner.execute import Worker
 from harness.runner.fan_out import execute_with
 from harness.runner.plan import Plan, plan
@@ -123,12 +124,12 @@ def draw_json(folder: Path) -> Drawn:
 
 
 def show(text: str, paths: Sequence[Path], failures: Sequence[str] = ()) -> None:
-    """Prints a page and the names of files.
+    """Prints a page, and where the files are.
 
     Raises:
         typer.Exit: there are failures, and they have been told.
     """
-    print("\n".join([text, *(f"wrote {path}" for path in paths)]), flush=True)
+    print("\n".join([text, *([wrote(paths)] if paths else [])]), flush=True)
     for failure in failures:
         print(f"harness: {failure}", file=sys.stderr, flush=True)
     if failures:
