@@ -2,9 +2,12 @@
 
 Among entrants that win what the need asks for, those come first whose loss is shown to stay within the margin, then
 those whose loss was within it but may be larger, then those that lost more but perhaps by chance; of each the two that
-win most, who pays no other price first, and of the less sure only who wins more than all that are surer. What has no
-interval, for want of records, or one that spans half of all losses, answers nothing: then it is said what is missing.
-Controls never serve a need.
+win most, who pays no other price first, and of the less sure only who wins more than all that are surer. Of those that
+lost more one is enough where others are named. What has no interval, for want of records, or one that spans half of all
+losses, answers nothing: then it is said what is missing. Controls never serve a need.
+
+Bytes are counted and need no clock: budgets that were scored but not timed count where memory is wanted, and what they
+cost besides is read at the nearest budget that was timed.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from harness.leaderboard.entries import asked
 from harness.statistics.estimators import FEWEST
 
 SHOWN = 2
-"""Entrants a need and word for their loss; those that likely lose too much only where there are no others."""
+"""Entrants a need and word for their loss."""
 
 WIDEST = 40.0
 """Points from end to end of an interval beyond which it says nothing of a loss, but where all of it is one."""
@@ -66,11 +69,13 @@ class Answer:
         need: which.
         entrant, budget: who.
         kept: mean share of the context's tokens; NaN where no scores are recorded.
-        gain: full attention's time or bytes over the entrant's, at `length`.
+        gain: full attention's time or bytes over the entrant's.
+        length: of prompts that the gain was read at; None for all that were scored.
         loss: difference of scores in points; None where the board has no scores at all.
         standing: what is known of the loss.
         starts: from which length on it wins, in words.
         price: what is worse than full attention's at that length: what it is, and full attention's over the entrant's.
+        priced: budget at which the price was read; None where nothing of the entrant was timed.
     """
 
     need: Need
@@ -78,11 +83,12 @@ class Answer:
     budget: float
     kept: float
     gain: Found
-    length: int
+    length: int | None
     loss: Found | None
     standing: Word
     starts: str
     price: list[tuple[str, Found]]
+    priced: float | None
 
     def sureness(self, points: float) -> str:
         """How sure the loss is, in words."""
@@ -149,13 +155,15 @@ def _of_need(board: Board, clock: Clock, need: Need, points: float, shown: int, 
     """Best first; also those whose gain has no interval, unless it has to be sure."""
     losses = _standings(board, need.protocol)
     known = [one for key in _keys(board, clock, need) for one in _answer(clock, need, key, losses.get(key), points)]
+    known += _untimed(board, clock, need, losses, points) if need.measure == "kv" else []
     found = [one for one in known if not sure or need.measure == "kv" or one.gain.low > 1]
     ordered = sorted(found, key=_place)
     chosen, most = list[Answer](), 1.0
     for standing, alike in groupby(ordered, key=lambda one: one.standing):
-        if chosen and standing not in ("shown", "open"):
+        if chosen and standing == "loses":
             break
-        better = [one for one in alike if one.gain.value > most][: 1 if standing == "loses" else shown]
+        few = standing == "loses" or (chosen and standing == "doubtful")
+        better = [one for one in alike if one.gain.value > most][: 1 if few else shown]
         chosen, most = chosen + better, max([most, *(one.gain.value for one in better)])
     return chosen
 
@@ -188,7 +196,35 @@ def _answer(clock: Clock, need: Need, key: Key, known: Standing | None, points: 
     if gain.value > 1 + SLIGHT and not gain.low <= 1:
         kept, loss = (known.kept, known.loss) if known is not None else (math.nan, None)
         starts, price = clock.starts(key, need.measure), list(_price(pace))
-        yield Answer(need, *key, kept, gain, length, loss, word(loss, points), starts, price)
+        yield Answer(need, *key, kept, gain, length, loss, word(loss, points), starts, price, key[1])
+
+
+def _untimed(board: Board, clock: Clock, need: Need, losses: dict[Key, Standing], points: float) -> Iterator[Answer]:
+    """Budgets that were scored and not timed, by their bytes over all scored prompts."""
+    for key, gain in _scored_bytes(board, need.protocol).items():
+        known = losses[key]
+        if key in clock.keys or key[0].partition(":")[0] in CONTROLS or not _tells(known.loss, points):
+            continue
+        if gain.value > 1 + SLIGHT:
+            pace = _nearest(clock, key)
+            price = [one for one in _price(pace) if one[0] != "KV bytes"] if pace else []
+            said = word(known.loss, points), "", price, pace.budget if pace else None
+            yield Answer(need, *key, known.kept, gain, None, known.loss, *said)
+
+
+def _scored_bytes(board: Board, protocol: str) -> dict[Key, Found]:
+    """Full attention's bytes over everyone's that was scored, mean over samples."""
+    return {
+        (str(name), section.budget): Found(math.exp(logs.mean()), samples=len(logs))
+        for section in board.judged(protocol)
+        for name, logs in section.rows[section.rows["kv"].notna()].groupby("entrant")["kv"]
+    }
+
+
+def _nearest(clock: Clock, key: Key) -> Pace | None:
+    """An entrant's times at the budget nearest to one that was not timed, at the longest prompts."""
+    found = [pace for pace in clock.paces if pace.entrant == key[0]]
+    return min(found, key=lambda pace: (abs(pace.budget - key[1]), -pace.length), default=None)
 
 
 def _price(pace: Pace) -> Iterator[tuple[str, Found]]:

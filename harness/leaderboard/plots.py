@@ -46,7 +46,8 @@ def front(sections: list[Section], clock: Clock, measure: str, words: str) -> Fi
         measure: "ttft", "tpot" or "kv".
         words: what the ratio is of.
     """
-    points = {section.budget: _points(section, clock, measure) for section in sections}
+    found = {section.budget: _points(section, clock, measure) for section in sections}
+    points = {budget: own for budget, own in found.items() if own}
     everyone = [point for own in points.values() for point in own]
     if not everyone:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from harness.leaderboard.board import PROTOCOLS, Board, Clock, Section, Standing
+from harness.leaderboard.board import PROTOCOLS, Board, Clock, Section, Standing, at_budget
 from harness.leaderboard.effects import Found, loss
 from harness.leaderboard.entries import Entry, asked, timed
 from harness.leaderboard.needs import NEEDS, SHOWN, Answer, Need, answers, missing, so_far
@@ -48,8 +48,8 @@ def needs_table(board: Board, points: float, shown: int = SHOWN) -> Table:
     """The first screen: which for what; so many of those whose loss is as well known."""
     who = "who wins most" if shown == 1 else f"the {shown} who win most"
     note = (
-        f"For each need {who} among those whose loss is shown to stay within {points:g} points; then those of whom "
-        f"nobody can tell yet, if they win more. Price: what gets worse for it. {_places(board)}"
+        f"For each need {who} among those whose loss is shown to stay within {points:g} points; then, if they win "
+        f"more, of whom nobody can tell yet, and who likely loses more. Price: what gets worse for it. {_places(board)}"
     )
     head = ["you want", "method", "budget", "you win", "score against full", "how sure", "price"]
     found = answers(board, points, shown)
@@ -69,7 +69,7 @@ def _places(board: Board) -> str:
     if board.clock is None:
         return lost
     said = board.clock.group.conditions
-    return f"{lost} Times and bytes beside full attention's: {said.model}, {said.numbers}, {said.place}."
+    return f"{lost} Times and bytes at a length: {said.model}, {said.numbers}, {said.place}."
 
 
 def _full(board: Board) -> str:
@@ -98,16 +98,31 @@ def _need(one: Answer, name: str, sure: str) -> list[Cell]:
     return [
         label(one.need.title),
         label(name, page_of(one.entrant.partition(":")[0])),
-        number(one.budget or None, _share(one.budget)),
+        number(one.budget or None, _share(one.budget) if one.budget else _given(one.kept)),
         number(one.gain.value, f"{won} {_where(one)}", one.gain.low, one.gain.high),
         _points(one.loss) if one.loss else number(None, formats.NOTHING),
         Cell(sure + samples),
-        Cell(", ".join(_PRICES[what].format(formats.times(1 / found.value)) for what, found in one.price) or "none"),
+        Cell(_price(one)),
     ]
+
+
+def _given(kept: float) -> str:
+    """In place of a budget that nobody matched: what the options as given keep."""
+    return f"as given, {formats.percent(kept)}" if math.isfinite(kept) else "as given"
+
+
+def _price(one: Answer) -> str:
+    """What gets worse, and at which budget that was read if it is another one."""
+    if one.priced is None:
+        return "not timed"
+    found = ", ".join(_PRICES[what].format(formats.times(1 / ratio.value)) for what, ratio in one.price) or "none"
+    return found if one.priced == one.budget else f"{found} (read at {at_budget(one.priced)})"
 
 
 def _where(one: Answer) -> str:
     """At which length, and from which on."""
+    if one.length is None:
+        return "over the scored prompts"
     start = one.starts.partition(" (")[0]
     if start == "never":
         return f"at {one.length:,} tokens, not at longer ones"

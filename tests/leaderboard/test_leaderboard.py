@@ -249,6 +249,39 @@ def test_what_wins_next_to_nothing_serves_no_need(tmp_path: Path, monkeypatch: p
     )
 
 
+def test_of_those_that_likely_lose_more_one_is_named_for_winning_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("fast", "also"):
+        monkeypatch.setitem(METHODS, name, (0.8, 1.5, 8.0))
+    found = answers(board(made(tmp_path / "a")), points=10)
+    assert [(one.entrant, one.standing) for one in found if one.need.measure == "ttft"] == [("good", "shown")]
+    small = [(one.entrant, one.standing) for one in found if one.need.measure == "kv"]
+    assert small == [("good", "shown"), ("also", "doubtful")]
+
+
+def test_a_budget_that_was_scored_and_not_timed_counts_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it costs besides is what it costs at the nearest budget with times."""
+    monkeypatch.setitem(METHODS, "good", (0.2, 0.5, 4.0))
+    quarter = made(tmp_path / "kept=0.25-length=4096-question=prompt")
+    monkeypatch.setitem(METHODS, "good", (1.0, 9.0, 2.0))
+    monkeypatch.setitem(METHODS, "new", (1.0, 9.0, 1.5))
+    half = made(tmp_path / "timed")
+    lines = [Record.model_validate_json(line) for line in (half / SAMPLES).read_text().splitlines()]
+    untimed = [one.model_copy(update={"ttft_s": None, "tpot_s": None, "e2e_s": None}) for one in lines]
+    half = save(tmp_path / "kept=0.5-length=4096-question=prompt", load_manifest(half), untimed)
+    small = [one for one in answers(board(quarter, half), points=10) if one.need.measure == "kv"]
+    found = [(one.entrant, one.budget, one.length, one.standing, one.priced) for one in small]
+    assert found == [("good", 0.5, None, "shown", 0.25), ("new", 0.5, None, "shown", None)]
+    first = small[0]
+    assert first.gain.value == pytest.approx(2, rel=0.01)
+    assert [words for words, _ in first.price] == ["TTFT", "time a token"]
+    text = to_markdown(needs_table(board(quarter, half), points=10))
+    assert "over the scored prompts" in text and "later (read at budget 0.25)" in text and "not timed" in text
+
+
 def test_a_step_that_reads_everything_is_not_what_long_answers_need(tmp_path: Path) -> None:
     def needs(name: str, read: int) -> set[str]:
         folder, bytes_read = made(tmp_path / name), {"full": 100}
