@@ -208,8 +208,8 @@ def _untimed(board: Board, clock: Clock, need: Need, losses: dict[Key, Standing]
         if gain.value > 1 + SLIGHT:
             pace = _nearest(clock, key)
             price = [one for one in _price(pace) if one[0] != "KV bytes"] if pace else []
-            said = word(known.loss, points), "", price, pace.budget if pace else None
-            yield Answer(need, *key, known.kept, gain, None, known.loss, *said)
+            priced, said = pace.budget if pace else None, word(known.loss, points)
+            yield Answer(need, *key, known.kept, gain, None, known.loss, said, "", price, priced)
 
 
 def _scored_bytes(board: Board, protocol: str) -> dict[Key, Found]:
