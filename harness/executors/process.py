@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from contextlib import suppress
 from typing import BinaryIO
 
@@ -33,6 +34,8 @@ def main(name: str) -> None:
     # Whoever asks whether there is CUDA, as modules do that are imported, would otherwise begin to use it.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     answer = answer_of(name)
+    # The threads here are pools and allocators of what was imported (OpenBLAS, Arrow), which know of forks.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     _share()
     while line := sys.stdin.buffer.readline():
         order = line.removeprefix(_AHEAD)
