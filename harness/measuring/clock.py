@@ -71,8 +71,8 @@ class Measured:
 
     @property
     def cold(self) -> bool:
-        """Decode steps were recorded ahead of the second token, which happens once for memory of a size."""
-        return self.work.recorded is not None and self.work.recorded.anew
+        """Something was recorded first: parts of the prefill once a length, decode steps once for memory of a size."""
+        return bool(self.work.captures) or (self.work.recorded is not None and self.work.recorded.anew)
 
 
 def measure(
@@ -87,8 +87,8 @@ def measure(
 ) -> Measured:
     """Runs one request and times it.
 
-    A request for which something had to be recorded first is asked again: that happens once for a length, or for memory
-    of a size, and is not what the request takes. Later turns of a session, which cannot begin again, stand as they are.
+    One that is `cold` is asked again, for that is not what the request takes. Later turns of a session, which cannot
+    begin again, stand as they are.
 
     Args:
         engine: on the model.
@@ -117,10 +117,6 @@ def _timed(
     session: Session | None,
 ) -> Measured:
     begun = _begin(engine, method, request, parts, meter, session)
-    if begun.stream.work.captures:
-        if session is not None:
-            session.forget()
-        begun = _begin(engine, method, request, parts, meter, session)
     stream, tokens, clocks = begun.stream, [begun.token], [begun.first]
     # What the method did in its prefill is read between two tokens, with the clock stopped.
     parts_s = engine.context.stopwatch.stop() if parts else None

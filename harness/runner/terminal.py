@@ -67,7 +67,7 @@ def resume(
     except WrongOption as error:
         raise WrongOption("samples", error.reason) if error.option == "limit" else error from None
     ran = run(spec, folder, fleet=fleet)
-    for task in _exhausted(folder, limit or 0):
+    for task in _exhausted(folder, limit) if limit is not None else ():
         print(f"harness: {task}: there are no more samples than these", file=sys.stderr, flush=True)
     return ran
 
