@@ -11,7 +11,7 @@ import typer
 
 from harness.calibrate.command import app as calibrate_app
 from harness.capacity.command import capacity_command
-from harness.errors import InputError
+from harness.errors import INTERRUPTED, InputError
 from harness.flags import OUTPUT, Accelerator, ExecutorName, MethodFiles, RayAddress, Redo, TaskFiles, Workers
 from harness.leaderboard.command import leaderboard_command
 from harness.predict.command import predict_command
@@ -19,8 +19,6 @@ from harness.reproduce.command import app as reproduce_app
 from harness.study.command import study_command
 from harness.sweep.command import sweep_command
 
-INTERRUPTED = 130
-"""Exit code where Ctrl-C ended a command, as typer and shells have it."""
 _NAME = 16
 """Width in characters up to which what a row is about is not folded."""
 

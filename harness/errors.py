@@ -1,10 +1,13 @@
-"""The one exception that means "the user's input is wrong"."""
+"""The one exception that means "the user's input is wrong", and the exit code of what Ctrl-C ended."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+
+INTERRUPTED = 130
+"""Exit code, as shells have it: 128 and the signal's number."""
 
 
 class InputError(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from harness.errors import InputError
+from harness.errors import INTERRUPTED, InputError
 from harness.executors.fleet import Fleet
 from harness.report.json_summary import json_summary
 from harness.report.render import render
@@ -26,8 +26,6 @@ from harness.runner.progress import Progress
 from harness.runner.ranks import worker_of
 from harness.runner.spec import RunSpec, WrongOption
 from harness.storage.store import load, load_manifest
-
-INTERRUPTED = 130
 
 Drawn = tuple[str, Sequence[Path]]
 """A page for people, and the files that were written."""

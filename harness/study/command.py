@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.errors import InputError
+from harness.errors import INTERRUPTED, InputError
 from harness.flags import OUTPUT, MethodFiles, Redo, TaskFiles
 
 if TYPE_CHECKING:
@@ -104,7 +104,6 @@ def _run(runs: Sequence[StudyRun], folder: Path, deadline: float, samples: int |
     """Everything, or what fits; what is not whole is not drawn: that takes time of a device that others wait for."""
     from rich.console import Console
 
-    from harness.runner.terminal import INTERRUPTED
     from harness.study.execute import Timed, run_study
 
     try:
